@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// The schemas of all compiled ops, and what the Python side asks about this build. Importing the module
+// registers the ops; fakes and autograd formulas are in maskattn_kernels/ops.py.
+#include <pybind11/pybind11.h>
+#include <torch/csrc/stable/library.h>
+
+
+#include "params.h"
+
+STABLE_TORCH_LIBRARY(maskattn, m) {
+  m.def("cpu_select_tokens(Tensor mask) -> (Tensor indices, Tensor counts)");
+  m.def(
+      "cpu_fwd(Tensor query, Tensor key, Tensor value, Tensor? query_indices, Tensor? query_counts, "
+      "Tensor? key_indices, Tensor? key_counts, Tensor? key_bias, float scale) -> (Tensor out, Tensor lse)");
+  m.def(
+      "cpu_bwd(Tensor dout, Tensor? dlse, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, "
+      "Tensor? query_indices, Tensor? query_counts, Tensor? key_indices, Tensor? key_counts, Tensor? key_bias, "
+      "float scale) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbias)");
+}
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled kernels of maskattn_kernels: build facts only, the ops live in torch.ops.maskattn.";
+  m.def(
+      "build_info",
+      [] {
+        pybind11::dict facts;
+        facts["compiler"] = MASKATTN_COMPILER;
+        facts["torch"] = MASKATTN_TORCH;
+        facts["tiers"] = MASKATTN_TIERS;
+        facts["arch"] = MASKATTN_ARCH;
+        return facts;
+      },
+      "What was compiled: compiler, torch version built against, CPU tiers, architecture.");
+  m.def("cpu_tier", &maskattn::cpu_tier, "The instruction-set tier a call would use now; see MASKATTN_CPU_TIER.");
+}

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// What an instruction-set tier offers to the drivers in forward.cpp and backward.cpp. A tier works on one
+// block of queries or one chunk of keys at a time, on one thread; the drivers own scheduling and memory.
+//
+// The packed formats are private to a tier: the drivers only know their sizes.
+#pragma once
+
+#include <cstdint>
+
+#include "../params.h"
+
+namespace maskattn {
+
+constexpr float kLog2e = 1.4426950408889634f;
+constexpr float kLn2 = 0.6931471805599453f;
+
+// The rows of one (b, h) that take part: `count` of `seqlen` tokens, ascending.
+struct TokenList {
+  const int32_t* indices;  // nullptr: all
+  int64_t count;
+  int64_t seqlen;
+
+  int64_t operator[](int64_t i) const { return indices ? indices[i] : i; }
+
+  // Rows [gap_begin(i), (*this)[i]) lie between selected token i - 1 and i. Whoever writes token i also
+  // zero-fills that gap, and the owner of the last block writes the rows after it.
+  int64_t gap_begin(int64_t i) const { return i == 0 ? 0 : (*this)[i - 1] + 1; }
+};
+
+// One (b, h) slice of a (B, H, N, D) tensor.
+struct Slice {
+  char* data;
+  int64_t row_bytes;  // distance of two tokens
+
+  char* row(int64_t n) const { return data + n * row_bytes; }
+};
+
+// K and V of one (b, h_kv), packed for the forward pass.
+struct PackedKeys {
+  void* data;
+  int64_t count;
+};
+
+struct ForwardBlock {
+  DType dtype;
+  int head_dim;
+  float scale;
+  Slice q, out;
+  float* lse;  // of this (b, h), contiguous over tokens
+  TokenList queries;
+  int64_t begin, end;  // this block's part of `queries`
+  PackedKeys keys;
+};
+
+struct PackKeysBlock {
+  DType dtype;
+  int head_dim;
+  Slice k, v;
+  const float* bias;  // of this (b, h), nullptr if absent
+  int64_t bias_stride;
+  TokenList keys;
+  int64_t begin, end;  // this block's part of `keys`, begin a multiple of key_block
+  PackedKeys packed;
+};
+
+// One query block of the backward pass, packed once and read by every key chunk.
+struct PackQueriesBlock {
+  DType dtype;
+  int head_dim;
+  float scale;
+  Slice q, out, dout;
+  const float* lse;
+  const float* dlse;  // nullptr if absent
+  int64_t dlse_stride;
+  TokenList queries;
+  int64_t begin, end;
+  void* packed;
+};
+
+// Queries [begin, end) of the selected queries of one head.
+struct QueryBlock {
+  int64_t head, begin, end;
+};
+
+// One chunk of keys against a run of packed query blocks: adds to dk, dv, dbias and writes one partial dq.
+struct KeyChunk {
+  DType dtype;
+  int head_dim;
+  Slice k, v;
+  const float* bias;
+  int64_t bias_stride;
+  TokenList keys;
+  int64_t begin, end;
+  // The packed query blocks of the query heads that share this key head, `packed_stride` bytes apart.
+  const char* packed_queries;
+  int64_t packed_stride;
+  const QueryBlock* blocks;
+  int64_t block_count;
+  float* dk_acc;    // (end - begin, padded head_dim)
+  float* dv_acc;    // (end - begin, padded head_dim)
+  float* dbias_acc; // (end - begin) or nullptr
+  float* dq_partial;  // (block_count, dq block) in the tier's own order
+};
+
+struct Engine {
+  const char* name;
+  int64_t query_block;  // queries in one block
+  int64_t key_block;    // granularity in which keys are packed
+
+  // Forward. Sizes in bytes.
+  int64_t (*packed_keys_bytes)(int head_dim, int64_t keys);
+  void (*pack_keys)(const PackKeysBlock&);
+  int64_t (*forward_scratch_bytes)(int head_dim);
+  void (*forward_block)(const ForwardBlock&, void* scratch);
+
+  // Backward.
+  int64_t (*packed_queries_bytes)(int head_dim);
+  void (*pack_queries)(const PackQueriesBlock&);
+  int64_t (*chunk_scratch_bytes)(int head_dim, int64_t keys);
+  void (*key_chunk)(const KeyChunk&, void* scratch);
+  int64_t (*padded_head_dim)(int head_dim);  // row length of dk_acc and dv_acc
+  // Sums `partials` dq blocks lying `partial_stride` floats apart, in order, and writes the rows of
+  // queries [begin, end) and the gaps before them.
+  int64_t (*dq_block_floats)(int head_dim);
+  void (*reduce_dq)(const float* partial, int64_t partials, int64_t partial_stride, float scale, DType, int head_dim,
+                    const Slice& dq, const TokenList& queries, int64_t begin, int64_t end, void* scratch);
+  // Writes rows of float32 to `dst` as `dtype`, times `factor`.
+  void (*store_rows)(float* src, int64_t src_stride, int64_t count, float factor, DType, int head_dim,
+                     const Slice& dst, const TokenList& tokens, int64_t begin);
+};
+
+}  // namespace maskattn

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// What the drivers share: token lists of a call, aligned workspace, and a queue of tasks. Which thread runs a
+// task is left to chance; what a task computes is not, so results never depend on the number of threads.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#include "engine.h"
+
+namespace maskattn {
+
+// 64-byte aligned memory that is not initialised (a sanitizer build fills it with NaN).
+class Workspace {
+ public:
+  explicit Workspace(int64_t bytes) : bytes_((bytes + 63) / 64 * 64 + 64), data_(std::aligned_alloc(64, bytes_)) {
+    if (data_ == nullptr) throw std::bad_alloc();
+#ifdef MASKATTN_POISON
+    std::memset(data_, 0xff, bytes_);
+#endif
+  }
+  ~Workspace() { std::free(data_); }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+
+  char* at(int64_t byte) const { return static_cast<char*>(data_) + byte; }
+
+ private:
+  int64_t bytes_;
+  void* data_;
+};
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t align64(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// Runs task(i, scratch) for every i in [0, tasks): threads draw the next task from a counter, and each has
+// its own scratch.
+template <class Task>
+void run_tasks(const ThreadPool& pool, int64_t tasks, int64_t scratch_bytes, const Task& task) {
+  if (tasks <= 0) return;
+  const int64_t workers = tasks < pool.threads ? tasks : pool.threads;
+  const int64_t stride = align64(scratch_bytes);
+  const Workspace scratch(workers * stride);
+  struct Shared {
+    const Task& task;
+    const Workspace& scratch;
+    int64_t tasks, stride;
+    std::atomic<int64_t> next{0};
+  } shared{task, scratch, tasks, stride};
+  const auto work = [](void* ctx, int64_t worker) {
+    auto& s = *static_cast<Shared*>(ctx);
+    void* own = s.scratch.at(worker * s.stride);
+    for (int64_t i = s.next++; i < s.tasks; i = s.next++) s.task(i, own);
+  };
+  if (workers == 1) {
+    work(&shared, 0);
+  } else {
+    pool.run(workers, work, &shared);
+  }
+}
+
+inline TokenList token_list(const SelectionView& s, int64_t b, int64_t h, int64_t seqlen) {
+  if (s.indices == nullptr) return {nullptr, seqlen, seqlen};
+  return {s.indices + b * s.stride_b + h * s.stride_h, s.counts[b * s.count_stride_b + h * s.count_stride_h], seqlen};
+}
+
+inline Slice slice(const TensorView& t, DType dtype, int64_t b, int64_t h) {
+  const int64_t size = element_size(dtype);
+  return {static_cast<char*>(t.data) + (b * t.stride_b + h * t.stride_h) * size, t.stride_n * size};
+}
+
+inline float* row(const RowView& t, int64_t b, int64_t h) {
+  return t.data == nullptr ? nullptr : t.data + b * t.stride_b + h * t.stride_h;
+}
+
+// Throws std::runtime_error naming `what` unless every list is ascending and inside the sequence.
+void check_selection(const SelectionView& selection, int64_t batch, int64_t heads, int64_t seqlen, const char* what);
+
+// The tier that serves a dtype on this CPU, or the one MASKATTN_CPU_TIER asks for.
+const Engine& choose_engine(DType dtype);
+
+}  // namespace maskattn

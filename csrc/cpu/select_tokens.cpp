@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// Mask to ascending token indices and counts, and the check that indices given by a caller are such a list.
+// One task per (b, h). Entries past the count hold `seqlen`: the row stays sorted, and using one of them as an
+// index fails instead of reading a token that is not selected.
+#include <stdexcept>
+#include <string>
+
+#include "schedule.h"
+
+namespace maskattn {
+
+void launch_cpu_select_tokens(const SelectParams& p, const ThreadPool& pool) {
+  run_tasks(pool, p.batch * p.heads, 0, [&](int64_t task, void*) {
+    const int64_t b = task / p.heads, h = task % p.heads;
+    const bool* mask = p.mask + b * p.stride_b + h * p.stride_h;
+    int32_t* out = p.indices + task * p.seqlen;
+    int32_t count = 0;
+    // Storing always and advancing only on a hit keeps the loop free of a branch that random masks mispredict.
+    for (int64_t n = 0; n < p.seqlen; ++n) {
+      out[count] = static_cast<int32_t>(n);
+      count += mask[n * p.stride_n] ? 1 : 0;
+    }
+    for (int64_t n = count; n < p.seqlen; ++n) out[n] = static_cast<int32_t>(p.seqlen);
+    p.counts[task] = count;
+  });
+}
+
+void check_selection(const SelectionView& s, int64_t batch, int64_t heads, int64_t seqlen, const char* what) {
+  if (s.indices == nullptr) return;
+  const int64_t own_batches = s.count_stride_b == 0 ? (batch < 1 ? batch : 1) : batch;
+  const int64_t own_heads = s.count_stride_h == 0 ? (heads < 1 ? heads : 1) : heads;
+  for (int64_t b = 0; b < own_batches; ++b)
+    for (int64_t h = 0; h < own_heads; ++h) {
+      const TokenList tokens = token_list(s, b, h, seqlen);
+      if (tokens.count < 0 || tokens.count > seqlen)
+        throw std::runtime_error(std::string(what) + ".counts: got " + std::to_string(tokens.count) +
+                                 ", expected 0 to " + std::to_string(seqlen));
+      bool ascending = true;
+      for (int64_t i = 1; i < tokens.count; ++i) ascending &= tokens.indices[i - 1] < tokens.indices[i];
+      if (tokens.count > 0) ascending &= tokens.indices[0] >= 0 && tokens.indices[tokens.count - 1] < seqlen;
+      if (!ascending)
+        throw std::runtime_error(std::string(what) + ".indices: expected ascending tokens below " +
+                                 std::to_string(seqlen) + ", got others");
+    }
+}
+
+}  // namespace maskattn

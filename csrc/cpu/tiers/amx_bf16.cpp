@@ -1,0 +1,1 @@
+#include "fp32_tier.cpp"

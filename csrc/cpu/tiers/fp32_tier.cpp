@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// Masked attention with fp32 arithmetic, for one instruction set; compiled once per tier with MASKATTN_TIER
+// naming it. fp16 and bf16 rows are widened while they are gathered.
+//
+// Scores live transposed, S^T[key][query], with vectors along the queries: maximum, exponential and row sum
+// need no horizontal step, the key bias is what an accumulator starts from, and gathered K and V rows are used
+// as they lie, element by element, as the broadcast operand of gemm.h.
+//
+// Forward, one block of kBlockQ queries (FlashAttention, Dao et al. 2022):
+//     S^T = K Q^T + bias;  m = running max;  P^T = 2^(S^T - m);  O^T = O^T * 2^(m_old - m) + V^T P^T
+// Backward, one chunk of keys against every query block: the five products of FlashAttention, with dQ left as
+// one partial sum per chunk, which reduce_dq adds up in chunk order. So nothing depends on the thread count.
+#include "../engine.h"
+#include "convert.h"
+#include "gemm.h"
+#include "rows.h"
+
+namespace maskattn {
+namespace {
+
+constexpr int kVectorsQ = 3;
+constexpr int kBlockQ = kVectorsQ * kLanes;
+constexpr int kBlockK = 96;
+
+// One vector more than head_dim needs keeps rows that are read side by side out of the same cache set.
+int64_t padded(int head_dim) { return round_up(head_dim, kLanes); }
+int64_t packed_row(int head_dim) { return padded(head_dim) + kLanes; }
+
+// Packed keys: K (count, packed_row), V (count, packed_row), bias * log2(e) (count).
+struct KeyRows {
+  float *k, *v, *bias;
+  KeyRows(void* data, int64_t count, int head_dim)
+      : k(static_cast<float*>(data)), v(k + count * packed_row(head_dim)), bias(v + count * packed_row(head_dim)) {}
+};
+
+int64_t packed_keys_bytes(int head_dim, int64_t keys) { return keys * (2 * packed_row(head_dim) + 1) * 4; }
+
+void pack_keys(const PackKeysBlock& block) {
+  const int64_t row = packed_row(block.head_dim);
+  const KeyRows packed(block.packed.data, block.packed.count, block.head_dim);
+  for (int64_t j = block.begin; j < block.end; ++j) {
+    const int64_t token = block.keys[j];
+    load_row(block.dtype, block.k.row(token), packed.k + j * row, block.head_dim, block.head_dim);
+    load_row(block.dtype, block.v.row(token), packed.v + j * row, block.head_dim, block.head_dim);
+    packed.bias[j] = block.bias ? block.bias[token * block.bias_stride] * kLog2e : 0.0f;
+  }
+}
+
+int64_t forward_scratch_bytes(int head_dim) {
+  return 4 * kBlockQ * (3 * padded(head_dim) + kBlockK);
+}
+
+// Running maximum, row sum and the rescaling of what was summed under an older maximum, for one vector of
+// queries. The maximum in use moves only when a score exceeds it by 2^kSlack, so that most blocks rescale
+// nothing (FlashAttention-4's lazy rescaling); the result is exact either way.
+struct OnlineSoftmax {
+  static constexpr float kSlack = 8.0f;
+  Vec max = splat(-INFINITY);
+  Vec sum{};
+
+  // The subtrahend of the exponent: never -inf, so that -inf - (-inf) does not make a NaN of "no weight".
+  Vec reference() const { return select(max == -INFINITY, Vec{}, max); }
+
+  // Returns whether `factor` has to be applied to the sums so far.
+  bool update(Vec block_max, Vec* factor) {
+    if (!any(block_max > max + kSlack)) return false;
+    const Vec old = max;
+    max = maximum(block_max, max);
+    *factor = exp2(old - reference());
+    sum *= *factor;
+    return true;
+  }
+};
+
+void forward_block(const ForwardBlock& block, void* scratch) {
+  const int head_dim = block.head_dim;
+  const int64_t width = padded(head_dim), row = packed_row(head_dim);
+  const int count = static_cast<int>(block.end - block.begin);
+  const int vectors = (count + kLanes - 1) / kLanes;
+  auto* rows = static_cast<float*>(scratch);     // (kBlockQ, width): Q, at the end O
+  float* qt = rows + kBlockQ * width;            // (width, kBlockQ)
+  float* ot = qt + width * kBlockQ;              // (width, kBlockQ)
+  float* st = ot + width * kBlockQ;              // (kBlockK, kBlockQ): S^T, then P^T
+  const KeyRows keys(block.keys.data, block.keys.count, head_dim);
+
+  gather_rows(block.dtype, block.q, block.queries, block.begin, count, vectors * kLanes, head_dim, width,
+              block.scale * kLog2e, rows);
+  transpose(vectors * kLanes, width, rows, width, qt, kBlockQ);
+
+  std::memset(ot, 0, sizeof(float) * width * kBlockQ);
+
+  OnlineSoftmax softmax[kVectorsQ];
+  for (int64_t begin = 0; begin < block.keys.count; begin += kBlockK) {
+    const int64_t n = block.keys.count - begin < kBlockK ? block.keys.count - begin : kBlockK;
+    gemm<Init::kRowBias>(n, vectors, head_dim, keys.k + begin * row, row, 1, qt, kBlockQ, st, kBlockQ,
+                         keys.bias + begin);
+    for (int v = 0; v < vectors; ++v) {
+      float* s = st + v * kLanes;
+      Vec block_max = load(s);
+      for (int64_t j = 1; j < n; ++j) block_max = maximum(load(s + j * kBlockQ), block_max);
+      Vec factor;
+      if (softmax[v].update(block_max, &factor))
+        for (int d = 0; d < head_dim; ++d) {
+          float* o = ot + d * kBlockQ + v * kLanes;
+          store(o, load(o) * factor);
+        }
+      const Vec reference = softmax[v].reference();
+      for (int64_t j = 0; j < n; ++j) {
+        const Vec p = exp2(load(s + j * kBlockQ) - reference);
+        store(s + j * kBlockQ, p);
+        softmax[v].sum += p;
+      }
+    }
+    gemm<Init::kLoad>(head_dim, vectors, n, keys.v + begin * row, 1, row, st, kBlockQ, ot, kBlockQ);
+  }
+
+  for (int v = 0; v < vectors; ++v) {
+    const OnlineSoftmax& s = softmax[v];
+    // A sum of 0 means that no key had any weight; a NaN sum is not 0 and stays NaN.
+    const Vec inverse = select(s.sum == 0.0f, Vec{}, 1.0f / s.sum);
+    for (int d = 0; d < head_dim; ++d) {
+      float* o = ot + d * kBlockQ + v * kLanes;
+      store(o, load(o) * inverse);
+    }
+    for (int i = 0; i < kLanes && v * kLanes + i < count; ++i)
+      block.lse[block.queries[block.begin + v * kLanes + i]] = natural_lse(s.reference()[i], s.sum[i]);
+  }
+  transpose(width, vectors * kLanes, ot, kBlockQ, rows, width);
+  scatter_rows(rows, width, count, 1.0f, block.dtype, head_dim, block.out, block.queries, block.begin);
+}
+
+// ---- backward ----
+
+// A packed query block; q carries scale * log2(e). Transposed copies are the vector operand of S^T and dP^T,
+// plain ones of dK and dV.
+struct QueryRows {
+  float *qt, *dout_t;  // (width, kBlockQ)
+  float *q, *dout;     // (kBlockQ, width)
+  float *lse, *delta;  // (kBlockQ): log2 units; +inf where a query has no weight, which makes P = 0
+  QueryRows(void* data, int64_t width)
+      : qt(static_cast<float*>(data)),
+        dout_t(qt + kBlockQ * width),
+        q(dout_t + kBlockQ * width),
+        dout(q + kBlockQ * width),
+        lse(dout + kBlockQ * width),
+        delta(lse + kBlockQ) {}
+};
+
+int64_t packed_queries_bytes(int head_dim) { return 4 * (4 * kBlockQ * padded(head_dim) + 2 * kBlockQ); }
+
+void pack_queries(const PackQueriesBlock& block) {
+  const int head_dim = block.head_dim;
+  const int64_t width = padded(head_dim);
+  const int count = static_cast<int>(block.end - block.begin);
+  const QueryRows packed(block.packed, width);
+  // The transposed copy of Q is not needed yet: its room holds the rows of `out` for a moment.
+  float* out = packed.qt;
+  gather_rows(block.dtype, block.out, block.queries, block.begin, count, count, head_dim, width, 1.0f, out);
+  gather_rows(block.dtype, block.dout, block.queries, block.begin, count, kBlockQ, head_dim, width, 1.0f,
+              packed.dout);
+  gather_rows(block.dtype, block.q, block.queries, block.begin, count, kBlockQ, head_dim, width,
+              block.scale * kLog2e, packed.q);
+  for (int i = 0; i < kBlockQ; ++i) {
+    packed.lse[i] = INFINITY;
+    packed.delta[i] = 0.0f;
+    if (i >= count) continue;
+    const int64_t token = block.queries[block.begin + i];
+    packed.lse[i] = block.lse[token] == -INFINITY ? INFINITY : block.lse[token] * kLog2e;
+    packed.delta[i] = dot_rows(out + i * width, packed.dout + i * width, width) -
+                      (block.dlse ? block.dlse[token * block.dlse_stride] : 0.0f);
+  }
+  transpose(kBlockQ, width, packed.q, width, packed.qt, kBlockQ);
+  transpose(kBlockQ, width, packed.dout, width, packed.dout_t, kBlockQ);
+}
+
+int64_t chunk_scratch_bytes(int head_dim, int64_t keys) {
+  return packed_keys_bytes(head_dim, keys) + 4 * 2 * kBlockK * kBlockQ;
+}
+
+int64_t dq_block_floats(int head_dim) { return padded(head_dim) * kBlockQ; }
+
+void key_chunk(const KeyChunk& chunk, void* scratch) {
+  const int head_dim = chunk.head_dim;
+  const int64_t width = padded(head_dim), row = packed_row(head_dim), total = chunk.end - chunk.begin;
+  auto* pt = static_cast<float*>(scratch);  // (kBlockK, kBlockQ): S^T, then P^T
+  float* dst = pt + kBlockK * kBlockQ;      // (kBlockK, kBlockQ): dP^T, then dS^T
+  const KeyRows keys(dst + kBlockK * kBlockQ, total, head_dim);
+  for (int64_t j = 0; j < total; ++j) {
+    const int64_t token = chunk.keys[chunk.begin + j];
+    load_row(chunk.dtype, chunk.k.row(token), keys.k + j * row, head_dim, head_dim);
+    load_row(chunk.dtype, chunk.v.row(token), keys.v + j * row, head_dim, head_dim);
+    keys.bias[j] = chunk.bias ? chunk.bias[token * chunk.bias_stride] * kLog2e : 0.0f;
+  }
+
+  for (int64_t b = 0; b < chunk.block_count; ++b) {
+    const QueryRows queries(const_cast<char*>(chunk.packed_queries) + b * chunk.packed_stride, width);
+    const int64_t count = chunk.blocks[b].end - chunk.blocks[b].begin, vectors = (count + kLanes - 1) / kLanes;
+    float* dqt = chunk.dq_partial + b * dq_block_floats(head_dim);
+    std::memset(dqt, 0, sizeof(float) * dq_block_floats(head_dim));
+    for (int64_t begin = 0; begin < total; begin += kBlockK) {
+      const int64_t n = total - begin < kBlockK ? total - begin : kBlockK;
+      const float *k = keys.k + begin * row, *v = keys.v + begin * row;
+      gemm<Init::kRowBias>(n, vectors, head_dim, k, row, 1, queries.qt, kBlockQ, pt, kBlockQ, keys.bias + begin);
+      gemm<Init::kZero>(n, vectors, head_dim, v, row, 1, queries.dout_t, kBlockQ, dst, kBlockQ);
+      for (int64_t j = 0; j < n; ++j) {
+        Vec dbias{};
+        for (int64_t i = 0; i < vectors * kLanes; i += kLanes) {
+          float *p = pt + j * kBlockQ + i, *ds = dst + j * kBlockQ + i;
+          const Vec weight = exp2(load(p) - load(queries.lse + i));
+          const Vec grad = weight * (load(ds) - load(queries.delta + i));
+          store(p, weight);
+          store(ds, grad);
+          dbias += grad;
+        }
+        if (chunk.dbias_acc) chunk.dbias_acc[begin + j] += sum_lanes(dbias);
+      }
+      gemm<Init::kLoad>(n, width / kLanes, count, pt, kBlockQ, 1, queries.dout, width, chunk.dv_acc + begin * width,
+                        width);
+      gemm<Init::kLoad>(n, width / kLanes, count, dst, kBlockQ, 1, queries.q, width, chunk.dk_acc + begin * width,
+                        width);
+      gemm<Init::kLoad>(head_dim, vectors, n, k, 1, row, dst, kBlockQ, dqt, kBlockQ);
+    }
+  }
+}
+
+void reduce_dq(const float* partial, int64_t partials, int64_t partial_stride, float scale, DType dtype,
+               int head_dim, const Slice& dq, const TokenList& queries, int64_t begin, int64_t end, void* scratch) {
+  const int64_t width = padded(head_dim);
+  const int count = static_cast<int>(end - begin);
+  const int64_t vectors = (count + kLanes - 1) / kLanes;
+  auto* sum = static_cast<float*>(scratch);  // (width, kBlockQ), then transposed to (kBlockQ, width)
+  float* rows = sum + dq_block_floats(head_dim);
+  for (int64_t d = 0; d < head_dim; ++d)
+    for (int64_t v = 0; v < vectors; ++v) {
+      const int64_t at = d * kBlockQ + v * kLanes;
+      Vec total{};
+      for (int64_t c = 0; c < partials; ++c) total += load(partial + c * partial_stride + at);
+      store(sum + at, total);
+    }
+  transpose(width, vectors * kLanes, sum, kBlockQ, rows, width);
+  scatter_rows(rows, width, count, scale, dtype, head_dim, dq, queries, begin);
+}
+
+constexpr Engine make_engine(const char* name) {
+  Engine e{};
+  e.name = name;
+  e.query_block = kBlockQ;
+  e.key_block = kBlockK;
+  e.packed_keys_bytes = packed_keys_bytes;
+  e.pack_keys = pack_keys;
+  e.forward_scratch_bytes = forward_scratch_bytes;
+  e.forward_block = forward_block;
+  e.packed_queries_bytes = packed_queries_bytes;
+  e.pack_queries = pack_queries;
+  e.chunk_scratch_bytes = chunk_scratch_bytes;
+  e.key_chunk = key_chunk;
+  e.padded_head_dim = padded;
+  e.dq_block_floats = dq_block_floats;
+  e.reduce_dq = reduce_dq;
+  e.store_rows = scatter_rows;
+  return e;
+}
+
+}  // namespace
+
+#define MASKATTN_STRINGIFY_(x) #x
+#define MASKATTN_STRINGIFY(x) MASKATTN_STRINGIFY_(x)
+#define MASKATTN_CONCAT_(a, b) a##b
+#define MASKATTN_CONCAT(a, b) MASKATTN_CONCAT_(a, b)
+
+extern const Engine MASKATTN_CONCAT(engine_, MASKATTN_TIER);
+const Engine MASKATTN_CONCAT(engine_, MASKATTN_TIER) = make_engine(MASKATTN_STRINGIFY(MASKATTN_TIER));
+
+}  // namespace maskattn

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// The vector type of one instruction-set tier, by GCC/Clang vector extensions: the same source serves SSE2,
+// NEON, AVX2 and AVX-512, and the compiler's flags decide. Everything has internal linkage: an inline
+// function shared between tiers could be merged by the linker into its AVX-512 copy and crash elsewhere.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+#define MASKATTN_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define MASKATTN_VECTOR_BYTES 32
+#else
+#define MASKATTN_VECTOR_BYTES 16
+#endif
+
+namespace maskattn {
+namespace {
+
+constexpr int kLanes = MASKATTN_VECTOR_BYTES / 4;
+
+typedef float Vec __attribute__((vector_size(MASKATTN_VECTOR_BYTES)));
+typedef int32_t IVec __attribute__((vector_size(MASKATTN_VECTOR_BYTES)));
+typedef float UnalignedVec __attribute__((vector_size(MASKATTN_VECTOR_BYTES), aligned(4), may_alias));
+
+inline Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
+inline void store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
+inline Vec splat(float x) { return x - Vec{}; }
+
+inline Vec as_float(IVec v) { return reinterpret_cast<Vec>(v); }
+inline IVec as_int(Vec v) { return reinterpret_cast<IVec>(v); }
+inline Vec select(IVec mask, Vec a, Vec b) { return as_float((mask & as_int(a)) | (~mask & as_int(b))); }
+
+// A NaN in `a` loses, so that a running maximum stays a number; the NaN still reaches the result through exp2.
+inline Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
+
+// Whether any lane of an all-ones/all-zeros mask is set.
+inline bool any(IVec mask) {
+  int32_t lanes = 0;
+  for (int i = 0; i < kLanes; ++i) lanes |= mask[i];
+  return lanes != 0;
+}
+
+inline float sum_lanes(Vec v) {
+  float lanes[kLanes];
+  std::memcpy(lanes, &v, sizeof(v));
+  for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  return lanes[0];
+}
+
+// 2^x for x <= 127, to 1e-7 relative; exactly 0 below 2^-126 and for -inf; NaN stays NaN.
+// Cody-Waite: x = n + f with |f| <= 1/2; the polynomial is a minimax fit of 2^f in relative error
+// with 2^0 = 1 exactly.
+inline Vec exp2(Vec x) {
+  const Vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const Vec shifted = x + magic;
+  const Vec f = x - (shifted - magic);
+  Vec p = splat(1.32647273e-3f);
+  p = p * f + 9.67151299e-3f;
+  p = p * f + 5.55073358e-2f;
+  p = p * f + 2.40222424e-1f;
+  p = p * f + 6.93147004e-1f;
+  p = p * f + 1.0f;
+  const Vec power = as_float((as_int(shifted) << 23) + 0x3f800000);
+  return select(x < -126.0f, Vec{}, p * power);
+}
+
+constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+}  // namespace
+}  // namespace maskattn
