@@ -17,15 +17,15 @@
 namespace maskattn {
 namespace {
 
-constexpr int64_t kPartialBytes = 64 << 20;
+constexpr int64_t kPartialBytes = 8 << 20;
 constexpr int64_t kChunkCacheBytes = 1 << 20;  // K, V, dK, dV of a chunk: half of a 2 MiB second-level cache
-constexpr int64_t kTargetTasks = 16;
-constexpr int64_t kMinChunk = 32;
+constexpr int64_t kTargetTasks = 8;
+constexpr int64_t kMinChunk = 32;  // and the granularity of chunks
 
 struct Chunk {
   int64_t group;  // b * heads_kv + h_kv
   int64_t begin, end;
-  int64_t row;  // of its first key among the selected keys of the whole call
+  int64_t grads_at;  // float offset of its dK, dV and dbias
 };
 
 struct Group {
@@ -35,8 +35,8 @@ struct Group {
   int64_t first_chunk, chunks;
 };
 
-int64_t chunk_limit(const Engine& engine, int head_dim, int64_t total_keys) {
-  const int64_t cached = kChunkCacheBytes / (16 * engine.padded_head_dim(head_dim));
+int64_t chunk_limit(int head_dim, int64_t total_keys) {
+  const int64_t cached = kChunkCacheBytes / (16 * round_up(head_dim, 16));
   return std::clamp(total_keys / kTargetTasks, kMinChunk, std::max(cached, kMinChunk));
 }
 
@@ -68,36 +68,33 @@ void launch_cpu_bwd(const BackwardParams& p, const ThreadPool& pool) {
     total_keys += group[g].keys.count;
     for (int64_t head = h * heads_per_group; head < (h + 1) * heads_per_group; ++head) {
       const int64_t count = token_list(p.queries, b, head, p.seqlen_q).count;
-      for (int64_t begin = 0; begin == 0 || begin < count; begin += engine.query_block)
-        group[g].blocks.push_back({head, begin, std::min(begin + engine.query_block, count)});
+      for (int64_t begin = 0; begin == 0 || begin < count; begin += engine.backward_queries)
+        group[g].blocks.push_back({head, begin, std::min(begin + engine.backward_queries, count)});
     }
     most_blocks = std::max(most_blocks, static_cast<int64_t>(group[g].blocks.size()));
   }
 
   std::vector<Chunk> chunks;
-  const int64_t limit = chunk_limit(engine, p.head_dim, total_keys);
-  int64_t rows = 0;
+  const int64_t limit = chunk_limit(p.head_dim, total_keys);
+  int64_t grad_floats = 0;
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t count = group[g].keys.count, parts = std::max<int64_t>(1, ceil_div(count, limit));
-    const int64_t length = std::max<int64_t>(8, ceil_div(ceil_div(count, parts), 8) * 8);
+    const int64_t length = std::max<int64_t>(kMinChunk, round_up(ceil_div(count, parts), kMinChunk));
     group[g].first_chunk = static_cast<int64_t>(chunks.size());
     for (int64_t begin = 0; begin == 0 || begin < count; begin += length) {
       const int64_t end = std::min(begin + length, count);
-      chunks.push_back({g, begin, end, rows});
-      rows += end - begin;
+      chunks.push_back({g, begin, end, grad_floats});
+      grad_floats += engine.key_grad_floats(p.head_dim, end - begin) + round_up(end - begin, kMinChunk);
     }
     group[g].chunks = static_cast<int64_t>(chunks.size()) - group[g].first_chunk;
   }
 
-  const int64_t width = engine.padded_head_dim(p.head_dim);
   const int64_t dq_floats = engine.dq_block_floats(p.head_dim);
   const int64_t pack_bytes = align64(engine.packed_queries_bytes(p.head_dim));
   const int64_t bytes_per_block = static_cast<int64_t>(chunks.size()) * dq_floats * 4 + groups * pack_bytes;
   const int64_t run = std::clamp<int64_t>(kPartialBytes / bytes_per_block, 1, std::max<int64_t>(1, most_blocks));
 
-  const Workspace key_grads(rows * (2 * width + 1) * 4);
-  auto* dk_acc = reinterpret_cast<float*>(key_grads.at(0));
-  float *dv_acc = dk_acc + rows * width, *dbias_acc = dv_acc + rows * width;
+  const Workspace grads(grad_floats * 4);
   const Workspace packed(groups * run * pack_bytes);
   const Workspace partial(static_cast<int64_t>(chunks.size()) * run * dq_floats * 4);
   const auto packed_block = [&](int64_t g, int64_t i) { return packed.at((g * run + i) * pack_bytes); };
@@ -120,30 +117,26 @@ void launch_cpu_bwd(const BackwardParams& p, const ThreadPool& pool) {
                            token_list(p.queries, b, q.head, p.seqlen_q), q.begin, q.end, packed_block(g, i)});
     });
 
-    const int64_t chunk_scratch = engine.chunk_scratch_bytes(p.head_dim, limit + 8);
+    const int64_t chunk_scratch = engine.chunk_scratch_bytes(p.head_dim, round_up(limit, kMinChunk));
     run_tasks(pool, static_cast<int64_t>(chunks.size()), chunk_scratch, [&](int64_t c, void* scratch) {
       const Chunk& chunk = chunks[c];
       const Group& g = group[chunk.group];
-      const int64_t keys = chunk.end - chunk.begin;
-      float *dk = dk_acc + chunk.row * width, *dv = dv_acc + chunk.row * width, *dbias = dbias_acc + chunk.row;
-      if (first == 0) {
-        std::memset(dk, 0, sizeof(float) * keys * width);
-        std::memset(dv, 0, sizeof(float) * keys * width);
-        std::memset(dbias, 0, sizeof(float) * keys);
-      }
+      auto* key_grads = reinterpret_cast<float*>(grads.at(chunk.grads_at * 4));
+      const int64_t floats = engine.key_grad_floats(p.head_dim, chunk.end - chunk.begin);
+      float* dbias = key_grads + floats;
+      if (first == 0)
+        std::memset(key_grads, 0, sizeof(float) * (floats + round_up(chunk.end - chunk.begin, kMinChunk)));
       const Slice k = slice(p.k, p.dtype, g.b, g.h), v = slice(p.v, p.dtype, g.b, g.h);
       const int64_t own = std::min<int64_t>(blocks, static_cast<int64_t>(g.blocks.size()) - first);
       if (own > 0)
-        engine.key_chunk({p.dtype, p.head_dim, k, v, row(p.key_bias, g.b, g.h), p.key_bias.stride_n, g.keys,
+        engine.key_chunk({p.dtype, p.head_dim, p.scale, k, v, row(p.key_bias, g.b, g.h), p.key_bias.stride_n, g.keys,
                           chunk.begin, chunk.end, packed_block(chunk.group, 0), pack_bytes, &g.blocks[first], own,
-                          dk, dv, p.key_bias.data ? dbias : nullptr, partial_block(c, 0)},
+                          key_grads, p.key_bias.data ? dbias : nullptr, partial_block(c, 0)},
                          scratch);
       if (!last) return;
-      // Packed queries carry scale * log2(e), so dK lacks only a factor ln(2).
-      engine.store_rows(dk, width, keys, kLn2, p.dtype, p.head_dim, slice(p.dk, p.dtype, g.b, g.h), g.keys,
-                        chunk.begin);
-      engine.store_rows(dv, width, keys, 1.0f, p.dtype, p.head_dim, slice(p.dv, p.dtype, g.b, g.h), g.keys,
-                        chunk.begin);
+      engine.store_key_grads({p.dtype, p.head_dim, p.scale, slice(p.dk, p.dtype, g.b, g.h),
+                              slice(p.dv, p.dtype, g.b, g.h), g.keys, chunk.begin, chunk.end, key_grads},
+                             scratch);
       store_dbias(p, g, chunk, dbias);
     });
 
@@ -151,9 +144,11 @@ void launch_cpu_bwd(const BackwardParams& p, const ThreadPool& pool) {
       const int64_t g = task / blocks, i = task % blocks;
       if (first + i >= static_cast<int64_t>(group[g].blocks.size())) return;
       const QueryBlock& q = group[g].blocks[first + i];
-      engine.reduce_dq(partial_block(group[g].first_chunk, i), group[g].chunks, run * dq_floats, p.scale, p.dtype,
-                       p.head_dim, slice(p.dq, p.dtype, group[g].b, q.head),
-                       token_list(p.queries, group[g].b, q.head, p.seqlen_q), q.begin, q.end, scratch);
+      const int64_t b = group[g].b;
+      engine.reduce_dq({p.dtype, p.head_dim, p.scale, slice(p.dq, p.dtype, b, q.head),
+                        token_list(p.queries, b, q.head, p.seqlen_q), q.begin, q.end,
+                        partial_block(group[g].first_chunk, i), group[g].chunks, run * dq_floats},
+                       scratch);
     });
   }
 }

@@ -83,10 +83,11 @@ struct QueryBlock {
   int64_t head, begin, end;
 };
 
-// One chunk of keys against a run of packed query blocks: adds to dk, dv, dbias and writes one partial dq.
+// One chunk of keys against a run of packed query blocks: adds to its dK, dV and dbias and writes one partial dQ.
 struct KeyChunk {
   DType dtype;
   int head_dim;
+  float scale;
   Slice k, v;
   const float* bias;
   int64_t bias_stride;
@@ -97,37 +98,54 @@ struct KeyChunk {
   int64_t packed_stride;
   const QueryBlock* blocks;
   int64_t block_count;
-  float* dk_acc;    // (end - begin, padded head_dim)
-  float* dv_acc;    // (end - begin, padded head_dim)
-  float* dbias_acc; // (end - begin) or nullptr
-  float* dq_partial;  // (block_count, dq block) in the tier's own order
+  float* key_grads;   // dK and dV of this chunk so far, in the tier's own order; zero before the first call
+  float* dbias;       // (keys of this chunk, rounded up to 32), zero before the first call; nullptr if absent
+  float* dq_partial;  // (block_count, dq block), written whole
+};
+
+// Writes a chunk's dK and dV, and zeros to the rows between its keys.
+struct StoreKeyGrads {
+  DType dtype;
+  int head_dim;
+  float scale;
+  Slice dk, dv;
+  TokenList keys;
+  int64_t begin, end;
+  const float* key_grads;
+};
+
+// Adds `partials` dq blocks, `partial_stride` floats apart, in order; writes the rows of queries [begin, end)
+// and zeros between them.
+struct ReduceDq {
+  DType dtype;
+  int head_dim;
+  float scale;
+  Slice dq;
+  TokenList queries;
+  int64_t begin, end;
+  const float* partial;
+  int64_t partials, partial_stride;
 };
 
 struct Engine {
   const char* name;
-  int64_t query_block;  // queries in one block
-  int64_t key_block;    // granularity in which keys are packed
+  int64_t forward_queries;   // queries of a forward block
+  int64_t backward_queries;  // queries of a backward block
+  int64_t pack_block;        // keys packed at a time
 
-  // Forward. Sizes in bytes.
   int64_t (*packed_keys_bytes)(int head_dim, int64_t keys);
   void (*pack_keys)(const PackKeysBlock&);
   int64_t (*forward_scratch_bytes)(int head_dim);
   void (*forward_block)(const ForwardBlock&, void* scratch);
 
-  // Backward.
   int64_t (*packed_queries_bytes)(int head_dim);
   void (*pack_queries)(const PackQueriesBlock&);
-  int64_t (*chunk_scratch_bytes)(int head_dim, int64_t keys);
+  int64_t (*chunk_scratch_bytes)(int head_dim, int64_t keys);  // for key_chunk and store_key_grads
+  int64_t (*key_grad_floats)(int head_dim, int64_t keys);
   void (*key_chunk)(const KeyChunk&, void* scratch);
-  int64_t (*padded_head_dim)(int head_dim);  // row length of dk_acc and dv_acc
-  // Sums `partials` dq blocks lying `partial_stride` floats apart, in order, and writes the rows of
-  // queries [begin, end) and the gaps before them.
-  int64_t (*dq_block_floats)(int head_dim);
-  void (*reduce_dq)(const float* partial, int64_t partials, int64_t partial_stride, float scale, DType, int head_dim,
-                    const Slice& dq, const TokenList& queries, int64_t begin, int64_t end, void* scratch);
-  // Writes rows of float32 to `dst` as `dtype`, times `factor`.
-  void (*store_rows)(float* src, int64_t src_stride, int64_t count, float factor, DType, int head_dim,
-                     const Slice& dst, const TokenList& tokens, int64_t begin);
+  void (*store_key_grads)(const StoreKeyGrads&, void* scratch);
+  int64_t (*dq_block_floats)(int head_dim);  // reduce_dq wants scratch of twice as many
+  void (*reduce_dq)(const ReduceDq&, void* scratch);
 };
 
 }  // namespace maskattn

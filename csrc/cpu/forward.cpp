@@ -43,15 +43,15 @@ void launch_cpu_fwd(const ForwardParams& p, const ThreadPool& pool) {
       const int64_t count = token_list(p.keys, b, h, p.seqlen_k).count;
       packed_at.push_back(packed_bytes);
       packed_bytes += align64(engine.packed_keys_bytes(p.head_dim, count));
-      for (int64_t begin = 0; begin < count; begin += engine.key_block)
-        packs.push_back({b, h, begin, std::min(begin + engine.key_block, count)});
+      for (int64_t begin = 0; begin < count; begin += engine.pack_block)
+        packs.push_back({b, h, begin, std::min(begin + engine.pack_block, count)});
     }
   std::vector<BlockTask> blocks;
   for (int64_t b = 0; b < p.batch; ++b)
     for (int64_t h = 0; h < p.heads_q; ++h) {
       const int64_t count = token_list(p.queries, b, h, p.seqlen_q).count;
-      for (int64_t begin = 0; begin == 0 || begin < count; begin += engine.query_block)
-        blocks.push_back({b, h, begin, std::min(begin + engine.query_block, count)});
+      for (int64_t begin = 0; begin == 0 || begin < count; begin += engine.forward_queries)
+        blocks.push_back({b, h, begin, std::min(begin + engine.forward_queries, count)});
     }
 
   const Workspace packed(packed_bytes);

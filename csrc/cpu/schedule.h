@@ -36,7 +36,8 @@ class Workspace {
 };
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t align64(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+inline int64_t round_up(int64_t n, int64_t multiple) { return ceil_div(n, multiple) * multiple; }
+inline int64_t align64(int64_t bytes) { return round_up(bytes, 64); }
 
 // Runs task(i, scratch) for every i in [0, tasks): threads draw the next task from a counter, and each has
 // its own scratch.

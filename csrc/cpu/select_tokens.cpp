@@ -13,13 +13,14 @@ namespace maskattn {
 void launch_cpu_select_tokens(const SelectParams& p, const ThreadPool& pool) {
   run_tasks(pool, p.batch * p.heads, 0, [&](int64_t task, void*) {
     const int64_t b = task / p.heads, h = task % p.heads;
-    const bool* mask = p.mask + b * p.stride_b + h * p.stride_h;
+    // As bytes: a bool tensor viewed from other memory may hold a True that is not 1, which a bool must not.
+    const auto* mask = reinterpret_cast<const uint8_t*>(p.mask) + b * p.stride_b + h * p.stride_h;
     int32_t* out = p.indices + task * p.seqlen;
     int32_t count = 0;
     // Storing always and advancing only on a hit keeps the loop free of a branch that random masks mispredict.
     for (int64_t n = 0; n < p.seqlen; ++n) {
       out[count] = static_cast<int32_t>(n);
-      count += mask[n * p.stride_n] ? 1 : 0;
+      count += mask[n * p.stride_n] != 0;
     }
     for (int64_t n = count; n < p.seqlen; ++n) out[n] = static_cast<int32_t>(p.seqlen);
     p.counts[task] = count;

@@ -180,6 +180,14 @@ int64_t chunk_scratch_bytes(int head_dim, int64_t keys) {
 
 int64_t dq_block_floats(int head_dim) { return padded(head_dim) * kBlockQ; }
 
+// dK and dV of a chunk: (keys, width) each.
+struct KeyGrads {
+  float *dk, *dv;
+  KeyGrads(float* data, int64_t keys, int64_t width) : dk(data), dv(data + keys * width) {}
+};
+
+int64_t key_grad_floats(int head_dim, int64_t keys) { return 2 * keys * padded(head_dim); }
+
 void key_chunk(const KeyChunk& chunk, void* scratch) {
   const int head_dim = chunk.head_dim;
   const int64_t width = padded(head_dim), row = packed_row(head_dim), total = chunk.end - chunk.begin;
@@ -193,6 +201,7 @@ void key_chunk(const KeyChunk& chunk, void* scratch) {
     keys.bias[j] = chunk.bias ? chunk.bias[token * chunk.bias_stride] * kLog2e : 0.0f;
   }
 
+  const KeyGrads grads(chunk.key_grads, total, width);
   for (int64_t b = 0; b < chunk.block_count; ++b) {
     const QueryRows queries(const_cast<char*>(chunk.packed_queries) + b * chunk.packed_stride, width);
     const int64_t count = chunk.blocks[b].end - chunk.blocks[b].begin, vectors = (count + kLanes - 1) / kLanes;
@@ -213,53 +222,39 @@ void key_chunk(const KeyChunk& chunk, void* scratch) {
           store(ds, grad);
           dbias += grad;
         }
-        if (chunk.dbias_acc) chunk.dbias_acc[begin + j] += sum_lanes(dbias);
+        if (chunk.dbias) chunk.dbias[begin + j] += sum_lanes(dbias);
       }
-      gemm<Init::kLoad>(n, width / kLanes, count, pt, kBlockQ, 1, queries.dout, width, chunk.dv_acc + begin * width,
-                        width);
-      gemm<Init::kLoad>(n, width / kLanes, count, dst, kBlockQ, 1, queries.q, width, chunk.dk_acc + begin * width,
-                        width);
+      gemm<Init::kLoad>(n, width / kLanes, count, pt, kBlockQ, 1, queries.dout, width, grads.dv + begin * width, width);
+      gemm<Init::kLoad>(n, width / kLanes, count, dst, kBlockQ, 1, queries.q, width, grads.dk + begin * width, width);
       gemm<Init::kLoad>(head_dim, vectors, n, k, 1, row, dst, kBlockQ, dqt, kBlockQ);
     }
   }
 }
 
-void reduce_dq(const float* partial, int64_t partials, int64_t partial_stride, float scale, DType dtype,
-               int head_dim, const Slice& dq, const TokenList& queries, int64_t begin, int64_t end, void* scratch) {
-  const int64_t width = padded(head_dim);
-  const int count = static_cast<int>(end - begin);
-  const int64_t vectors = (count + kLanes - 1) / kLanes;
+void store_key_grads(const StoreKeyGrads& store_grads, void* scratch) {
+  const int64_t width = padded(store_grads.head_dim), total = store_grads.end - store_grads.begin;
+  const KeyGrads grads(const_cast<float*>(store_grads.key_grads), total, width);
+  // Packed queries carry scale * log2(e), so dK lacks only a factor ln(2).
+  (void)scratch;
+  scatter_rows(grads.dk, width, total, kLn2, store_grads.dtype, store_grads.head_dim, store_grads.dk,
+               store_grads.keys, store_grads.begin);
+  scatter_rows(grads.dv, width, total, 1.0f, store_grads.dtype, store_grads.head_dim, store_grads.dv,
+               store_grads.keys, store_grads.begin);
+}
+
+void reduce_dq(const ReduceDq& r, void* scratch) {
+  const int64_t width = padded(r.head_dim), count = r.end - r.begin, vectors = (count + kLanes - 1) / kLanes;
   auto* sum = static_cast<float*>(scratch);  // (width, kBlockQ), then transposed to (kBlockQ, width)
-  float* rows = sum + dq_block_floats(head_dim);
-  for (int64_t d = 0; d < head_dim; ++d)
+  float* rows = sum + dq_block_floats(r.head_dim);
+  for (int64_t d = 0; d < r.head_dim; ++d)
     for (int64_t v = 0; v < vectors; ++v) {
       const int64_t at = d * kBlockQ + v * kLanes;
       Vec total{};
-      for (int64_t c = 0; c < partials; ++c) total += load(partial + c * partial_stride + at);
+      for (int64_t c = 0; c < r.partials; ++c) total += load(r.partial + c * r.partial_stride + at);
       store(sum + at, total);
     }
   transpose(width, vectors * kLanes, sum, kBlockQ, rows, width);
-  scatter_rows(rows, width, count, scale, dtype, head_dim, dq, queries, begin);
-}
-
-constexpr Engine make_engine(const char* name) {
-  Engine e{};
-  e.name = name;
-  e.query_block = kBlockQ;
-  e.key_block = kBlockK;
-  e.packed_keys_bytes = packed_keys_bytes;
-  e.pack_keys = pack_keys;
-  e.forward_scratch_bytes = forward_scratch_bytes;
-  e.forward_block = forward_block;
-  e.packed_queries_bytes = packed_queries_bytes;
-  e.pack_queries = pack_queries;
-  e.chunk_scratch_bytes = chunk_scratch_bytes;
-  e.key_chunk = key_chunk;
-  e.padded_head_dim = padded;
-  e.dq_block_floats = dq_block_floats;
-  e.reduce_dq = reduce_dq;
-  e.store_rows = scatter_rows;
-  return e;
+  scatter_rows(rows, width, count, r.scale, r.dtype, r.head_dim, r.dq, r.queries, r.begin);
 }
 
 }  // namespace
@@ -270,6 +265,23 @@ constexpr Engine make_engine(const char* name) {
 #define MASKATTN_CONCAT(a, b) MASKATTN_CONCAT_(a, b)
 
 extern const Engine MASKATTN_CONCAT(engine_, MASKATTN_TIER);
-const Engine MASKATTN_CONCAT(engine_, MASKATTN_TIER) = make_engine(MASKATTN_STRINGIFY(MASKATTN_TIER));
+const Engine MASKATTN_CONCAT(engine_, MASKATTN_TIER) = {
+    .name = MASKATTN_STRINGIFY(MASKATTN_TIER),
+    .forward_queries = kBlockQ,
+    .backward_queries = kBlockQ,
+    .pack_block = kBlockK,
+    .packed_keys_bytes = packed_keys_bytes,
+    .pack_keys = pack_keys,
+    .forward_scratch_bytes = forward_scratch_bytes,
+    .forward_block = forward_block,
+    .packed_queries_bytes = packed_queries_bytes,
+    .pack_queries = pack_queries,
+    .chunk_scratch_bytes = chunk_scratch_bytes,
+    .key_grad_floats = key_grad_floats,
+    .key_chunk = key_chunk,
+    .store_key_grads = store_key_grads,
+    .dq_block_floats = dq_block_floats,
+    .reduce_dq = reduce_dq,
+};
 
 }  // namespace maskattn

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #if defined(__AVX512F__)
+#include <immintrin.h>
 #define MASKATTN_VECTOR_BYTES 64
 #elif defined(__AVX2__)
 #define MASKATTN_VECTOR_BYTES 32
@@ -51,9 +52,20 @@ inline float sum_lanes(Vec v) {
   return lanes[0];
 }
 
-// 2^x for x <= 127, to 1e-7 relative; exactly 0 below 2^-126 and for -inf; NaN stays NaN.
-// Cody-Waite: x = n + f with |f| <= 1/2; the polynomial is a minimax fit of 2^f in relative error
-// with 2^0 = 1 exactly.
+// 2^x for x <= 127, to 1e-7 relative and exactly 1 at 0; exactly 0 for -inf; NaN stays NaN.
+// x = n + f with an integer n, and a minimax polynomial of 2^f in relative error.
+#if defined(__AVX512F__)
+inline Vec exp2(Vec x) {
+  const __m512 f = _mm512_reduce_ps(x, 0x09);  // x - floor(x); 0 for -inf
+  Vec p = splat(1.86713005e-3f);
+  p = p * f + 9.01703071e-3f;
+  p = p * f + 5.57999127e-2f;
+  p = p * f + 2.40164444e-1f;
+  p = p * f + 6.93151295e-1f;
+  p = p * f + 1.0f;
+  return _mm512_scalef_ps(p, x);  // p * 2^floor(x)
+}
+#else
 inline Vec exp2(Vec x) {
   const Vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const Vec shifted = x + magic;
@@ -65,8 +77,9 @@ inline Vec exp2(Vec x) {
   p = p * f + 6.93147004e-1f;
   p = p * f + 1.0f;
   const Vec power = as_float((as_int(shifted) << 23) + 0x3f800000);
-  return select(x < -126.0f, Vec{}, p * power);
+  return select(x < -126.0f, Vec{}, p * power);  // the exponent field of `power` ends there
 }
+#endif
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// AMX tiles of bf16 and the one product behind every step of the AMX kernels. A tile is 1 KiB: 16 rows of 32
+// bf16 (or 16 fp32). TDPBF16PS computes C[16][16] += A[16][32] * B[32][16], with B's rows interleaved in pairs.
+//
+// From rows of bf16 gathered as A tiles, two moves make every other operand:
+//   transpose a tile's 32-bit words          rows -> B operand of  A * rows^T
+//   interleave neighbouring rows ("VNNI")    rows -> B operand of  A * rows
+//   both                                     rows -> A operand of  rows^T * B
+// so nothing is transposed inside the loops.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "../engine.h"
+#include "gemm.h"
+
+namespace maskattn {
+namespace {
+
+constexpr int64_t kTile = 512;  // bf16 elements of a tile
+
+// The tile registers' shapes belong to the thread; other libraries set them too, so each task sets its own.
+class TileScope {
+ public:
+  TileScope() {
+    alignas(64) uint8_t config[64] = {};
+    config[0] = 1;  // palette
+    for (int t = 0; t < 8; ++t) {
+      config[16 + 2 * t] = 64;  // bytes of a row
+      config[48 + t] = 16;      // rows
+    }
+    _tile_loadconfig(config);
+  }
+  ~TileScope() { _tile_release(); }
+  TileScope(const TileScope&) = delete;
+  TileScope& operator=(const TileScope&) = delete;
+};
+
+// C (fp32, rows of c_row floats) (+)= A * B in tiles; m_tiles and n_tiles are even. Strides are elements between
+// neighbouring tiles. A 2 x 2 block of accumulators needs one tile load for each product.
+template <bool kAccumulate>
+inline void tile_gemm(int64_t m_tiles, int64_t n_tiles, int64_t k_tiles, const uint16_t* a, int64_t a_m, int64_t a_k,
+                      const uint16_t* b, int64_t b_k, int64_t b_n, float* c, int64_t c_row) {
+  const int64_t c_bytes = c_row * 4;
+  for (int64_t n = 0; n < n_tiles; n += 2)
+    for (int64_t m = 0; m < m_tiles; m += 2) {
+      float* c0 = c + m * 16 * c_row + n * 16;
+      float* c1 = c0 + 16 * c_row;
+      if constexpr (kAccumulate) {
+        _tile_loadd(0, c0, c_bytes);
+        _tile_loadd(1, c0 + 16, c_bytes);
+        _tile_loadd(2, c1, c_bytes);
+        _tile_loadd(3, c1 + 16, c_bytes);
+      } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+      }
+      const uint16_t *at = a + m * a_m, *bt = b + n * b_n;
+      for (int64_t k = 0; k < k_tiles; ++k, at += a_k, bt += b_k) {
+        _tile_loadd(4, at, 64);
+        _tile_loadd(6, bt, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, bt + b_n, 64);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, at + a_m, 64);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+      _tile_stored(0, c0, c_bytes);
+      _tile_stored(1, c0 + 16, c_bytes);
+      _tile_stored(2, c1, c_bytes);
+      _tile_stored(3, c1 + 16, c_bytes);
+    }
+}
+
+// Selected rows [begin, begin + count) as A tiles (row tile, depth tile), zeros up to `padded` rows.
+inline void gather_tiles(const Slice& src, const TokenList& tokens, int64_t begin, int64_t count, int64_t padded,
+                         int head_dim, int64_t depth_tiles, uint16_t* tiles) {
+  for (int64_t i = 0; i < padded; ++i) {
+    uint16_t* dst = tiles + (i / 16 * depth_tiles) * kTile + i % 16 * 32;
+    const char* row = i < count ? src.row(tokens[begin + i]) : nullptr;
+    for (int64_t c = 0; c < depth_tiles; ++c) {
+      const int64_t left = row == nullptr ? 0 : head_dim - c * 32;
+      const __mmask32 valid = left >= 32 ? ~__mmask32{0} : left <= 0 ? 0 : (__mmask32{1} << left) - 1;
+      _mm512_store_si512(dst + c * kTile, _mm512_maskz_loadu_epi16(valid, row + c * 64));
+    }
+  }
+}
+
+// Transposes the 16 x 16 words of each tile.
+inline void transpose_tiles(int64_t tiles, const uint16_t* src, uint16_t* dst) {
+  for (int64_t t = 0; t < tiles; ++t)
+    transpose_tile(reinterpret_cast<const float*>(src + t * kTile), 16, reinterpret_cast<float*>(dst + t * kTile), 16);
+}
+
+// (even[i], odd[i]) pairs of 16 bf16 each.
+inline __m512i interleave(__m256i even, __m256i odd) {
+  return _mm512_or_si512(_mm512_cvtepu16_epi32(even), _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
+}
+
+// A tiles (row tile, depth tile) -> pair-interleaved tiles (row chunk of 32, column tile of 16).
+inline void interleave_tiles(int64_t rows, int64_t depth_tiles, const uint16_t* src, uint16_t* dst) {
+  for (int64_t i = 0; i < rows; i += 2)
+    for (int64_t c = 0; c < depth_tiles; ++c)
+      for (int64_t half = 0; half < 2; ++half) {
+        const uint16_t* even = src + (i / 16 * depth_tiles + c) * kTile + i % 16 * 32 + half * 16;
+        uint16_t* out = dst + (i / 32 * 2 * depth_tiles + 2 * c + half) * kTile + i % 32 / 2 * 32;
+        _mm512_store_si512(out, interleave(_mm256_load_si256(reinterpret_cast<const __m256i*>(even)),
+                                           _mm256_load_si256(reinterpret_cast<const __m256i*>(even + 32))));
+      }
+}
+
+// 32 fp32 to 32 bf16, in order, rounded to nearest even.
+inline __m512i to_bf16(__m512 low, __m512 high) { return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)); }
+
+}  // namespace
+}  // namespace maskattn
