@@ -8,8 +8,9 @@
 //      dQ becomes one partial sum per chunk
 //   3. per query block: add the partial sums in chunk order, scatter dQ
 // The length of a run keeps the partial sums within kPartialBytes, so memory is O(N D) at any length. Chunks
-// depend on the selection only: small enough that tasks outnumber cores, and at most what a core's cache holds.
+// depend on the selection only.
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "schedule.h"
@@ -19,8 +20,7 @@ namespace {
 
 constexpr int64_t kPartialBytes = 8 << 20;
 constexpr int64_t kChunkCacheBytes = 1 << 20;  // K, V, dK, dV of a chunk: half of a 2 MiB second-level cache
-constexpr int64_t kTargetTasks = 8;
-constexpr int64_t kMinChunk = 32;  // and the granularity of chunks
+constexpr int64_t kChunkStep = 32;  // granularity of chunks
 
 struct Chunk {
   int64_t group;  // b * heads_kv + h_kv
@@ -35,9 +35,12 @@ struct Group {
   int64_t first_chunk, chunks;
 };
 
+// A chunk rereads every packed query and writes a dQ of its own, which short chunks do not repay; long ones leave
+// cores idle. With chunks of 5 sqrt(keys), both their length and their number grow with the problem.
 int64_t chunk_limit(int head_dim, int64_t total_keys) {
   const int64_t cached = kChunkCacheBytes / (16 * round_up(head_dim, 16));
-  return std::clamp(total_keys / kTargetTasks, kMinChunk, std::max(cached, kMinChunk));
+  const auto balanced = static_cast<int64_t>(5.0 * std::sqrt(static_cast<double>(total_keys)));
+  return round_up(std::clamp<int64_t>(balanced, 2 * kChunkStep, cached), kChunkStep);
 }
 
 void store_dbias(const BackwardParams& p, const Group& g, const Chunk& chunk, const float* src) {
@@ -79,12 +82,12 @@ void launch_cpu_bwd(const BackwardParams& p, const ThreadPool& pool) {
   int64_t grad_floats = 0;
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t count = group[g].keys.count, parts = std::max<int64_t>(1, ceil_div(count, limit));
-    const int64_t length = std::max<int64_t>(kMinChunk, round_up(ceil_div(count, parts), kMinChunk));
+    const int64_t length = std::max<int64_t>(kChunkStep, round_up(ceil_div(count, parts), kChunkStep));
     group[g].first_chunk = static_cast<int64_t>(chunks.size());
     for (int64_t begin = 0; begin == 0 || begin < count; begin += length) {
       const int64_t end = std::min(begin + length, count);
       chunks.push_back({g, begin, end, grad_floats});
-      grad_floats += engine.key_grad_floats(p.head_dim, end - begin) + round_up(end - begin, kMinChunk);
+      grad_floats += engine.key_grad_floats(p.head_dim, end - begin) + round_up(end - begin, kChunkStep);
     }
     group[g].chunks = static_cast<int64_t>(chunks.size()) - group[g].first_chunk;
   }
@@ -117,7 +120,7 @@ void launch_cpu_bwd(const BackwardParams& p, const ThreadPool& pool) {
                            token_list(p.queries, b, q.head, p.seqlen_q), q.begin, q.end, packed_block(g, i)});
     });
 
-    const int64_t chunk_scratch = engine.chunk_scratch_bytes(p.head_dim, round_up(limit, kMinChunk));
+    const int64_t chunk_scratch = engine.chunk_scratch_bytes(p.head_dim, limit);
     run_tasks(pool, static_cast<int64_t>(chunks.size()), chunk_scratch, [&](int64_t c, void* scratch) {
       const Chunk& chunk = chunks[c];
       const Group& g = group[chunk.group];
@@ -125,7 +128,7 @@ void launch_cpu_bwd(const BackwardParams& p, const ThreadPool& pool) {
       const int64_t floats = engine.key_grad_floats(p.head_dim, chunk.end - chunk.begin);
       float* dbias = key_grads + floats;
       if (first == 0)
-        std::memset(key_grads, 0, sizeof(float) * (floats + round_up(chunk.end - chunk.begin, kMinChunk)));
+        std::memset(key_grads, 0, sizeof(float) * (floats + round_up(chunk.end - chunk.begin, kChunkStep)));
       const Slice k = slice(p.k, p.dtype, g.b, g.h), v = slice(p.v, p.dtype, g.b, g.h);
       const int64_t own = std::min<int64_t>(blocks, static_cast<int64_t>(g.blocks.size()) - first);
       if (own > 0)

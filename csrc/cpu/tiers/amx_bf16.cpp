@@ -269,7 +269,6 @@ void key_chunk(const KeyChunk& chunk, void* scratch) {
   uint16_t* ds_rows = ds_pairs + kBackwardQ * kBlockK;                   // A tiles (query tile, key chunk)
   const float scale = chunk.scale * kLog2e;
 
-  // ds_rows .. are not in use yet, but may be too small to hold the gathered rows of a block.
   alignas(64) uint16_t rows[kBlockK * kMaxHeadDim];
   for (int64_t begin = 0; begin < padded_keys; begin += kBlockK) {
     const int64_t n = padded_keys - begin < kBlockK ? padded_keys - begin : kBlockK;
@@ -288,7 +287,7 @@ void key_chunk(const KeyChunk& chunk, void* scratch) {
     const QueryTiles queries(const_cast<char*>(chunk.packed_queries) + b * chunk.packed_stride, width);
     const int64_t query_rows = round_up(chunk.blocks[b].end - chunk.blocks[b].begin, 32);
     float* dq = chunk.dq_partial + b * kBackwardQ * width;
-    std::memset(dq, 0, sizeof(float) * query_rows * width);
+    if (total == 0) std::memset(dq, 0, sizeof(float) * query_rows * width);
     for (int64_t begin = 0; begin < padded_keys; begin += kBlockK) {
       const int64_t chunks = (padded_keys - begin < kBlockK ? padded_keys - begin : kBlockK) / 32;
       for (int64_t step = 0; step < query_rows; step += kStepQ) {
@@ -308,8 +307,9 @@ void key_chunk(const KeyChunk& chunk, void* scratch) {
                       p_pairs, 2 * chunks * kTile, kTile, dvt + begin * width, kBlockK);
       tile_gemm<true>(2 * depth_tiles, 2 * chunks, query_rows / 32, queries.qt, kTile, 2 * depth_tiles * kTile,
                       ds_pairs, 2 * chunks * kTile, kTile, dkt + begin * width, kBlockK);
-      tile_gemm<true>(query_rows / 16, 2 * depth_tiles, chunks, ds_rows, chunks * kTile, kTile,
-                      keys.k + begin * width, 2 * depth_tiles * kTile, kTile, dq, width);
+      const auto dq_gemm = begin == 0 ? tile_gemm<false> : tile_gemm<true>;
+      dq_gemm(query_rows / 16, 2 * depth_tiles, chunks, ds_rows, chunks * kTile, kTile, keys.k + begin * width,
+              2 * depth_tiles * kTile, kTile, dq, width);
     }
   }
 }

@@ -84,11 +84,11 @@ inline void gather_tiles(const Slice& src, const TokenList& tokens, int64_t begi
                          int head_dim, int64_t depth_tiles, uint16_t* tiles) {
   for (int64_t i = 0; i < padded; ++i) {
     uint16_t* dst = tiles + (i / 16 * depth_tiles) * kTile + i % 16 * 32;
-    const char* row = i < count ? src.row(tokens[begin + i]) : nullptr;
     for (int64_t c = 0; c < depth_tiles; ++c) {
-      const int64_t left = row == nullptr ? 0 : head_dim - c * 32;
+      const int64_t left = i < count ? head_dim - c * 32 : 0;
       const __mmask32 valid = left >= 32 ? ~__mmask32{0} : left <= 0 ? 0 : (__mmask32{1} << left) - 1;
-      _mm512_store_si512(dst + c * kTile, _mm512_maskz_loadu_epi16(valid, row + c * 64));
+      const void* at = valid ? src.row(tokens[begin + i]) + c * 64 : nullptr;
+      _mm512_store_si512(dst + c * kTile, _mm512_maskz_loadu_epi16(valid, at));
     }
   }
 }

@@ -206,7 +206,7 @@ void key_chunk(const KeyChunk& chunk, void* scratch) {
     const QueryRows queries(const_cast<char*>(chunk.packed_queries) + b * chunk.packed_stride, width);
     const int64_t count = chunk.blocks[b].end - chunk.blocks[b].begin, vectors = (count + kLanes - 1) / kLanes;
     float* dqt = chunk.dq_partial + b * dq_block_floats(head_dim);
-    std::memset(dqt, 0, sizeof(float) * dq_block_floats(head_dim));
+    if (total == 0) std::memset(dqt, 0, sizeof(float) * dq_block_floats(head_dim));
     for (int64_t begin = 0; begin < total; begin += kBlockK) {
       const int64_t n = total - begin < kBlockK ? total - begin : kBlockK;
       const float *k = keys.k + begin * row, *v = keys.v + begin * row;
@@ -226,7 +226,8 @@ void key_chunk(const KeyChunk& chunk, void* scratch) {
       }
       gemm<Init::kLoad>(n, width / kLanes, count, pt, kBlockQ, 1, queries.dout, width, grads.dv + begin * width, width);
       gemm<Init::kLoad>(n, width / kLanes, count, dst, kBlockQ, 1, queries.q, width, grads.dk + begin * width, width);
-      gemm<Init::kLoad>(head_dim, vectors, n, k, 1, row, dst, kBlockQ, dqt, kBlockQ);
+      const auto dq_gemm = begin == 0 ? gemm<Init::kZero> : gemm<Init::kLoad>;
+      dq_gemm(head_dim, vectors, n, k, 1, row, dst, kBlockQ, dqt, kBlockQ, nullptr);
     }
   }
 }
