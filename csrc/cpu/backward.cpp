@@ -64,13 +64,14 @@ void launch_cpu_bwd(const BackwardParams& p, const ThreadPool& pool) {
 
   const int64_t heads_per_group = p.heads_q / p.heads_kv, groups = p.batch * p.heads_kv;
   std::vector<Group> group(groups);
-  int64_t total_keys = 0, most_blocks = 0;
+  int64_t total_keys = 0, pairs = 0, most_blocks = 0;
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t b = g / p.heads_kv, h = g % p.heads_kv;
     group[g] = {b, h, token_list(p.keys, b, h, p.seqlen_k), {}, 0, 0};
     total_keys += group[g].keys.count;
     for (int64_t head = h * heads_per_group; head < (h + 1) * heads_per_group; ++head) {
       const int64_t count = token_list(p.queries, b, head, p.seqlen_q).count;
+      pairs += count * group[g].keys.count;
       for (int64_t begin = 0; begin == 0 || begin < count; begin += engine.backward_queries)
         group[g].blocks.push_back({head, begin, std::min(begin + engine.backward_queries, count)});
     }
@@ -109,7 +110,8 @@ void launch_cpu_bwd(const BackwardParams& p, const ThreadPool& pool) {
     const int64_t blocks = std::min(run, most_blocks - first);
     const bool last = first + blocks == most_blocks;
 
-    run_tasks(pool, groups * blocks, 0, [&](int64_t task, void*) {
+    const int64_t block_values = groups * blocks * engine.backward_queries * p.head_dim;
+    run_tasks(pool, groups * blocks, 4 * block_values, 0, [&](int64_t task, void*) {
       const int64_t g = task / blocks, i = task % blocks;
       if (first + i >= static_cast<int64_t>(group[g].blocks.size())) return;
       const QueryBlock& q = group[g].blocks[first + i];
@@ -121,7 +123,8 @@ void launch_cpu_bwd(const BackwardParams& p, const ThreadPool& pool) {
     });
 
     const int64_t chunk_scratch = engine.chunk_scratch_bytes(p.head_dim, limit);
-    run_tasks(pool, static_cast<int64_t>(chunks.size()), chunk_scratch, [&](int64_t c, void* scratch) {
+    const int64_t chunk_work = (5 * pairs + p.batch * p.heads_kv * p.seqlen_k) * p.head_dim;
+    run_tasks(pool, static_cast<int64_t>(chunks.size()), chunk_work, chunk_scratch, [&](int64_t c, void* scratch) {
       const Chunk& chunk = chunks[c];
       const Group& g = group[chunk.group];
       auto* key_grads = reinterpret_cast<float*>(grads.at(chunk.grads_at * 4));
@@ -143,7 +146,7 @@ void launch_cpu_bwd(const BackwardParams& p, const ThreadPool& pool) {
       store_dbias(p, g, chunk, dbias);
     });
 
-    run_tasks(pool, groups * blocks, 2 * dq_floats * 4, [&](int64_t task, void* scratch) {
+    run_tasks(pool, groups * blocks, 4 * block_values, 2 * dq_floats * 4, [&](int64_t task, void* scratch) {
       const int64_t g = task / blocks, i = task % blocks;
       if (first + i >= static_cast<int64_t>(group[g].blocks.size())) return;
       const QueryBlock& q = group[g].blocks[first + i];

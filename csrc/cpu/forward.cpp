@@ -37,19 +37,23 @@ void launch_cpu_fwd(const ForwardParams& p, const ThreadPool& pool) {
 
   std::vector<PackTask> packs;
   std::vector<int64_t> packed_at;  // byte offset of each (b, h_kv)
-  int64_t packed_bytes = 0;
+  int64_t packed_bytes = 0, total_keys = 0;
   for (int64_t b = 0; b < p.batch; ++b)
     for (int64_t h = 0; h < p.heads_kv; ++h) {
       const int64_t count = token_list(p.keys, b, h, p.seqlen_k).count;
       packed_at.push_back(packed_bytes);
+      total_keys += count;
       packed_bytes += align64(engine.packed_keys_bytes(p.head_dim, count));
       for (int64_t begin = 0; begin < count; begin += engine.pack_block)
         packs.push_back({b, h, begin, std::min(begin + engine.pack_block, count)});
     }
+  const int64_t group = p.heads_kv == 0 ? 1 : p.heads_q / p.heads_kv;
+  int64_t pairs = 0;  // selected (query, key) pairs
   std::vector<BlockTask> blocks;
   for (int64_t b = 0; b < p.batch; ++b)
     for (int64_t h = 0; h < p.heads_q; ++h) {
       const int64_t count = token_list(p.queries, b, h, p.seqlen_q).count;
+      pairs += count * token_list(p.keys, b, h / group, p.seqlen_k).count;
       for (int64_t begin = 0; begin == 0 || begin < count; begin += engine.forward_queries)
         blocks.push_back({b, h, begin, std::min(begin + engine.forward_queries, count)});
     }
@@ -58,16 +62,16 @@ void launch_cpu_fwd(const ForwardParams& p, const ThreadPool& pool) {
   const auto packed_keys = [&](int64_t b, int64_t h) {
     return PackedKeys{packed.at(packed_at[b * p.heads_kv + h]), token_list(p.keys, b, h, p.seqlen_k).count};
   };
-  run_tasks(pool, static_cast<int64_t>(packs.size()), 0, [&](int64_t i, void*) {
+  run_tasks(pool, static_cast<int64_t>(packs.size()), 2 * total_keys * p.head_dim, 0, [&](int64_t i, void*) {
     const PackTask& t = packs[i];
     engine.pack_keys({p.dtype, p.head_dim, slice(p.k, p.dtype, t.b, t.h), slice(p.v, p.dtype, t.b, t.h),
                       row(p.key_bias, t.b, t.h), p.key_bias.stride_n, token_list(p.keys, t.b, t.h, p.seqlen_k),
                       t.begin, t.end, packed_keys(t.b, t.h)});
   });
 
-  const int64_t group = p.heads_kv == 0 ? 1 : p.heads_q / p.heads_kv;
   const int64_t scratch_bytes = engine.forward_scratch_bytes(p.head_dim);
-  run_tasks(pool, static_cast<int64_t>(blocks.size()), scratch_bytes, [&](int64_t i, void* scratch) {
+  const int64_t work = (2 * pairs + p.batch * p.heads_q * p.seqlen_q) * p.head_dim;
+  run_tasks(pool, static_cast<int64_t>(blocks.size()), work, scratch_bytes, [&](int64_t i, void* scratch) {
     const BlockTask& t = blocks[i];
     const TokenList queries = token_list(p.queries, t.b, t.h, p.seqlen_q);
     float* lse = row(p.lse, t.b, t.h);

@@ -4,6 +4,7 @@
 // task is left to chance; what a task computes is not, so results never depend on the number of threads.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
@@ -39,12 +40,15 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t n, int64_t multiple) { return ceil_div(n, multiple) * multiple; }
 inline int64_t align64(int64_t bytes) { return round_up(bytes, 64); }
 
+// Waking a thread costs a few microseconds: a thread should find this many multiply-adds (or moved bytes) to do.
+constexpr int64_t kWorkPerThread = 1 << 18;
+
 // Runs task(i, scratch) for every i in [0, tasks): threads draw the next task from a counter, and each has
-// its own scratch.
+// its own scratch. `work` estimates the multiply-adds of all tasks together.
 template <class Task>
-void run_tasks(const ThreadPool& pool, int64_t tasks, int64_t scratch_bytes, const Task& task) {
+void run_tasks(const ThreadPool& pool, int64_t tasks, int64_t work, int64_t scratch_bytes, const Task& task) {
   if (tasks <= 0) return;
-  const int64_t workers = tasks < pool.threads ? tasks : pool.threads;
+  const int64_t workers = std::min({tasks, static_cast<int64_t>(pool.threads), 1 + work / kWorkPerThread});
   const int64_t stride = align64(scratch_bytes);
   const Workspace scratch(workers * stride);
   struct Shared {
@@ -53,15 +57,15 @@ void run_tasks(const ThreadPool& pool, int64_t tasks, int64_t scratch_bytes, con
     int64_t tasks, stride;
     std::atomic<int64_t> next{0};
   } shared{task, scratch, tasks, stride};
-  const auto work = [](void* ctx, int64_t worker) {
+  const auto run = [](void* ctx, int64_t worker) {
     auto& s = *static_cast<Shared*>(ctx);
     void* own = s.scratch.at(worker * s.stride);
     for (int64_t i = s.next++; i < s.tasks; i = s.next++) s.task(i, own);
   };
   if (workers == 1) {
-    work(&shared, 0);
+    run(&shared, 0);
   } else {
-    pool.run(workers, work, &shared);
+    pool.run(workers, run, &shared);
   }
 }
 

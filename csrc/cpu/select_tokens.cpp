@@ -11,7 +11,7 @@
 namespace maskattn {
 
 void launch_cpu_select_tokens(const SelectParams& p, const ThreadPool& pool) {
-  run_tasks(pool, p.batch * p.heads, 0, [&](int64_t task, void*) {
+  run_tasks(pool, p.batch * p.heads, p.batch * p.heads * p.seqlen, 0, [&](int64_t task, void*) {
     const int64_t b = task / p.heads, h = task % p.heads;
     // As bytes: a bool tensor viewed from other memory may hold a True that is not 1, which a bool must not.
     const auto* mask = reinterpret_cast<const uint8_t*>(p.mask) + b * p.stride_b + h * p.stride_h;

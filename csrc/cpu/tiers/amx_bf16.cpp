@@ -113,17 +113,17 @@ void softmax_row(int64_t pairs, const float* scores, const float* bias, float sc
 }
 
 int64_t forward_scratch_bytes(int head_dim) {
-  return kForwardQ * padded(head_dim) * (4 + 2) + kStepQ * kScoreRow * 4 + kStepQ * kBlockK * 2;
+  return kForwardQ * padded(head_dim) * (4 + 2) + 2 * kStepQ * kScoreRow * 4 + kStepQ * kBlockK * 2;
 }
 
 void forward_block(const ForwardBlock& block, void* scratch) {
   const TileScope tiles;
   const int64_t width = padded(block.head_dim), depth_tiles = width / 32;
   const int64_t count = block.end - block.begin, rows = round_up(count, kStepQ);
-  auto* out = static_cast<float*>(scratch);                             // (kForwardQ, width)
-  float* scores = out + kForwardQ * width;                              // (kStepQ, kScoreRow)
-  auto* q = reinterpret_cast<uint16_t*>(scores + kStepQ * kScoreRow);   // A tiles (query tile, depth tile)
-  uint16_t* weights = q + kForwardQ * width;                            // A tiles (query tile, key chunk)
+  auto* out = static_cast<float*>(scratch);                                // (kForwardQ, width)
+  float* scores = out + kForwardQ * width;                                 // 2 x (kStepQ, kScoreRow)
+  auto* q = reinterpret_cast<uint16_t*>(scores + 2 * kStepQ * kScoreRow);  // A tiles (query tile, depth tile)
+  uint16_t* weights = q + kForwardQ * width;                               // A tiles (query tile, key chunk)
   const float scale = block.scale * kLog2e;
 
   gather_tiles(block.q, block.queries, block.begin, count, rows, block.head_dim, depth_tiles, q);
@@ -132,18 +132,30 @@ void forward_block(const ForwardBlock& block, void* scratch) {
   std::memset(softmax.sum, 0, sizeof(softmax.sum));
   std::memset(out, 0, sizeof(float) * rows * width);
 
-  for (int64_t begin = 0; begin < block.keys.count; begin += kBlockK) {
-    const KeyBlock keys = key_block(block.keys, block.head_dim, begin);
-    const int64_t chunks = keys.keys / 32;
-    for (int64_t step = 0; step < rows; step += kStepQ) {
-      tile_gemm<false>(kStepQ / 16, 2 * chunks, depth_tiles, q + step * width, depth_tiles * kTile, kTile, keys.k,
-                       kTile, depth_tiles * kTile, scores, kScoreRow);
-      for (int64_t i = 0; i < kStepQ; ++i)
-        softmax_row(chunks, scores + i * kScoreRow, keys.bias, scale, &softmax.max[step + i], softmax.sum[step + i],
-                    out + (step + i) * width, width, weights + i / 16 * chunks * kTile + i % 16 * 32);
-      tile_gemm<true>(kStepQ / 16, 2 * depth_tiles, chunks, weights, chunks * kTile, kTile, keys.v,
-                      2 * depth_tiles * kTile, kTile, out + step * width, width);
+  // A step is 32 queries against a block of keys. While the vector units turn one step's scores into weights, the
+  // tile unit makes the next step's scores: a block of 32 x 32 is issued before every 8 rows of softmax.
+  const int64_t steps_q = rows / kStepQ, steps = (block.keys.count + kBlockK - 1) / kBlockK * steps_q;
+  const auto keys_of = [&](int64_t t) { return key_block(block.keys, block.head_dim, t / steps_q * kBlockK); };
+  const auto score_block = [&](int64_t t, int64_t chunk) {
+    if (t >= steps) return;
+    const KeyBlock keys = keys_of(t);
+    if (chunk >= keys.keys / 32) return;
+    const Tiles a{q + t % steps_q * kStepQ * width, depth_tiles * kTile, kTile};
+    const Tiles b{keys.k, depth_tiles * kTile, kTile};
+    tile_block<false>(depth_tiles, a, b.at(2 * chunk), scores + t % 2 * kStepQ * kScoreRow + 32 * chunk, kScoreRow);
+  };
+  for (int64_t chunk = 0; chunk < kBlockK / 32; ++chunk) score_block(0, chunk);
+  for (int64_t t = 0; t < steps; ++t) {
+    const KeyBlock keys = keys_of(t);
+    const int64_t chunks = keys.keys / 32, first = t % steps_q * kStepQ;
+    for (int64_t i = 0; i < kStepQ; ++i) {
+      if (i % 8 == 0) score_block(t + 1, i / 8);
+      softmax_row(chunks, scores + (t % 2 * kStepQ + i) * kScoreRow, keys.bias, scale, &softmax.max[first + i],
+                  softmax.sum[first + i], out + (first + i) * width, width,
+                  weights + i / 16 * chunks * kTile + i % 16 * 32);
     }
+    tile_gemm<true>(kStepQ / 16, 2 * depth_tiles, chunks, {weights, chunks * kTile, kTile},
+                    {keys.v, kTile, 2 * depth_tiles * kTile}, out + first * width, width);
   }
 
   for (int64_t i = 0; i < count; ++i) {
@@ -212,7 +224,7 @@ struct ChunkKeys {
 };
 
 int64_t chunk_scratch_bytes(int head_dim, int64_t keys) {
-  return round_up(keys, 32) * (6 * padded(head_dim) + 4) + 2 * kStepQ * kScoreRow * 4 + 3 * kBackwardQ * kBlockK * 2;
+  return round_up(keys, 32) * (6 * padded(head_dim) + 4) + 4 * kStepQ * kScoreRow * 4 + 3 * kBackwardQ * kBlockK * 2;
 }
 
 // dK^T and dV^T: for every block of kBlockK keys (width, kBlockK).
@@ -262,11 +274,11 @@ void key_chunk(const KeyChunk& chunk, void* scratch) {
   const int64_t width = padded(chunk.head_dim), depth_tiles = width / 32;
   const int64_t total = chunk.end - chunk.begin, padded_keys = round_up(total, 32);
   const ChunkKeys keys(scratch, padded_keys, width);
-  float* scores = keys.bias + padded_keys;        // (kStepQ, kScoreRow)
-  float* dp = scores + kStepQ * kScoreRow;        // (kStepQ, kScoreRow)
-  auto* p_pairs = reinterpret_cast<uint16_t*>(dp + kStepQ * kScoreRow);  // B tiles (query chunk, key tile)
-  uint16_t* ds_pairs = p_pairs + kBackwardQ * kBlockK;                   // the same
-  uint16_t* ds_rows = ds_pairs + kBackwardQ * kBlockK;                   // A tiles (query tile, key chunk)
+  float* scores = keys.bias + padded_keys;     // 2 x (kStepQ, kScoreRow)
+  float* dp = scores + 2 * kStepQ * kScoreRow;  // 2 x (kStepQ, kScoreRow)
+  auto* p_pairs = reinterpret_cast<uint16_t*>(dp + 2 * kStepQ * kScoreRow);  // B tiles (query chunk, key tile)
+  uint16_t* ds_pairs = p_pairs + kBackwardQ * kBlockK;                       // the same
+  uint16_t* ds_rows = ds_pairs + kBackwardQ * kBlockK;                       // A tiles (query tile, key chunk)
   const float scale = chunk.scale * kLog2e;
 
   alignas(64) uint16_t rows[kBlockK * kMaxHeadDim];
@@ -281,6 +293,9 @@ void key_chunk(const KeyChunk& chunk, void* scratch) {
   }
   pack_bias(chunk.bias, chunk.bias_stride, chunk.keys, chunk.begin, chunk.end, chunk.begin + padded_keys, keys.bias);
 
+  // Tiles stored (row tile, depth tile), summed over depth; and (row chunk, depth tile), summed over rows.
+  const auto by_rows = [&](const uint16_t* t) { return Tiles{t, depth_tiles * kTile, kTile}; };
+  const auto by_columns = [&](const uint16_t* t) { return Tiles{t, kTile, 2 * depth_tiles * kTile}; };
   float* dkt = chunk.key_grads;
   float* dvt = dkt + width * round_up(total, kBlockK);
   for (int64_t b = 0; b < chunk.block_count; ++b) {
@@ -290,26 +305,32 @@ void key_chunk(const KeyChunk& chunk, void* scratch) {
     if (total == 0) std::memset(dq, 0, sizeof(float) * query_rows * width);
     for (int64_t begin = 0; begin < padded_keys; begin += kBlockK) {
       const int64_t chunks = (padded_keys - begin < kBlockK ? padded_keys - begin : kBlockK) / 32;
-      for (int64_t step = 0; step < query_rows; step += kStepQ) {
-        tile_gemm<false>(kStepQ / 16, 2 * chunks, depth_tiles, queries.q + step * width, depth_tiles * kTile, kTile,
-                         keys.k_t + begin * width, kTile, depth_tiles * kTile, scores, kScoreRow);
-        tile_gemm<false>(kStepQ / 16, 2 * chunks, depth_tiles, queries.dout + step * width, depth_tiles * kTile,
-                         kTile, keys.v_t + begin * width, kTile, depth_tiles * kTile, dp, kScoreRow);
+      // As in the forward pass, the next step's S and dP are issued between this step's rows.
+      const auto score_block = [&](int64_t step, int64_t chunk) {
+        if (step >= query_rows || chunk >= chunks) return;
+        const int64_t at = step / kStepQ % 2 * kStepQ * kScoreRow + 32 * chunk;
+        tile_block<false>(depth_tiles, by_rows(queries.q + step * width),
+                          by_rows(keys.k_t + begin * width).at(2 * chunk), scores + at, kScoreRow);
+        tile_block<false>(depth_tiles, by_rows(queries.dout + step * width),
+                          by_rows(keys.v_t + begin * width).at(2 * chunk), dp + at, kScoreRow);
+      };
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) score_block(0, chunk);
+      for (int64_t step = 0; step < query_rows; step += kStepQ)
         for (int64_t i = 0; i < kStepQ; i += 2) {
-          const int64_t pair = step / 32 * 2 * chunks * kTile + i % 32 / 2 * 32;
-          weight_rows(scores + i * kScoreRow, dp + i * kScoreRow, keys.bias + begin, scale, queries.lse + step + i,
-                      queries.delta + step + i, chunks, p_pairs + pair, ds_pairs + pair,
-                      ds_rows + (step + i) / 16 * chunks * kTile + i % 16 * 32,
+          if (i % 8 == 0) score_block(step + kStepQ, i / 8);
+          const int64_t at = (step / kStepQ % 2 * kStepQ + i) * kScoreRow;
+          const int64_t pair = step / 32 * 2 * chunks * kTile + i / 2 * 32;
+          weight_rows(scores + at, dp + at, keys.bias + begin, scale, queries.lse + step + i, queries.delta + step + i,
+                      chunks, p_pairs + pair, ds_pairs + pair, ds_rows + (step + i) / 16 * chunks * kTile + i % 16 * 32,
                       chunk.dbias ? chunk.dbias + begin : nullptr);
         }
-      }
-      tile_gemm<true>(2 * depth_tiles, 2 * chunks, query_rows / 32, queries.dout_t, kTile, 2 * depth_tiles * kTile,
-                      p_pairs, 2 * chunks * kTile, kTile, dvt + begin * width, kBlockK);
-      tile_gemm<true>(2 * depth_tiles, 2 * chunks, query_rows / 32, queries.qt, kTile, 2 * depth_tiles * kTile,
-                      ds_pairs, 2 * chunks * kTile, kTile, dkt + begin * width, kBlockK);
+      tile_gemm<true>(2 * depth_tiles, 2 * chunks, query_rows / 32, by_columns(queries.dout_t),
+                      {p_pairs, kTile, 2 * chunks * kTile}, dvt + begin * width, kBlockK);
+      tile_gemm<true>(2 * depth_tiles, 2 * chunks, query_rows / 32, by_columns(queries.qt),
+                      {ds_pairs, kTile, 2 * chunks * kTile}, dkt + begin * width, kBlockK);
       const auto dq_gemm = begin == 0 ? tile_gemm<false> : tile_gemm<true>;
-      dq_gemm(query_rows / 16, 2 * depth_tiles, chunks, ds_rows, chunks * kTile, kTile, keys.k + begin * width,
-              2 * depth_tiles * kTile, kTile, dq, width);
+      dq_gemm(query_rows / 16, 2 * depth_tiles, chunks, {ds_rows, chunks * kTile, kTile},
+              by_columns(keys.k + begin * width), dq, width);
     }
   }
 }

@@ -40,43 +40,56 @@ class TileScope {
   TileScope& operator=(const TileScope&) = delete;
 };
 
-// C (fp32, rows of c_row floats) (+)= A * B in tiles; m_tiles and n_tiles are even. Strides are elements between
-// neighbouring tiles. A 2 x 2 block of accumulators needs one tile load for each product.
+// One matrix operand: its first tile and the distances, in elements, of neighbouring tiles along the rows (of A) or
+// columns (of B) of the product, and along the dimension that is summed over.
+struct Tiles {
+  const uint16_t* data;
+  int64_t outer, depth;
+
+  Tiles at(int64_t tile) const { return {data + tile * outer, outer, depth}; }
+};
+
+// C (fp32, 32 x 32 of a matrix with rows of c_row floats) (+)= A * B over k_tiles: a 2 x 2 block of accumulators
+// needs one tile load for each product.
 template <bool kAccumulate>
-inline void tile_gemm(int64_t m_tiles, int64_t n_tiles, int64_t k_tiles, const uint16_t* a, int64_t a_m, int64_t a_k,
-                      const uint16_t* b, int64_t b_k, int64_t b_n, float* c, int64_t c_row) {
+inline void tile_block(int64_t k_tiles, const Tiles& a, const Tiles& b, float* c, int64_t c_row) {
   const int64_t c_bytes = c_row * 4;
+  float* lower = c + 16 * c_row;
+  if constexpr (kAccumulate) {
+    _tile_loadd(0, c, c_bytes);
+    _tile_loadd(1, c + 16, c_bytes);
+    _tile_loadd(2, lower, c_bytes);
+    _tile_loadd(3, lower + 16, c_bytes);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  const uint16_t *at = a.data, *bt = b.data;
+  for (int64_t k = 0; k < k_tiles; ++k, at += a.depth, bt += b.depth) {
+    _tile_loadd(4, at, 64);
+    _tile_loadd(6, bt, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, bt + b.outer, 64);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_loadd(5, at + a.outer, 64);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, c, c_bytes);
+  _tile_stored(1, c + 16, c_bytes);
+  _tile_stored(2, lower, c_bytes);
+  _tile_stored(3, lower + 16, c_bytes);
+}
+
+// The whole product; m_tiles and n_tiles are even.
+template <bool kAccumulate>
+inline void tile_gemm(int64_t m_tiles, int64_t n_tiles, int64_t k_tiles, const Tiles& a, const Tiles& b, float* c,
+                      int64_t c_row) {
   for (int64_t n = 0; n < n_tiles; n += 2)
-    for (int64_t m = 0; m < m_tiles; m += 2) {
-      float* c0 = c + m * 16 * c_row + n * 16;
-      float* c1 = c0 + 16 * c_row;
-      if constexpr (kAccumulate) {
-        _tile_loadd(0, c0, c_bytes);
-        _tile_loadd(1, c0 + 16, c_bytes);
-        _tile_loadd(2, c1, c_bytes);
-        _tile_loadd(3, c1 + 16, c_bytes);
-      } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-      }
-      const uint16_t *at = a + m * a_m, *bt = b + n * b_n;
-      for (int64_t k = 0; k < k_tiles; ++k, at += a_k, bt += b_k) {
-        _tile_loadd(4, at, 64);
-        _tile_loadd(6, bt, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, bt + b_n, 64);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, at + a_m, 64);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-      }
-      _tile_stored(0, c0, c_bytes);
-      _tile_stored(1, c0 + 16, c_bytes);
-      _tile_stored(2, c1, c_bytes);
-      _tile_stored(3, c1 + 16, c_bytes);
-    }
+    for (int64_t m = 0; m < m_tiles; m += 2)
+      tile_block<kAccumulate>(k_tiles, a.at(m), b.at(n), c + m * 16 * c_row + n * 16, c_row);
 }
 
 // Selected rows [begin, begin + count) as A tiles (row tile, depth tile), zeros up to `padded` rows.
