@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: BSD-3-Clause
+PYTHON ?= python3
+# The torch to install where .venv has none; one that is there is never touched.
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
+CPP := $(shell find csrc -name '*.h' -o -name '*.cpp')
+# What the sanitizers run: every case on every tier of the C++ library, strides, empty selections, bad indices.
+SANITIZE_TESTS ?= -k cpu tests/test_masked_attention.py tests/test_strides.py tests/test_empties.py \
+  tests/test_token_index.py
+
+.DEFAULT_GOAL := help
+.PHONY: help preflight build test demo bench lint sanitize wheel clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+
+test: lint ## set up .venv, build, lint, and run every test
+	$(BIN)/pytest
+
+demo: $(VENV)/.built ## set up .venv, build, and compare dense with masked attention on photographs: out/demo/
+	$(BIN)/maskattn demo --out out/demo
+
+bench: $(VENV)/.dev ## measure against the peers into bench/results/
+	$(BIN)/pytest bench
+
+build: $(VENV)/.dev ## set up .venv and build the C++ library into it
+
+lint: $(VENV)/.dev ## ruff, clang-format and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+	$(BIN)/mypy
+
+sanitize: $(VENV)/.dev ## run the tests of the C++ library under the address and undefined-behaviour sanitizers
+	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+	  -DPython_EXECUTABLE=$(abspath $(BIN))/python -DMASKATTN_SANITIZE=ON
+	$(BIN)/cmake --build build/sanitize
+	tools/sanitized.sh build/sanitize $(BIN) $(SANITIZE_TESTS)
+
+wheel: $(VENV)/.dev ## build a wheel into dist/
+	MASKATTN_BUILD=cpu $(PIP) wheel --no-build-isolation --no-deps -w dist .
+
+clean: ## remove what was built (.venv stays)
+	rm -rf build dist out *.egg-info maskattn_kernels/_C*.so maskattn_kernels/_build_report.json
+	rm -f $(VENV)/.built $(VENV)/.dev
+
+preflight:
+	@sh tools/preflight.sh $(PYTHON) $(VENV)
+
+$(BIN)/pip: | preflight
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.torch: | $(BIN)/pip
+	@echo "--- torch (only if $(VENV) has none)"
+	@$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) install "$(TORCH)"
+	touch $@
+
+$(VENV)/.built: $(SOURCES) | $(VENV)/.torch preflight
+	@echo "--- the package and its C++ library (a minute or two)"
+	$(PIP) install -q "setuptools>=77" cmake ninja
+	MASKATTN_BUILD=cpu $(PIP) install -q --no-build-isolation -e ".[demo]"
+	touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/.built
+	@echo "--- the tools of the tests"
+	MASKATTN_BUILD=cpu $(PIP) install -q --no-build-isolation -e ".[dev]"
+	touch $@

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Attention over selected tokens: exact, differentiable, O(N D) memory."""
+
+from maskattn_kernels._version import __version__
+from maskattn_kernels.functional import backends, explain, masked_attention
+from maskattn_kernels.ops import MaskedAttentionFunction
+from maskattn_kernels.swap import SwapReport, swap_attention, unswap_attention
+from maskattn_kernels.token_index import TokenIndex, select_tokens
+
+__all__ = [
+    "MaskedAttentionFunction",
+    "SwapReport",
+    "TokenIndex",
+    "__version__",
+    "backends",
+    "explain",
+    "masked_attention",
+    "select_tokens",
+    "swap_attention",
+    "unswap_attention",
+]

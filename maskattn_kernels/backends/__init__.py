@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The backends in order of preference, and the choice among them."""
+
+import torch
+from torch import Tensor
+
+from maskattn_kernels.backends.base import Backend
+from maskattn_kernels.backends.native import CpuBackend
+from maskattn_kernels.backends.reference import ReferenceBackend
+from maskattn_kernels.problem import Problem
+
+# Best first. A new backend is one more entry here; see CONTRIBUTING.md.
+BACKENDS: tuple[Backend, ...] = (CpuBackend(), ReferenceBackend())
+NAMES = tuple(backend.name for backend in BACKENDS)
+
+
+def choose(problem: Problem, name: str | None = None) -> Backend:
+    """The backend that runs this call: the one asked for by name, or else the best that can.
+
+    Raises:
+        TypeError: name is neither None nor a string.
+        ValueError: there is no backend of that name.
+        NotImplementedError: the backend asked for, or every backend, has reasons not to run the
+            call.
+    """
+    if name is None:
+        for backend in BACKENDS:
+            if not backend.reasons(problem):
+                return backend
+        refusals = [f"{b.name} ({'; '.join(b.reasons(problem))})" for b in BACKENDS]
+        raise NotImplementedError(f"no backend can run this call: {', '.join(refusals)}")
+    backend = by_name(name)
+    why = backend.reasons(problem)
+    if why:
+        raise NotImplementedError(f"backend: {name!r} cannot run this call: {'; '.join(why)}")
+    return backend
+
+
+def by_name(name: str) -> Backend:
+    """The backend called `name`."""
+    if not isinstance(name, str):
+        raise TypeError(f"backend: expected None or one of {NAMES}, got {type(name).__name__}")
+    for backend in BACKENDS:
+        if backend.name == name:
+            return backend
+    raise ValueError(f"backend: expected None or one of {NAMES}, got {name!r}")
+
+
+def _select_tokens(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The best backend's select_tokens, for callers who have a mask but no call in hand yet."""
+    batch, heads, length = mask.shape
+    problem = Problem(batch, heads, heads, length, length, 1, torch.float32, mask.device.type)
+    return getattr(torch.ops.maskattn, f"{choose(problem).name}_select_tokens")(mask)
+
+
+_LIBRARY = torch.library.Library("maskattn", "FRAGMENT")
+_LIBRARY.define("select_tokens(Tensor mask) -> (Tensor indices, Tensor counts)")
+_LIBRARY.impl("select_tokens", _select_tokens, "CompositeImplicitAutograd")

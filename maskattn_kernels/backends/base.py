@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What every backend is: a name, the reasons why it cannot run a call, and three registered ops.
+
+The ops of backend `X` are `maskattn::X_select_tokens`, `maskattn::X_fwd` and `maskattn::X_bwd`.
+Their schemas and these conventions are the same for all backends, so that `ops.py` writes fakes and
+gradients only once:
+
+- mask bool `(B | 1, H | 1, N)`; indices int32 of that shape, ascending, entries past the count hold
+  N; counts int32 `(B | 1, H | 1)`; None for both means that all tokens are selected
+- query `(B, Hq, Nq, D)`; key, value `(B, Hkv, Nk, D)`; one dtype; query head h uses kv head
+  `h // (Hq // Hkv)`
+- key_bias `(B, Hkv, Nk)` and lse `(B, Hq, Nq)` in the accumulation dtype (float64 for float64, else
+  float32); lse is contiguous, -inf where a query is not selected or sees no key
+- results that stand for a tensor t (out and dq for query, dk for key, dv for value) are laid out by
+  `empty_result(t)`; dbias is contiguous, and of shape (0,) where there is no key_bias
+"""
+
+import torch
+from torch import Tensor
+
+from maskattn_kernels.problem import Problem
+
+SCHEMAS = {
+    "select_tokens": "(Tensor mask) -> (Tensor indices, Tensor counts)",
+    "fwd": (
+        "(Tensor query, Tensor key, Tensor value, Tensor? query_indices, Tensor? query_counts, "
+        "Tensor? key_indices, Tensor? key_counts, Tensor? key_bias, float scale) "
+        "-> (Tensor out, Tensor lse)"
+    ),
+    "bwd": (
+        "(Tensor dout, Tensor? dlse, Tensor query, Tensor key, Tensor value, "
+        "Tensor out, Tensor lse, Tensor? query_indices, Tensor? query_counts, "
+        "Tensor? key_indices, Tensor? key_counts, Tensor? key_bias, float scale) "
+        "-> (Tensor dq, Tensor dk, Tensor dv, Tensor dbias)"
+    ),
+}
+
+
+class Backend:
+    """One way to compute the op. Subclasses fill in what they can do; instances hold no state."""
+
+    name: str
+
+    def unavailable(self) -> list[str]:
+        """Why this backend cannot run anything on this machine; empty when it can."""
+        return []
+
+    def reasons(self, problem: Problem) -> list[str]:
+        """Why this backend cannot run this call; empty when it can."""
+        raise NotImplementedError
+
+    def build(self) -> dict[str, str]:
+        """What was compiled, by what, and for which processors."""
+        return {}
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of scores, lse and key_bias for tensors of `dtype`."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def empty_result(t: Tensor) -> Tensor:
+    """An uninitialised tensor like t: dense, and with t's order of tokens and heads in memory.
+
+    Tokens-major memory (B, N, H, D) where t has it (a projection split into heads), so that the
+    caller's `transpose(1, 2)` back is free; else (B, H, N, D).
+    """
+    b, h, n, d = t.shape
+    if h > 1 and t.stride(1) < t.stride(2):
+        return t.new_empty((b, n, h, d)).transpose(1, 2)
+    return t.new_empty((b, h, n, d))

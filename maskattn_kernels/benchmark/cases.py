@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What is measured: one table of cases, for ``maskattn bench`` and ``pytest bench`` alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+#: (tokens, head_dim) of the six attention layers of the published network at 128 x 128.
+SHAPES = ((16384, 64), (4096, 64), (4096, 128), (1024, 128), (1024, 256), (256, 256))
+MODES = ("K", "QK")
+KEEPS = (0.5, 0.25, 0.1)
+DTYPES = ("float32", "bfloat16")
+FORWARD, TRAIN = "forward", "forward+backward"
+PASSES = (FORWARD, TRAIN)
+#: Longest sequence that is also measured with a batch of 8.
+MAX_BATCHED_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Case:
+    """One cell of the grid: one head, ``batch`` images, ``keep`` of the tokens selected at random.
+
+    Attributes:
+        tokens: N, the number of tokens of queries and of keys.
+        head_dim: D.
+        batch: B; every item has its own mask with the same number of selected tokens.
+        mode: ``"K"`` masks keys only; ``"QK"`` masks keys and queries with the same mask.
+        keep: selected fraction of the tokens.
+        dtype: name of a torch dtype.
+        phase: ``"forward"`` (no grad) or ``"forward+backward"`` (gradients of q, k and v).
+    """
+
+    tokens: int
+    head_dim: int
+    batch: int = 1
+    mode: str = "K"
+    keep: float = 0.25
+    dtype: str = "float32"
+    phase: str = FORWARD
+
+    @property
+    def name(self) -> str:
+        """Short unique name, fit for a test id."""
+        short = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[self.dtype]
+        phase = "fwd" if self.phase == FORWARD else "fwdbwd"
+        size = f"N{self.tokens}-D{self.head_dim}-B{self.batch}"
+        return f"{size}-{self.mode}-keep{self.keep:g}-{short}-{phase}"
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+    @property
+    def trains(self) -> bool:
+        return self.phase == TRAIN
+
+    @property
+    def selected_keys(self) -> int:
+        """Number of selected tokens of each item: at least one."""
+        return max(1, round(self.keep * self.tokens))
+
+    @property
+    def live_queries(self) -> int:
+        """Number of query rows that have an output: all of them when only keys are masked."""
+        return self.selected_keys if self.mode == "QK" else self.tokens
+
+    @property
+    def flops(self) -> int:
+        """Operations that no implementation can avoid: 4 n_q n_k D forward, 10 n_q n_k D backward.
+
+        The backward count includes the recomputation of the scores, which every method that keeps
+        no N x N tensor needs.
+        """
+        pairs = self.batch * self.live_queries * self.selected_keys
+        return (14 if self.trains else 4) * pairs * self.head_dim
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that must move: selected rows in, dense zero-filled results out.
+
+        Forward reads n_q + 2 n_k rows and writes N; backward reads them again with dout, and writes
+        three dense gradients.
+        """
+        row = self.head_dim * torch.empty(0, dtype=self.torch_dtype).element_size()
+        rows = self.live_queries + 2 * self.selected_keys + self.tokens
+        if self.trains:
+            rows += 3 * self.live_queries + 2 * self.selected_keys + 3 * self.tokens
+        return self.batch * (rows * row + self.tokens)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Tensors of one case, shared by all peers, which never write to them."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    mask: torch.Tensor
+    dout: torch.Tensor
+
+    @cached_property
+    def operands(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.query, self.key, self.value
+
+
+def make_mask(batch: int, tokens: int, selected: int, seed: int = 0) -> torch.Tensor:
+    """Draw a scattered mask with exactly ``selected`` True tokens in each row.
+
+    Returns:
+        bool tensor of shape (batch, tokens).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.rand(batch, tokens, generator=generator).argsort(dim=1)
+    return torch.zeros(batch, tokens, dtype=torch.bool).scatter_(1, order[:, :selected], True)
+
+
+def make_inputs(case: Case, seed: int = 0) -> Inputs:
+    """Seeded normal q, k, v, dout of shape (B, 1, N, D); grad wanted if the case trains."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (case.batch, 1, case.tokens, case.head_dim)
+    q, k, v, dout = (torch.randn(shape, generator=generator).to(case.torch_dtype) for _ in range(4))
+    for t in (q, k, v):
+        t.requires_grad_(case.trains)
+    return Inputs(q, k, v, make_mask(case.batch, case.tokens, case.selected_keys, seed), dout)
+
+
+def _product(
+    shapes: Iterable[tuple[int, int]],
+    batches: Iterable[int],
+    keeps: Iterable[float],
+    dtypes: Iterable[str],
+    phases: Iterable[str] = PASSES,
+) -> list[Case]:
+    return [
+        Case(tokens, head_dim, batch, mode, keep, dtype, phase)
+        for batch in batches
+        for tokens, head_dim in shapes
+        if batch == 1 or tokens <= MAX_BATCHED_TOKENS
+        for dtype in dtypes
+        for mode in MODES
+        for keep in keeps
+        for phase in phases
+    ]
+
+
+def grid(name: str, dtypes: Iterable[str] = DTYPES) -> list[Case]:
+    """The cases of a named grid.
+
+    Args:
+        name: ``"full"`` (264 cases with two dtypes), ``"small"`` (one image, keep 0.25) or
+            ``"quick"`` (two shapes).
+        dtypes: names of torch dtypes.
+
+    Example:
+        >>> len(grid("full"))
+        264
+        >>> grid("quick", ["float32"])[0].name
+        'N4096-D64-B1-K-keep0.25-fp32-fwd'
+    """
+    dtypes = tuple(dtypes)
+    if name == "full":
+        return _product(SHAPES, (1, 8), KEEPS, dtypes)
+    if name == "small":
+        return _product(SHAPES, (1,), (0.25,), dtypes)
+    if name == "quick":
+        return _product(((4096, 64), (1024, 128)), (1,), (0.25,), dtypes)
+    raise ValueError(f"grid: got {name!r}, expected 'quick', 'small' or 'full'")

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Measures one case: checks every peer, races them, sets the result against what is possible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from maskattn_kernels.benchmark.cases import Case, Inputs, make_inputs
+from maskattn_kernels.benchmark.check import WrongResult, check, oracle
+from maskattn_kernels.benchmark.memory import in_fresh_process, peak_growth
+from maskattn_kernels.benchmark.peers import (
+    BY_NAME,
+    GATHER,
+    OURS,
+    PEERS,
+    Attention,
+    Peer,
+    Unsupported,
+    make_call,
+)
+from maskattn_kernels.benchmark.timing import fastest, race
+
+Row = dict[str, Any]
+
+#: Side of the square matmul whose rate is the yardstick.
+MATMUL_SIDE = 2048
+
+
+def yardsticks(case: Case) -> dict[str, Callable[[], object]]:
+    """What the machine can do: a large matmul in the case's dtype, a copy of the case's bytes."""
+    side = (MATMUL_SIDE, MATMUL_SIDE)
+    a, b = (torch.randn(side).to(case.torch_dtype) for _ in range(2))
+    product = torch.empty(side, dtype=case.torch_dtype)
+    source = torch.ones(case.bytes // 2, dtype=torch.uint8)  # a copy reads and writes
+    target = torch.empty_like(source)
+    return {"matmul": lambda: torch.mm(a, b, out=product), "copy": lambda: target.copy_(source)}
+
+
+def pick(
+    peer: Peer, case: Case, inputs: Inputs, right: Sequence[torch.Tensor]
+) -> tuple[Attention, float | None]:
+    """The fastest variant of a peer, and its error.
+
+    Raises:
+        Unsupported: when the peer does not do the case.
+        WrongResult: when one of its variants gives a wrong answer.
+    """
+    errors, calls, variants = {}, {}, {}
+    for variant in peer.candidates(case, inputs):
+        call = make_call(variant, case, inputs)
+        answer = call()
+        errors[variant.__name__] = check(case, answer, right) if peer.masked else None
+        calls[variant.__name__], variants[variant.__name__] = call, variant
+    name = fastest(calls)
+    return variants[name], errors[name]
+
+
+def measure(
+    case: Case, seconds: float, peers: Sequence[Peer] = PEERS, with_memory: bool = False
+) -> Row:
+    """Time one case for every peer that can do it.
+
+    Args:
+        case: what to measure.
+        seconds: time to spend in the race, about.
+        peers: who takes part.
+        with_memory: measure peak memory too, each peer in a process of its own.
+
+    Returns:
+        a row fit for JSON: the case; for each peer its seconds (median, low, high), rounds, error,
+        and ``times_ours`` (how many times longer than this package, median of the ratios of each
+        round), or the reason why it was ``skipped``; the floor and the rates.
+
+    Raises:
+        WrongResult: when this package's own result is wrong. A wrong peer is only skipped.
+    """
+    torch.compiler.reset()  # past a number of recompilations it runs uncompiled code, silently
+    inputs = make_inputs(case)
+    right = oracle(case, inputs)
+    rows: dict[str, Row] = {}
+    calls: dict[str, Callable[[], object]] = {}
+    for peer in peers:
+        try:
+            variant, error = pick(peer, case, inputs, right)
+        except Unsupported as reason:
+            rows[peer.name] = {"skipped": str(reason)}
+            continue
+        except WrongResult as reason:
+            if peer is OURS:
+                raise
+            rows[peer.name] = {"skipped": f"wrong result: {reason}"}
+            continue
+        calls[peer.name] = make_call(variant, case, inputs)
+        rows[peer.name] = {"variant": variant.__name__, "error": error}
+    del right
+    times = race({**calls, **yardsticks(case)}, seconds, focus=(OURS.name, GATHER.name))
+    for name in calls:
+        rows[name] |= asdict(times.timing(name))
+        rows[name]["times_ours"] = times.ratio(name, OURS.name)
+        if with_memory and BY_NAME[name].variants:  # else a process of its own would compile again
+            rows[name]["peak_bytes"] = in_fresh_process(
+                peer_memory, case, name, rows[name]["variant"]
+            )
+    matmul_rate = 2 * MATMUL_SIDE**3 / times.timing("matmul").median
+    copy_seconds = times.timing("copy").median
+    ours_rate = case.flops / times.timing(OURS.name).median
+    # Share of the yardstick within each round: (flops / ours) / (matmul flops / matmul).
+    share = case.flops / (2 * MATMUL_SIDE**3) * times.ratio("matmul", OURS.name)
+    return {
+        "name": case.name,
+        "case": asdict(case),
+        "peers": rows,
+        "flops": case.flops,
+        "bytes": case.bytes,
+        "floor_seconds": max(case.flops / matmul_rate, copy_seconds),
+        "matmul_gflops": matmul_rate / 1e9,
+        "copy_gbytes": case.bytes / copy_seconds / 1e9,
+        "ours_gflops": ours_rate / 1e9,
+        "matmul_share": share,
+    }
+
+
+def peer_memory(case: Case, peer_name: str, variant: str) -> int:
+    """Peak growth in bytes of one call of a peer; meant for a process of its own."""
+    peer = BY_NAME[peer_name]
+
+    def call_for(size: Case) -> Callable[[], object]:
+        inputs = make_inputs(size)
+        chosen = next(v for v in peer.candidates(size, inputs) if v.__name__ == variant)
+        return make_call(chosen, size, inputs)
+
+    small = Case(**{**asdict(case), "tokens": min(64, case.tokens)})
+    call_for(small)()
+    return peak_growth(call_for(case))

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""No time for a wrong answer: everyone is compared with a float64 oracle before being timed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from maskattn_kernels.benchmark.cases import Case, Inputs
+
+#: Largest accepted |answer - oracle| / |oracle| in the Frobenius norm, for each tensor. The bound
+#: is a few roundings of the type: it tells a wrong result from a right one, whoever computed it.
+#: The strict rule on accuracy (against PyTorch's own error, element by element) is the test
+#: suite's.
+TOLERANCE = {"float32": 5e-6, "bfloat16": 2e-2, "float16": 3e-3}
+#: Scores held at a time: 64 MiB in float64.
+BLOCK_SCORES = 1 << 23
+
+
+class WrongResult(Exception):
+    """An answer too far from the oracle to be timed."""
+
+
+def oracle(case: Case, inputs: Inputs) -> tuple[Tensor, ...]:
+    """The right answer in float64, from the formula, in blocks of query rows.
+
+    Returns:
+        (out,) or, for a case that trains, (out, dq, dk, dv), each (B, 1, N, D).
+    """
+    names = 4 if case.trains else 1
+    shape = inputs.query.shape
+    results = tuple(torch.zeros(shape, dtype=torch.float64) for _ in range(names))
+    with torch.no_grad():
+        for item in range(case.batch):
+            _oracle_item(case, inputs, item, *(r[item, 0] for r in results))
+    return results
+
+
+def _oracle_item(
+    case: Case,
+    inputs: Inputs,
+    item: int,
+    out: Tensor,
+    dq: Tensor | None = None,
+    dk: Tensor | None = None,
+    dv: Tensor | None = None,
+) -> None:
+    """Writes the results of one batch item into (N, D) tensors that are zero."""
+    keys = inputs.mask[item].nonzero().squeeze(1)
+    queries = keys if case.mode == "QK" else torch.arange(case.tokens)
+    q, k, v, dout = (t[item, 0].double() for t in (*inputs.operands, inputs.dout))
+    k, v = k[keys], v[keys]
+    scale = 1 / math.sqrt(case.head_dim)
+    for rows in queries.split(max(1, BLOCK_SCORES // len(keys))):
+        p = (q[rows] @ k.T).mul_(scale).softmax(dim=1)
+        o = p @ v
+        out[rows] = o
+        if dq is None or dk is None or dv is None:
+            continue
+        do = dout[rows]
+        dv.index_add_(0, keys, p.T @ do)
+        ds = p.mul_((do @ v.T).sub_((do * o).sum(1, keepdim=True))).mul_(scale)
+        dq[rows] = ds @ k
+        dk.index_add_(0, keys, ds.T @ q[rows])
+
+
+def error(answer: Tensor, right: Tensor) -> float:
+    """Relative distance of one tensor to the oracle's; NaN anywhere gives NaN."""
+    return float((answer.double() - right).norm() / right.norm().clamp_min(1e-300))
+
+
+def check(case: Case, answer: Sequence[Tensor], right: Sequence[Tensor]) -> float:
+    """Compare an answer with the oracle's.
+
+    Returns:
+        the largest relative error of its tensors.
+
+    Raises:
+        WrongResult: when one is beyond ``TOLERANCE``, or is not a number somewhere.
+    """
+    worst = 0.0
+    for name, a, r in zip(("out", "dq", "dk", "dv"), answer, right, strict=False):
+        e = error(a, r)
+        if not e <= TOLERANCE[case.dtype]:  # NaN too
+            raise WrongResult(f"{name} is off by {e:.1e}, allowed {TOLERANCE[case.dtype]:.0e}")
+        worst = max(worst, e)
+    return worst

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Where a measurement was taken: the facts without which a time says nothing."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import torch
+
+from maskattn_kernels import __version__, backends
+
+#: CPU flags that decide which tile kernels can run.
+X86_FLAGS = ("avx2", "fma", "avx512f", "avx512bw", "avx512_bf16", "avx512_fp16", "amx_bf16")
+ARM_FLAGS = ("asimd", "bf16", "sve")
+
+
+def _cpuinfo(key: str) -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    found = re.search(rf"^{key}\s*:\s*(.*)$", text, re.MULTILINE)
+    return found.group(1).strip() if found else ""
+
+
+def git_commit(folder: Path) -> str | None:
+    """Commit of a checkout, with ``+`` if it has changes; None where there is no checkout."""
+    try:
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() or None
+
+
+def machine_facts() -> dict[str, object]:
+    """CPU, versions, threads, instruction tier and date, as strings, numbers and lists for JSON."""
+    flags = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
+    return {
+        "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
+        "arch": platform.machine(),
+        "cpu_flags": [flag for flag in X86_FLAGS + ARM_FLAGS if flag in flags],
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "maskattn_kernels": __version__,
+        "commit": git_commit(Path(__file__).resolve().parents[2]),
+        "backends": [
+            {
+                "name": b.name,
+                "available": b.available,
+                "reasons": list(b.reasons),
+                "build": dict(b.build),
+            }
+            for b in backends()
+        ],
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a call costs before any arithmetic: 64 tokens, no grad, against an SDPA call."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from maskattn_kernels.benchmark.cases import Case, make_inputs
+from maskattn_kernels.benchmark.check import check, oracle
+from maskattn_kernels.benchmark.peers import DENSE, OURS, SDPA, make_call
+from maskattn_kernels.benchmark.timing import race
+
+TINY = Case(64, 64, mode="QK", keep=0.5)
+
+
+def measure_overhead(seconds: float) -> dict[str, Any]:
+    """Race whole calls on 64 tokens, the selection included.
+
+    Returns:
+        a row fit for JSON: for each peer its seconds and how it compares with SDPA without a mask.
+    """
+    inputs = make_inputs(TINY)
+    calls = {peer.name: make_call(peer.variants[0], TINY, inputs) for peer in (OURS, DENSE, SDPA)}
+    check(TINY, calls[OURS.name](), oracle(TINY, inputs))
+    times = race(calls, seconds, focus=tuple(calls))
+    peers = {n: asdict(times.timing(n)) | {"times_sdpa": times.ratio(n, DENSE.name)} for n in calls}
+    return {"name": TINY.name, "case": asdict(TINY), "peers": peers}

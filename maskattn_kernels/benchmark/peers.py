@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Who is measured: masked attention as a PyTorch user writes it today, five ways, and this package.
+
+Every function takes (query, key, value, mask, mode), the bool mask as it leaves a network, and
+gives the whole answer: shape of the query, zero where a query is not selected. So a time is a whole
+    call.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maskattn_kernels.benchmark.cases import Case, Inputs
+from maskattn_kernels.benchmark.flex import flex, flex_with_mask
+from maskattn_kernels.functional import masked_attention
+
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor, str], Tensor]
+
+#: Eager attention holds N x N tensors; cases where they would pass this are skipped with the
+#: reason.
+EAGER_LIMIT_BYTES = 4 * 2**30
+#: (N, D, B, keep) of the cases with FlexAttention, which compiles C++ for each of them.
+FLEX_CASES = ((4096, 64, 1, 0.25), (1024, 128, 1, 0.25))
+
+
+def ours(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:
+    """This package: selection of the tokens and attention in one call."""
+    query_mask = mask if mode == "QK" else None
+    out = masked_attention(query, key, value, key_mask=mask, query_mask=query_mask)
+    return cast(Tensor, out)
+
+
+def masked_sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:
+    """scaled_dot_product_attention with the mask broadcast over queries."""
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
+    return out.masked_fill(~mask[:, None, :, None], 0) if mode == "QK" else out
+
+
+def dense_sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:
+    """scaled_dot_product_attention without any mask: what masked attention must beat to pay."""
+    return F.scaled_dot_product_attention(query, key, value)
+
+
+def eager(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:
+    """matmul, softmax, matmul: what most published code does."""
+    scores = (query / math.sqrt(query.shape[-1])) @ key.transpose(-1, -2)
+    weights = scores.masked_fill(~mask[:, None, None, :], -math.inf).softmax(dim=-1)
+    out = weights @ value
+    return out.masked_fill(~mask[:, None, :, None], 0) if mode == "QK" else out
+
+
+def gather_loop(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:
+    """Gather, SDPA, scatter, one batch item after the other: right for ragged masks."""
+    outs = []
+    for q, k, v, m in zip(query, key, value, mask, strict=True):
+        index = m.nonzero().squeeze(1)
+        k, v = k.index_select(1, index), v.index_select(1, index)
+        if mode == "QK":
+            out = F.scaled_dot_product_attention(q.index_select(1, index)[None], k[None], v[None])
+            outs.append(torch.zeros_like(q).index_copy(1, index, out[0]))
+        else:
+            outs.append(F.scaled_dot_product_attention(q[None], k[None], v[None])[0])
+    return torch.stack(outs)
+
+
+def gather_batched(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:
+    """Gather, SDPA, scatter over the whole batch: right if all items select equally many."""
+    batch, heads, tokens, dim = query.shape
+    flat = mask.nonzero()
+    index = (flat[:, 0] * tokens + flat[:, 1]) if batch > 1 else flat[:, 1]
+
+    def take(t: Tensor) -> Tensor:
+        rows = t.transpose(1, 2).reshape(batch * tokens, heads, dim).index_select(0, index)
+        return rows.view(batch, -1, heads, dim).transpose(1, 2)
+
+    if mode == "K":
+        return F.scaled_dot_product_attention(query, take(key), take(value))
+    out = F.scaled_dot_product_attention(take(query), take(key), take(value))
+    rows = out.transpose(1, 2).reshape(-1, heads, dim)
+    zeros = rows.new_zeros(batch * tokens, heads, dim)
+    return zeros.index_copy(0, index, rows).view(batch, tokens, heads, dim).transpose(1, 2)
+
+
+def gather_padded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:
+    """Gather, SDPA, scatter, padded to the largest count: one call for ragged masks."""
+    counts = mask.sum(dim=1)
+    largest = int(counts.max())
+    order = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :largest]
+    index = order[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[-1])
+    live = torch.arange(largest) < counts[:, None]
+    k, v = key.gather(2, index), value.gather(2, index)
+    if mode == "K":
+        return F.scaled_dot_product_attention(query, k, v, attn_mask=live[:, None, None, :])
+    q = query.gather(2, index)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=live[:, None, None, :])
+    out = out.masked_fill(~live[:, None, :, None], 0)
+    return torch.zeros_like(query).scatter(2, index, out)
+
+
+class Unsupported(Exception):
+    """A peer that a case is not measured with; its text is the reason."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One way to compute the answer.
+
+    Attributes:
+        name: as it stands in tables and files.
+        label: as it stands in prose and plots.
+        variants: functions of which the fastest for a case is timed; each must give the right
+            answer.
+        masked: False for attention without a mask: another answer, timed only to compare with.
+    """
+
+    name: str
+    label: str
+    variants: tuple[Attention, ...] = ()
+    masked: bool = True
+
+    def candidates(self, case: Case, inputs: Inputs) -> Sequence[Attention]:
+        """The functions to try for a case.
+
+        Raises:
+            Unsupported: when this peer does not do the case; the text says why.
+        """
+        return self.variants
+
+
+class GatherPeer(Peer):
+    """Its variants are one and the same when there is a single item."""
+
+    def candidates(self, case: Case, inputs: Inputs) -> Sequence[Attention]:
+        return self.variants if case.batch > 1 else self.variants[:1]
+
+
+class EagerPeer(Peer):
+    """Leaves where its N x N tensors would fill the memory."""
+
+    def candidates(self, case: Case, inputs: Inputs) -> Sequence[Attention]:
+        matrix = case.batch * case.tokens**2 * inputs.query.element_size()
+        held = (4 if case.trains else 2) * matrix
+        if held > EAGER_LIMIT_BYTES:
+            raise Unsupported(f"would hold {held / 2**30:.1f} GiB of N x N tensors")
+        return self.variants
+
+
+@dataclass(frozen=True)
+class FlexPeer(Peer):
+    """FlexAttention with the token mask as its block mask; ``prepare`` compiles it for a case."""
+
+    prepare: Callable[[Tensor, str], Attention] = flex
+
+    def candidates(self, case: Case, inputs: Inputs) -> Sequence[Attention]:
+        if case.trains:
+            raise Unsupported("FlexAttention has no backward on the CPU")
+        if (case.tokens, case.head_dim, case.batch, case.keep) not in FLEX_CASES:
+            raise Unsupported("compiling takes about 10 s a case; a few cases stand for all")
+        try:
+            variant = self.prepare(inputs.mask, case.mode)
+            make_call(variant, case, inputs)()
+        except Exception as error:  # a compiler's errors have many types
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise Unsupported(f"does not compile here: {reason[:120]}") from error
+        return (variant,)
+
+
+OURS = Peer("ours", "maskattn_kernels", (ours,))
+GATHER = GatherPeer(
+    "gather", "gather + SDPA + scatter", (gather_batched, gather_padded, gather_loop)
+)
+SDPA = Peer("sdpa", "masked SDPA", (masked_sdpa,))
+EAGER = EagerPeer("eager", "eager dense", (eager,))
+DENSE = Peer("dense", "SDPA without a mask", (dense_sdpa,), masked=False)
+FLEX = FlexPeer("flex", "FlexAttention, mask built before", prepare=flex)
+FLEX_MASK = FlexPeer("flex+mask", "FlexAttention with its mask", prepare=flex_with_mask)
+#: Who takes part: in a quick look, in the grid, and in the sweep over keep ratios.
+QUICK_PEERS = (OURS, GATHER, SDPA, EAGER)
+PEERS = (*QUICK_PEERS, FLEX, FLEX_MASK)
+SWEEP_PEERS = (*QUICK_PEERS, DENSE)
+BY_NAME = {peer.name: peer for peer in (*PEERS, DENSE)}
+
+
+def make_call(attention: Attention, case: Case, inputs: Inputs) -> Callable[[], tuple[Tensor, ...]]:
+    """Bind a peer to a case: a call without arguments that gives (out,) or (out, dq, dk, dv)."""
+
+    def forward() -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return (attention(*inputs.operands, inputs.mask, case.mode),)
+
+    def forward_backward() -> tuple[Tensor, ...]:
+        out = attention(*inputs.operands, inputs.mask, case.mode)
+        return (out.detach(), *torch.autograd.grad(out, inputs.operands, inputs.dout))
+
+    return forward_backward if case.trains else forward

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The results of a run as text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from maskattn_kernels.benchmark.cases import FORWARD, TRAIN
+from maskattn_kernels.benchmark.peers import BY_NAME, DENSE, PEERS
+from maskattn_kernels.benchmark.summary import (
+    break_even_words,
+    geometric_mean,
+    goals,
+    ratio,
+    ratios,
+    select,
+)
+
+Row = dict[str, Any]
+
+
+def duration(seconds: float) -> str:
+    """Three digits and a unit.
+
+    Example:
+        >>> duration(0.0123), duration(4.2e-5)
+        ('12.3 ms', '42.0 us')
+    """
+    unit, size = ("s", 1.0) if seconds >= 1 else ("ms", 1e-3) if seconds >= 1e-3 else ("us", 1e-6)
+    value = seconds / size
+    return f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f} {unit}"
+
+
+def mebibytes(count: int | None) -> str:
+    return "-" if count is None else f"{count / 2**20:.0f} MiB"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as what they hold: the first to the left, the others to the right."""
+    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        first = cells[0].ljust(widths[0])
+        rest = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
+        return "  ".join([first, *rest]).rstrip()
+
+    return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, rows)])
+
+
+def _times(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}x"
+
+
+def cells_table(rows: Sequence[Row]) -> str:
+    """Our time of each case, the floor, and how many times longer each peer took."""
+    others = [p for p in (*PEERS[1:], DENSE) if any(p.name in r.get("peers", {}) for r in rows)]
+    header = ["case", "ours", "p20..p80", "floor", "matmul", *(p.name for p in others)]
+    lines = []
+    for row in rows:
+        if "wrong" in row:
+            lines.append([row["name"], "WRONG", *["-"] * (len(header) - 2)])
+            continue
+        ours = row["peers"]["ours"]
+        lines.append(
+            [
+                row["name"],
+                duration(ours["median"]),
+                f"{duration(ours['low'])}..{duration(ours['high'])}",
+                duration(row["floor_seconds"]),
+                f"{row['matmul_share']:.0%}",
+                *(_times(ratio(row, p.name)) for p in others),
+            ]
+        )
+    return table(header, lines)
+
+
+def means_table(rows: Sequence[Row]) -> str:
+    """For each dtype, pass and peer: the geometric mean of the ratios, and the worst cell."""
+    lines = []
+    for dtype in dict.fromkeys(r["case"]["dtype"] for r in select(rows)):
+        for phase in (FORWARD, TRAIN):
+            for peer in PEERS[1:]:
+                found = ratios(select(rows, dtype=dtype, phase=phase), peer.name)
+                if found:
+                    worst, row = min(found, key=lambda f: f[0])
+                    mean = geometric_mean([v for v, _ in found])
+                    what = f"{dtype} {phase} against {peer.label}"
+                    lines.append(
+                        [what, f"{mean:.2f}x", str(len(found)), f"{worst:.2f}x", row["name"]]
+                    )
+    return table(["how many times faster", "geometric mean", "cells", "worst", "worst cell"], lines)
+
+
+def memory_table(rows: Sequence[Row]) -> str:
+    """Peak memory of each peer where it was measured."""
+    measured = [r for r in select(rows) if "peak_bytes" in r["peers"]["ours"]]
+    names = [
+        p for p in ("ours", "gather", "sdpa", "eager") if any(p in r["peers"] for r in measured)
+    ]
+    lines = [
+        [r["name"], *(mebibytes(r["peers"].get(n, {}).get("peak_bytes")) for n in names)]
+        for r in measured
+    ]
+    return table(["peak memory", *names], lines) if lines else ""
+
+
+def skipped_lines(rows: Sequence[Row]) -> list[str]:
+    """Each reason why a peer took no part, once, with the number of cases."""
+    counts: dict[str, int] = {}
+    for row in select(rows):
+        for name, peer in row["peers"].items():
+            if "skipped" in peer:
+                reason = f"{BY_NAME[name].label}: {peer['skipped']}"
+                counts[reason] = counts.get(reason, 0) + 1
+    return [
+        f"{reason} ({count} {'case' if count == 1 else 'cases'})"
+        for reason, count in counts.items()
+    ]
+
+
+def network_table(rows: Sequence[Row]) -> str:
+    """Time and memory of the U-Net with each core."""
+    labels = {
+        "sparse": "masked_attention",
+        "dense": "dense attention",
+        "sdpa": "masked SDPA",
+        "identity": "attention products removed",
+    }
+    lines = []
+    for row in rows:
+        for core, label in labels.items():
+            if "wrong" in row:
+                continue
+            measured = row["cores"][core]
+            lines.append(
+                [
+                    f"U-Net {row['phase']}, {label}",
+                    duration(measured["median"]),
+                    _times(measured["times_ours"]),
+                    mebibytes(measured.get("peak_bytes")),
+                ]
+            )
+    return table(["128 x 128, keep 0.25 QK", "time", "against ours", "peak memory"], lines)
+
+
+def goals_table(results: dict[str, Any]) -> str:
+    marks = {True: "yes", False: "no", None: ""}
+    lines = [[g.what, g.goal, g.measured, marks[g.met]] for g in goals(results)]
+    return table(["what", "goal", "measured", "met"], lines)
+
+
+def machine_line(facts: dict[str, Any]) -> str:
+    """The machine in one line."""
+    tiers = [b["build"].get("tier", b["name"]) for b in facts["backends"] if b["available"]]
+    return (
+        f"{facts['cpu']}, {facts['threads']} threads, {tiers[0]}; torch {facts['torch']}, "
+        f"maskattn_kernels {facts['maskattn_kernels']} ({facts['commit'] or 'no checkout'}), "
+        f"{facts['date']}"
+    )
+
+
+def text(results: dict[str, Any]) -> str:
+    """The whole report."""
+    parts = [machine_line(results["machine"])]
+    if not results["complete"]:
+        parts.append("This run was interrupted: only the finished rows are here.")
+    if results["cells"]:
+        parts.append(
+            "Peers: how many times longer than ours took, median over rounds; '-' took no part."
+        )
+        parts += [cells_table(results["cells"]), means_table(results["cells"])]
+    parts.append(memory_table(results["cells"] + results["tokens"]))
+    if results["network"]:
+        parts.append(network_table(results["network"]))
+    parts.append("\n".join(skipped_lines(results["cells"])))
+    parts.append("\n".join(break_even_words(results)))
+    wrong = [
+        f"{r['name']}: {r['wrong']}"
+        for s in results.values()
+        if isinstance(s, list)
+        for r in s
+        if "wrong" in r
+    ]
+    if wrong:
+        parts.append("WRONG RESULTS, not timed:\n" + "\n".join(wrong))
+    parts.append(goals_table(results))
+    return "\n\n".join(part for part in parts if part)

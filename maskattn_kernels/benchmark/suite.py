@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The whole run: a plan of steps, each saved as soon as it is done, so that nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maskattn_kernels.benchmark.cases import FORWARD, MODES, TRAIN, Case, grid
+from maskattn_kernels.benchmark.cells import measure, peer_memory
+from maskattn_kernels.benchmark.check import WrongResult
+from maskattn_kernels.benchmark.machine import machine_facts
+from maskattn_kernels.benchmark.memory import in_fresh_process
+from maskattn_kernels.benchmark.network import measure_network
+from maskattn_kernels.benchmark.overhead import measure_overhead
+from maskattn_kernels.benchmark.peers import GATHER, OURS, PEERS, QUICK_PEERS, SWEEP_PEERS
+
+Results = dict[str, Any]
+
+SECTIONS = ("overhead", "network", "cells", "keeps", "tokens", "op_memory")
+#: The keep ratios and shapes of the sweep behind the break-even.
+SWEEP_KEEPS = (1.0, 0.9, 0.75, 0.5, 0.25, 0.1)
+SWEEP_SHAPES = ((4096, 64), (1024, 128))
+#: The lengths of the sweep of time and memory; a dense peer leaves before its cost is absurd.
+SWEEP_TOKENS = (256, 1024, 4096, 16384, 65536)
+MAX_DENSE_TOKENS = 16384
+#: The longest call, for its memory.
+LONGEST = Case(131072, 64, mode="K", keep=0.1, phase=TRAIN)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One measurement: the section of the results that its row is added to, and what to call."""
+
+    section: str
+    label: str
+    function: Callable[[], dict[str, Any]]
+
+
+def plan(grid_name: str, dtypes: Sequence[str]) -> list[Step]:
+    """The steps of a named grid; quick ones have less time each and no sweeps."""
+    quick = grid_name == "quick"
+    seconds = 0.6 if quick else 1.5
+    steps = [
+        Step("overhead", "overhead of a call on 64 tokens", partial(measure_overhead, seconds))
+    ]
+    for trains in (False,) if quick else (False, True):
+        label = f"U-Net {TRAIN if trains else FORWARD}"
+        steps.append(Step("network", label, partial(measure_network, trains, 6.0)))
+    for case in grid(grid_name, dtypes):
+        # Memory at one keep ratio of the grid; a process of its own for each number takes time.
+        with_memory = not quick and case.batch == 1 and case.keep == 0.25
+        function = partial(measure, case, seconds, QUICK_PEERS if quick else PEERS, with_memory)
+        steps.append(Step("cells", case.name, function))
+    if quick:
+        return steps
+    for dtype in dtypes:
+        for tokens, head_dim in SWEEP_SHAPES:
+            for mode in MODES:
+                for keep in SWEEP_KEEPS:
+                    case = Case(tokens, head_dim, mode=mode, keep=keep, dtype=dtype)
+                    function = partial(measure, case, 1.0, SWEEP_PEERS)
+                    steps.append(Step("keeps", f"keep sweep {case.name}", function))
+    for tokens in SWEEP_TOKENS:
+        case = Case(tokens, 64, mode="QK", keep=0.25, phase=TRAIN)
+        peers = QUICK_PEERS if tokens <= MAX_DENSE_TOKENS else (OURS, GATHER)
+        function = partial(measure, case, 1.0, peers, with_memory=True)
+        steps.append(Step("tokens", f"length sweep {case.name}", function))
+    steps.append(Step("op_memory", f"memory of {LONGEST.name}", measure_longest))
+    return steps
+
+
+def measure_longest() -> dict[str, Any]:
+    """Peak memory of the longest call."""
+    peak = in_fresh_process(peer_memory, LONGEST, OURS.name, "ours")
+    return {"name": LONGEST.name, "case": asdict(LONGEST), "peak_bytes": peak}
+
+
+def result_path(folder: Path, grid_name: str, facts: dict[str, Any]) -> Path:
+    """``<folder>/<date>-<tier>-<threads>t-<grid>.json``."""
+    tiers = [b["build"].get("tier") for b in facts["backends"] if b["build"].get("tier")]
+    date = facts["date"][:19].replace("-", "").replace(":", "").replace("T", "-")
+    return (
+        folder / f"{date}-{tiers[0] if tiers else 'reference'}-{facts['threads']}t-{grid_name}.json"
+    )
+
+
+def run(
+    steps: Sequence[Step],
+    results: Results,
+    path: Path | None,
+) -> Iterator[tuple[int, Step, dict[str, Any]]]:
+    """Take the steps one by one; yields (number, step, its row) after each, when its row is saved.
+
+    A wrong result of this package is a row with the key ``wrong``, and the run goes on.
+    """
+    start = time.monotonic()
+    for number, step in enumerate(steps, start=1):
+        try:
+            row = step.function()
+        except WrongResult as reason:
+            row = {"name": step.label, "wrong": str(reason)}
+        results[step.section].append(row)
+        results["seconds"] = round(time.monotonic() - start, 1)
+        results["complete"] = number == len(steps)
+        if path is not None:
+            save(results, path)
+        yield number, step, row
+
+
+def new_results(grid_name: str) -> Results:
+    """Results without rows, for this machine."""
+    return {"grid": grid_name, "machine": machine_facts(), "complete": False} | {
+        section: [] for section in SECTIONS
+    }
+
+
+def save(results: Results, path: Path) -> None:
+    """Write JSON so that an interruption leaves the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".json.part")
+    part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def set_threads(threads: int | None) -> None:
+    """Use so many threads in this process; the processes that measure memory follow it."""
+    if threads is not None:
+        torch.set_num_threads(threads)

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Interleaved timing: all peers in one process, one after the other, round after round.
+
+Machines drift (clock, neighbours, caches). Two numbers taken minutes apart do not compare; two
+numbers taken in one round do. So ratios are computed within each round, and the median over rounds
+is reported. A slow peer leaves after its share of the time, so that those in focus get the many
+rounds.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+Call = Callable[[], object]
+
+#: Samples that everyone has at least, those in focus have at least, and anyone has at most. A call
+#: of more than SLOW_SECONDS has one less.
+MIN_ROUNDS, FOCUS_ROUNDS, MAX_ROUNDS = 3, 5, 300
+SLOW_SECONDS = 1.0
+#: A sample repeats a call until it lasts about this long, so that the clock does not matter.
+MIN_SAMPLE_SECONDS = 2e-4
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call of one contestant.
+
+    Attributes:
+        median: 50th percentile of the samples.
+        low: 20th percentile.
+        high: 80th percentile.
+        rounds: number of samples.
+    """
+
+    median: float
+    low: float
+    high: float
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Race:
+    """All samples, by contestant; sample i of every contestant belongs to round i."""
+
+    samples: dict[str, list[float]]
+
+    def timing(self, name: str) -> Timing:
+        ordered = sorted(self.samples[name])
+        return Timing(
+            statistics.median(ordered),
+            percentile(ordered, 0.2),
+            percentile(ordered, 0.8),
+            len(ordered),
+        )
+
+    def ratio(self, slower: str, faster: str) -> float:
+        """Median over common rounds of time(slower) / time(faster)."""
+        pairs = zip(self.samples[slower], self.samples[faster], strict=False)
+        return statistics.median(a / b for a, b in pairs)
+
+
+def percentile(ordered: list[float], fraction: float) -> float:
+    """Linear interpolation in a sorted list."""
+    position = fraction * (len(ordered) - 1)
+    left = int(position)
+    right = min(left + 1, len(ordered) - 1)
+    return ordered[left] + (position - left) * (ordered[right] - ordered[left])
+
+
+def sample(call: Call, repeats: int = 1) -> float:
+    """Seconds per call over some calls in a row."""
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
+
+
+def fastest(calls: Mapping[str, Call], rounds: int = 3) -> str:
+    """Name of the contestant with the smallest best time over a few interleaved rounds."""
+    best = dict.fromkeys(calls, float("inf"))
+    for _ in range(rounds if len(calls) > 1 else 0):
+        for name, call in calls.items():
+            best[name] = min(best[name], sample(call))
+    return min(best, key=best.__getitem__)
+
+
+def race(calls: Mapping[str, Call], seconds: float, focus: Collection[str] = ()) -> Race:
+    """Time contestants in interleaved rounds.
+
+    Args:
+        calls: contestants by name.
+        seconds: time to spend, about. Each contestant leaves after an equal share of it; those in
+            ``focus`` use up what is left. The least numbers of rounds come before the time.
+        focus: names of the contestants whose ratio is the point of the race.
+
+    Returns:
+        the samples. The contestants change places from round to round, so that none always runs
+        after the same neighbour.
+    """
+    once = {name: sample(call) for name, call in calls.items()}
+    repeats = {n: max(1, min(100, round(MIN_SAMPLE_SECONDS / t))) for n, t in once.items()}
+    least = {
+        n: (FOCUS_ROUNDS if n in focus else MIN_ROUNDS) - (once[n] > SLOW_SECONDS) for n in calls
+    }
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    spent = dict.fromkeys(calls, 0.0)
+    start = time.perf_counter()
+
+    def goes_on(name: str) -> bool:
+        if len(samples[name]) < least[name]:
+            return True
+        if name in focus:
+            return time.perf_counter() - start < seconds
+        return spent[name] < seconds / len(calls)
+
+    running = list(calls)
+    for index in range(MAX_ROUNDS):
+        shift = index % len(running)
+        for name in running[shift:] + running[:shift]:
+            samples[name].append(sample(calls[name], repeats[name]))
+            spent[name] += samples[name][-1] * repeats[name]
+        running = [name for name in running if goes_on(name)]
+        if not running:
+            break
+    return Race(samples)

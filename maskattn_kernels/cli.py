@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The command ``maskattn``: info, bench, demo.
+
+Exit codes: 0 done, 1 failed while running, 2 wrong arguments, 130 interrupted. An error is one line
+on stderr. Progress goes to stderr, results to stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from maskattn_kernels import __version__, backends, explain
+from maskattn_kernels.benchmark import report, suite
+from maskattn_kernels.benchmark.cases import DTYPES
+from maskattn_kernels.benchmark.machine import machine_facts
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, with a word on what is left."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _threads(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return int(text)
+
+
+def _dtypes(text: str) -> tuple[str, ...]:
+    known = (*DTYPES, "float16")
+    names = tuple(dict.fromkeys(text.split(",")))
+    for name in names:
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"expected some of {','.join(known)}, got {name!r}")
+    return names
+
+
+def _folder(text: str) -> Path:
+    """A folder that can be written to, made if it is not there."""
+    path = Path(text)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(
+            f"cannot make the folder {text!r}: {error.strerror}"
+        ) from None
+    if not os.access(path, os.W_OK):
+        raise argparse.ArgumentTypeError(f"cannot write to the folder {text!r}")
+    return path
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="maskattn", description="Attention over selected tokens: see what it does here."
+    )
+    parser.add_argument("--version", action="version", version=f"maskattn_kernels {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{info,bench,demo}")
+
+    commands.add_parser("info", help="versions, this machine, and which backend runs")
+
+    bench = commands.add_parser(
+        "bench", help="measure against the other ways to compute masked attention"
+    )
+    size = bench.add_mutually_exclusive_group()
+    size.add_argument(
+        "--grid",
+        choices=("small", "full"),
+        default="small",
+        help="small: one image, keep 0.25, some 5 minutes (default); full: all, some 20 minutes",
+    )
+    size.add_argument(
+        "--quick",
+        dest="grid",
+        action="store_const",
+        const="quick",
+        help="two shapes, about one minute",
+    )
+    bench.add_argument(
+        "--dtype",
+        type=_dtypes,
+        default=DTYPES,
+        help=f"comma-separated, of float32,bfloat16,float16 (default {','.join(DTYPES)})",
+    )
+    bench.add_argument("--threads", type=_threads, help="default: as many as torch chooses")
+    bench.add_argument(
+        "--out",
+        default="out/bench",
+        metavar="DIR",
+        help="folder for JSON and plots (default out/bench)",
+    )
+
+    demo = commands.add_parser(
+        "demo", help="dense and masked U-Net on photographs, as a page in HTML"
+    )
+    demo.add_argument(
+        "--out", default="out/demo", metavar="DIR", help="folder for the page (default out/demo)"
+    )
+    demo.add_argument("--threads", type=_threads, help="default: as many as torch chooses")
+    return parser
+
+
+def info() -> None:
+    """Print versions, the machine, every backend with its reasons, and what runs a plain call."""
+    facts = machine_facts()
+    flags = " ".join(facts["cpu_flags"]) or "none of interest"  # type: ignore[arg-type]
+    python = platform.python_version()
+    print(f"maskattn_kernels {__version__}, torch {torch.__version__}, python {python}")
+    print(f"{facts['cpu']} ({facts['arch']}, {facts['threads']} threads; {flags})")
+    print("backends, best first:")
+    for record in backends():
+        state = "can run" if record.available else "cannot run"
+        print(f"  {record.name}: {state}")
+        for reason in record.reasons:
+            print(f"    {reason}")
+        for key, value in record.build.items():
+            print(f"    {key}: {value}")
+    tokens = torch.empty(1, 1, 4096, 64)
+    mask = torch.ones(1, 4096, dtype=torch.bool)
+    chosen = explain(tokens, tokens, tokens, key_mask=mask)
+    print(f"a float32 call on the CPU with 4096 tokens runs on: {chosen.backend}")
+
+
+def progress(number: int, steps: int, label: str, row: dict[str, Any] | None, start: float) -> None:
+    """One line on stderr for a finished step."""
+    text = ""
+    if row is None:
+        pass
+    elif "wrong" in row:
+        text = f"WRONG: {row['wrong']}"
+    elif "peers" in row:
+        text = f"ours {report.duration(row['peers']['ours']['median'])}"
+        for name, peer in row["peers"].items():
+            if name != "ours" and "times_ours" in peer:
+                text += f", {name} {peer['times_ours']:.2f}x"
+    elapsed = int(time.monotonic() - start)
+    clock = f"{elapsed // 60}:{elapsed % 60:02d}"
+    print(
+        f"[{number:>{len(str(steps))}}/{steps} {clock}] {label}  {text}".rstrip(),
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def bench(grid: str, dtypes: Sequence[str], out: Path) -> int:
+    """Run a grid; print the report; leave JSON and plots in a folder."""
+    steps = suite.plan(grid, dtypes)
+    results = suite.new_results(grid)
+    path = suite.result_path(out, grid, results["machine"])
+    start = time.monotonic()
+    try:
+        for number, step, row in suite.run(steps, results, path):
+            progress(number, len(steps), step.label, row, start)
+    except KeyboardInterrupt:
+        kept = f"; the finished rows are in {path}" if path.exists() else ""
+        raise Interrupted(f"interrupted{kept}") from None
+    print(report.text(results))
+    print(f"\nwritten: {path}")
+    try:
+        from maskattn_kernels.benchmark import plots
+    except ModuleNotFoundError as missing:
+        print(_missing(missing, "no plots", "bench"), file=sys.stderr)
+    else:
+        for picture in plots.plot_all(results, path.with_suffix("")):
+            print(f"written: {picture}")
+    wrong = any("wrong" in row for section in suite.SECTIONS for row in results[section])
+    return 1 if wrong else 0
+
+
+def demo(out: Path) -> int:
+    """Run the comparison on photographs; leave a page in a folder."""
+    try:
+        from maskattn_kernels.demo import run
+    except ModuleNotFoundError as missing:
+        print(f"maskattn demo: {_missing(missing, 'cannot run', 'demo')}", file=sys.stderr)
+        return 1
+    start = time.monotonic()
+    page = run.run(out, lambda number, steps, label: progress(number, steps, label, None, start))
+    print(f"written: {page}")
+    return 0
+
+
+def _missing(error: ModuleNotFoundError, effect: str, extra: str) -> str:
+    """The line about a missing extra; any other missing module is a fault of ours and is raised."""
+    package = (error.name or "").split(".")[0]
+    if package not in ("matplotlib", "skimage", "numpy"):
+        raise error
+    return f"{effect}: {package} is not installed; pip install 'maskattn_kernels[{extra}]'"
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.command == "info":
+        info()
+        return 0
+    suite.set_threads(arguments.threads)
+    if arguments.command == "bench":
+        return bench(arguments.grid, arguments.dtype, arguments.out)
+    return demo(arguments.out)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code.
+
+    Args:
+        argv: arguments without the program's name; None = those of this process.
+    """
+    parser = make_parser()
+    arguments = parser.parse_args(argv)
+    name = f"maskattn {arguments.command}"
+    try:
+        if hasattr(arguments, "out"):
+            try:
+                arguments.out = _folder(arguments.out)
+            except argparse.ArgumentTypeError as error:
+                print(f"{name}: argument --out: {error}", file=sys.stderr)
+                return 2
+        return _run(arguments)
+    except KeyboardInterrupt as stop:
+        print(
+            f"{name}: {stop if isinstance(stop, Interrupted) else 'interrupted'}", file=sys.stderr
+        )
+        return 130
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        text = " ".join(str(error).split()) or "no message"
+        print(f"{name}: {type(error).__name__}: {text}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

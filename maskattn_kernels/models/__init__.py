@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Networks built on the attention modules of `maskattn_kernels.nn`."""
+
+from maskattn_kernels.models.blocks import ConvBlock, Down, Up
+from maskattn_kernels.models.maskattn_unet import PRESETS, MaskAttnUNet
+
+__all__ = ["PRESETS", "ConvBlock", "Down", "MaskAttnUNet", "Up"]

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`MaskAttention2d`: masked self-attention over the pixels of a feature map.
+
+Tokens are pixels in row-major order. With channels_last input everything from input to output is a
+view or a result: the pixels are tokens-major in memory already, one linear layer makes queries,
+keys and values side by side, cores take them through strides, and the way back is a view again.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from maskattn_kernels.nn.checks import check_heads, kind_of
+from maskattn_kernels.nn.cores import AttentionCore, make_core
+from maskattn_kernels.nn.selectors import Selection, Selector
+from maskattn_kernels.token_index import TokenIndex
+
+__all__ = ["MaskAttention2d"]
+
+
+class MaskAttention2d(nn.Module):
+    """Attention among selected pixels of a feature map, NCHW in and out.
+
+        q, k, v = linear(x);  y = LayerNorm(x + attention(q, k, v, mask))
+
+    There is no output projection and the projections have no bias: heads are put side by side and
+    added to the input, and a bias on the keys could not change a softmax. A pixel that attention
+    does not reach (not selected with ``sparsity="qk"``, or nothing selected at all) becomes
+    ``LayerNorm(x)``.
+
+    Args:
+        channels: C of the feature map.
+        num_heads: divides ``channels``; ``channels / num_heads`` is at most 256.
+        selector: draws the mask when `forward` is given none; None = all pixels.
+        sparsity: "qk" = only selected pixels ask and answer, work O(n^2) for n selected of N
+            pixels; "k" = all pixels ask, only selected ones answer, work O(N n).
+        core: "sparse", "dense", "sdpa", "identity" or an `AttentionCore`; same ``state_dict`` with
+            any.
+        backend: for the sparse core, as in `masked_attention`.
+
+    Raises:
+        TypeError, ValueError: one line naming the argument, what came, and what was expected.
+
+    Shapes:
+        ``x`` (B,C,H,W), any H and W, floating point; output the same shape, and channels_last if
+        ``x`` is. Gradients flow to ``x``, the parameters and ``key_bias``.
+
+    Example:
+        >>> import torch
+        >>> from maskattn_kernels.nn import MaskAttention2d, RandomSelector
+        >>> attention = MaskAttention2d(32, num_heads=2, selector=RandomSelector(0.25))
+        >>> x = torch.randn(2, 32, 8, 8)
+        >>> attention(x).shape
+        torch.Size([2, 32, 8, 8])
+        >>> left_half = torch.zeros(2, 8, 8, dtype=torch.bool)
+        >>> left_half[:, :, :4] = True
+        >>> attention(x, left_half).shape
+        torch.Size([2, 32, 8, 8])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int = 1,
+        *,
+        selector: Selector | None = None,
+        sparsity: str = "qk",
+        core: str | AttentionCore = "sparse",
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        check_heads("channels", channels, num_heads)
+        if sparsity not in ("qk", "k"):
+            raise ValueError(f'sparsity: expected "qk" or "k", got {sparsity!r}')
+        if selector is not None and not isinstance(selector, nn.Module):
+            raise TypeError(f"selector: expected a Selector or None, got {type(selector).__name__}")
+        self.channels = channels
+        self.num_heads = num_heads
+        self.sparsity = sparsity
+        self.selector = selector
+        self.qkv = nn.Linear(channels, 3 * channels, bias=False)
+        self.core = make_core(core, backend)
+        self.norm = nn.LayerNorm(channels)
+
+    def select(self, x: Tensor) -> Selection | None:
+        """What `forward` would attend to for ``x`` when given no mask; None = all pixels.
+
+        Example:
+            >>> import torch
+            >>> from maskattn_kernels.nn import MaskAttention2d, RandomSelector
+            >>> attention = MaskAttention2d(8, selector=RandomSelector(0.5))
+            >>> attention.select(torch.randn(1, 8, 4, 4)).mask.sum()
+            tensor(8)
+        """
+        return None if self.selector is None else self.selector(x)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | TokenIndex | None = None,
+        key_bias: Tensor | None = None,
+    ) -> Tensor:
+        """Attends among the selected pixels of ``x``.
+
+        Args:
+            x: (B,C,H,W).
+            mask: bool, True = selected: (B,H,W), (B,1,H,W) or (B,H*W), B may be 1; or a
+                `TokenIndex` over H*W tokens. None = the selector draws it.
+            key_bias: float (B,H,W), (B,1,H,W) or (B,H*W), added to the scaled score of each key;
+                needs ``mask`` (a selector brings its own).
+
+        Returns:
+            (B,C,H,W) in the memory format of ``x``.
+        """
+        self._check(x, mask, key_bias)
+        if mask is None:
+            selection = self.select(x)
+            if selection is not None:
+                mask, key_bias = selection
+        if isinstance(mask, Tensor):
+            mask = mask.flatten(1)
+        if key_bias is not None:
+            key_bias = key_bias.flatten(1)
+
+        batch, channels, height, width = x.shape
+        keep_channels_last = x.is_contiguous(memory_format=torch.channels_last)
+        # (B,N,C), N in row-major order: a view of channels_last memory, else the one copy in.
+        tokens = x.permute(0, 2, 3, 1).contiguous().view(batch, height * width, channels)
+        head_dim = channels // self.num_heads
+        qkv = self.qkv(tokens).view(batch, height * width, 3, self.num_heads, head_dim)
+        query, key, value = (t.transpose(1, 2) for t in qkv.unbind(2))
+        # The same object twice: masked_attention then selects once for queries and keys.
+        query_mask = mask if self.sparsity == "qk" else None
+        out = self.core(query, key, value, key_mask=mask, query_mask=query_mask, key_bias=key_bias)
+        out = out.transpose(1, 2).reshape(batch, height * width, channels)
+        y = self.norm(tokens + out)
+        y = y.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        return y if keep_channels_last else y.contiguous()
+
+    def _check(self, x: Tensor, mask: Tensor | TokenIndex | None, key_bias: Tensor | None) -> None:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x: expected a Tensor, got {type(x).__name__}")
+        if x.dim() != 4 or x.shape[1] != self.channels:
+            raise ValueError(f"x: expected shape (B, {self.channels}, H, W), got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise TypeError(f"x: expected a floating point dtype, got {x.dtype}")
+        if key_bias is not None:
+            if not isinstance(key_bias, Tensor) or not key_bias.is_floating_point():
+                raise TypeError(
+                    f"key_bias: expected a floating point Tensor, got {kind_of(key_bias)}"
+                )
+            if mask is None:
+                raise ValueError("key_bias: expected together with mask, got no mask")
+            _check_shape("key_bias", key_bias, x)
+        if mask is None or isinstance(mask, TokenIndex):
+            return
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            raise TypeError(
+                "mask: expected a bool Tensor (True = selected) or a TokenIndex, "
+                f"got {kind_of(mask)}"
+            )
+        _check_shape("mask", mask, x)
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, num_heads={self.num_heads}, sparsity={self.sparsity!r}"
+
+
+def _check_shape(name: str, t: Tensor, x: Tensor) -> None:
+    batch, _, height, width = x.shape
+    shape = tuple(t.shape)
+    fits = shape[1:] in ((height, width), (1, height, width), (height * width,))
+    if not fits or shape[0] not in (1, batch):
+        raise ValueError(
+            f"{name}: expected shape ({batch}, {height}, {width}), ({batch}, 1, {height}, {width}) "
+            f"or ({batch}, {height * width}), got {shape}"
+        )
+    if t.device != x.device:
+        raise ValueError(f"{name}: expected device {x.device} as x, got {t.device}")

@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The ops of all backends under one roof: fakes, gradients, autocast, and the eager
+autograd.Function.
+
+Every backend brings the same three ops (`backends/base.py`), so each rule is written once and
+registered in a loop. Compiled and transformed code calls the registered op, whose gradient is
+`register_autograd`'s; eager code goes through `MaskedAttentionFunction`, the same formulas with a
+quarter of the overhead.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
+from torch.utils.flop_counter import register_flop_formula
+
+from maskattn_kernels.backends import BACKENDS
+from maskattn_kernels.backends.base import accumulation_dtype, empty_result
+
+Op = torch._ops.OpOverload
+
+
+class BackendOps(NamedTuple):
+    """The three registered ops of one backend."""
+
+    select_tokens: Op
+    fwd: Op
+    bwd: Op
+
+
+def _find_ops(name: str) -> BackendOps:
+    packets = (getattr(torch.ops.maskattn, f"{name}_{field}") for field in BackendOps._fields)
+    return BackendOps(*(packet.default for packet in packets))
+
+
+def attention(
+    backend: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_indices: Tensor | None,
+    query_counts: Tensor | None,
+    key_indices: Tensor | None,
+    key_counts: Tensor | None,
+    key_bias: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """(out, lse) of validated arguments, by the cheapest way that keeps their gradients right."""
+    args = (
+        query,
+        key,
+        value,
+        query_indices,
+        query_counts,
+        key_indices,
+        key_counts,
+        key_bias,
+        scale,
+    )
+    if torch.compiler.is_compiling():
+        return OPS[backend].fwd(*args)
+    if torch._C._are_functorch_transforms_active():
+        return TransformableFunction.apply(backend, *args)
+    if (
+        torch.is_grad_enabled()
+        and (
+            query.requires_grad
+            or key.requires_grad
+            or value.requires_grad
+            or (key_bias is not None and key_bias.requires_grad)
+        )
+    ) or forward_ad._current_level >= 0:
+        return MaskedAttentionFunction.apply(backend, *args)
+    return _below_autograd(OPS[backend].fwd, *args)
+
+
+class MaskedAttentionFunction(torch.autograd.Function):
+    """The autograd function under `masked_attention` in eager code.
+
+    `MaskedAttentionFunction.apply(backend, query, key, value, query_indices, query_counts,
+    key_indices, key_counts, key_bias, scale)` returns `(out, lse)`, for the name of a backend and
+    tensors as `backends/base.py` describes them. It validates nothing: call `masked_attention`.
+    Differentiable once, in query, key, value and key_bias.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, backend: str, *args: Any) -> tuple[Tensor, Tensor]:
+        out, lse = _below_autograd(OPS[backend].fwd, *args)
+        _save(ctx, args, out, lse)
+        ctx.backend = backend
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple:
+        bwd = OPS[ctx.backend].bwd
+        # Under create_graph the op's own autograd must see the call, to refuse the next derivative.
+        quick = bwd if torch.is_grad_enabled() else partial(_below_autograd, bwd)
+        return None, *_gradients(ctx, quick, dout, dlse)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
+        _refuse_forward_mode()
+
+
+class TransformableFunction(torch.autograd.Function):
+    """The same for torch.func, whose transforms need a setup_context: slower in eager code."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(backend: str, *args: Any) -> tuple[Tensor, Tensor]:
+        return OPS[backend].fwd(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+        ctx.backend, *args = inputs
+        _save(ctx, args, *output)
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple:
+        return None, *_gradients(
+            ctx, partial(TransformableGradients.apply, ctx.backend), dout, dlse
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
+        _refuse_forward_mode()
+
+
+class TransformableGradients(torch.autograd.Function):
+    """The backward of TransformableFunction: a function, so that its derivative is refused."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(backend: str, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return OPS[backend].bwd(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple:
+        _refuse_double_backward(ctx, *grads)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
+        _refuse_forward_mode()
+
+
+def _below_autograd(op: Op, *args: Any) -> Any:
+    """The op without the cost of its registered autograd."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
+
+
+def _save(ctx: Any, args: Sequence[Any], out: Tensor, lse: Tensor) -> None:
+    """Keeps the arguments and results of an X_fwd op for `_gradients`."""
+    ctx.save_for_backward(*args[:-1], out, lse)
+    ctx.scale = args[-1]
+    ctx.set_materialize_grads(False)  # an lse that nobody used costs nothing
+
+
+def _gradients(
+    ctx: Any, bwd: Callable[..., Any], dout: Tensor | None, dlse: Tensor | None
+) -> tuple:
+    """The gradients of the arguments of an X_fwd op."""
+    if dout is None and dlse is None:
+        return (None,) * 9
+    query, key, value, *index, key_bias, out, lse = ctx.saved_tensors
+    if dout is None:
+        dout = torch.zeros_like(out)
+    dq, dk, dv, dbias = bwd(dout, dlse, query, key, value, out, lse, *index, key_bias, ctx.scale)
+    return dq, dk, dv, None, None, None, None, dbias if key_bias is not None else None, None
+
+
+def _fake_select_tokens(mask: Tensor) -> tuple[Tensor, Tensor]:
+    b, h, n = mask.shape
+    return mask.new_empty((b, h, n), dtype=torch.int32), mask.new_empty((b, h), dtype=torch.int32)
+
+
+def _fake_fwd(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return empty_result(query), query.new_empty(
+        query.shape[:3], dtype=accumulation_dtype(query.dtype)
+    )
+
+
+def _fake_bwd(
+    dout: Tensor, dlse: Tensor | None, query: Tensor, key: Tensor, value: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    key_bias = rest[-2]
+    dbias_shape = key.shape[:3] if key_bias is not None else (0,)
+    dbias = key.new_empty(dbias_shape, dtype=accumulation_dtype(key.dtype))
+    return empty_result(query), empty_result(key), empty_result(value), dbias
+
+
+def _refuse_double_backward(ctx: Any, *grads: Tensor) -> NoReturn:
+    raise NotImplementedError("masked_attention: double backward is not supported")
+
+
+def _refuse_forward_mode() -> NoReturn:
+    raise NotImplementedError("masked_attention: forward-mode derivatives are not supported")
+
+
+def _autocast_rule(fwd: Op, device_type: str) -> Any:
+    """query, key and value cast as for scaled_dot_product_attention, the rest as it is."""
+
+    def rule(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        qkv = autocast_cast(device_type, query, key, value)
+        with torch.autocast(device_type, enabled=False):
+            return fwd(*qkv, *rest)
+
+    return rule
+
+
+def autocast_cast(device_type: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in the autocast dtype of the device; float64 is left alone, as autocast does."""
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(
+        t.to(dtype) if t.is_floating_point() and t.dtype is not torch.float64 else t
+        for t in tensors
+    )
+
+
+def _vmap_rule(op: Op, batched_arg: int) -> Callable[..., Any]:
+    """Folds the mapped dimension into the batch; args[batched_arg] has the batch size."""
+
+    def rule(info: Any, in_dims: tuple, *args: Any) -> tuple:
+        size = info.batch_size
+        unmapped = [
+            arg
+            if not isinstance(arg, Tensor)
+            else arg.expand(size, *arg.shape)
+            if dim is None
+            else arg.movedim(dim, 0)
+            for arg, dim in zip(args, in_dims, strict=True)
+        ]
+        batch = unmapped[batched_arg].shape[1]
+        results = op(*(_folded(arg, batch) for arg in unmapped))
+        return (
+            tuple(r.unflatten(0, (size, batch)) if r.dim() > 1 else r for r in results),
+            tuple(
+                0 if r.dim() > 1 else None for r in results
+            ),  # no key_bias: dbias (0,) is not mapped
+        )
+
+    return rule
+
+
+def _folded(arg: Any, batch: int) -> Any:
+    """(V, B | 1, ...) as (V * B, ...)."""
+    if not isinstance(arg, Tensor):
+        return arg
+    return arg.expand(arg.shape[0], batch, *arg.shape[2:]).flatten(0, 1)
+
+
+def _fwd_flops(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_indices: Tensor | None,
+    query_counts: Tensor | None,
+    key_indices: Tensor | None,
+    key_counts: Tensor | None,
+    *rest: Any,
+    **out: Any,
+) -> int:
+    """Two products of 2 D operations for each pair of a selected query and a selected key."""
+    batch, heads, query_len, head_dim = query.shape
+    kv_heads, key_len = key.shape[1:3]
+    queries, keys = _counts(query_counts, query_len), _counts(key_counts, key_len)
+    queries = queries.expand(batch, heads).unflatten(1, (kv_heads, heads // max(kv_heads, 1)))
+    pairs = queries * keys.expand(batch, kv_heads).unsqueeze(-1)
+    return 4 * head_dim * int(pairs.sum())
+
+
+def _bwd_flops(
+    dout: Tensor, dlse: Tensor | None, query: Tensor, key: Tensor, *rest: Any, **out: Any
+) -> int:
+    """Five products in place of the forward's two."""
+    value, _, _, *index = rest[:7]
+    return 5 * _fwd_flops(query, key, value, *index) // 2
+
+
+def _counts(counts: Tensor | None, length: int) -> Tensor:
+    """How many tokens are selected; all of them where that is not known, as for fake tensors."""
+    if counts is None or counts.is_meta or isinstance(counts, FakeTensor):
+        return torch.tensor([[length]])
+    return counts.cpu().long()
+
+
+def _register(ops: BackendOps) -> None:
+    """The rules of one backend's ops."""
+
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+        _save(ctx, inputs, *output)
+
+    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple:
+        return _gradients(ctx, ops.bwd, dout, dlse)
+
+    torch.library.register_fake(ops.select_tokens, _fake_select_tokens)
+    torch.library.register_fake(ops.fwd, _fake_fwd)
+    torch.library.register_fake(ops.bwd, _fake_bwd)
+    torch.library.register_autograd(ops.fwd, backward, setup_context=setup_context)
+    torch.library.register_autograd(ops.bwd, _refuse_double_backward)
+    torch.library.register_vmap(ops.select_tokens, _vmap_rule(ops.select_tokens, batched_arg=0))
+    torch.library.register_vmap(ops.fwd, _vmap_rule(ops.fwd, batched_arg=0))
+    torch.library.register_vmap(ops.bwd, _vmap_rule(ops.bwd, batched_arg=2))
+    register_flop_formula(ops.fwd.overloadpacket, get_raw=True)(_fwd_flops)
+    register_flop_formula(ops.bwd.overloadpacket, get_raw=True)(_bwd_flops)
+    for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+        _LIBRARY.impl(ops.fwd, _autocast_rule(ops.fwd, device_type), key)
+
+
+_LIBRARY = torch.library.Library("maskattn", "FRAGMENT")
+OPS = {b.name: _find_ops(b.name) for b in BACKENDS if hasattr(torch.ops.maskattn, f"{b.name}_fwd")}
+for _ops in OPS.values():
+    _register(_ops)

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Fixtures of every test: poisoned memory, and the targets that a test runs on."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.utils.deterministic
+from harness import ONE_DTYPE_TARGETS, Target, activate
+
+
+@pytest.fixture(autouse=True)
+def nan_filled_allocations() -> Iterator[None]:
+    """torch.empty and friends return NaN, so that an entry nobody wrote is seen."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=ONE_DTYPE_TARGETS, ids=str)
+def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Target:
+    """Every backend and tier; the test is skipped, with the reason, where one is missing."""
+    activate(request.param, monkeypatch)
+    return request.param

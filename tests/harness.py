@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Runs a case on a target (backend, instruction-set tier, dtype) and proves that it ran there."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from cases import Case, Inputs, make
+from oracle import assert_close, dense_attention, dense_by_lse
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from maskattn_kernels import backends, masked_attention, select_tokens
+
+RESULTS = ("out", "lse", "dq", "dk", "dv", "dbias")
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Target:
+    backend: str
+    dtype: torch.dtype
+    tier: str | None = None
+
+    def __str__(self) -> str:
+        parts = (self.backend, self.tier, str(self.dtype).removeprefix("torch."))
+        return "-".join(part for part in parts if part)
+
+    def missing(self) -> str | None:
+        """Why this target cannot run here, with its tier in the environment; None if it can."""
+        record = next(r for r in backends() if r.name == self.backend)
+        if self.tier and self.tier not in record.build.get("tiers", "").split():
+            built = record.build.get("tiers") or "; ".join(record.reasons)
+            return f"the library is built without the {self.tier} tier: {built}"
+        return None if record.available else "; ".join(record.reasons)
+
+
+# AMX is used for bfloat16 only, so its other dtypes are the AVX-512 rows.
+TARGETS = [Target("reference", dtype) for dtype in (torch.float64, *FLOATS)]
+TARGETS += [
+    Target("cpu", dtype, tier) for tier in ("generic", "avx2", "avx512") for dtype in FLOATS
+]
+TARGETS += [Target("cpu", torch.bfloat16, "amx")]
+# One dtype a tier, for what does not depend on rounding.
+ONE_DTYPE_TARGETS = [Target("reference", torch.float32)]
+ONE_DTYPE_TARGETS += [Target("cpu", torch.float32, tier) for tier in ("generic", "avx2", "avx512")]
+ONE_DTYPE_TARGETS += [Target("cpu", torch.bfloat16, "amx")]
+
+
+def activate(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forces the target's tier, or skips the test and says why."""
+    if target.tier:
+        monkeypatch.setenv("MASKATTN_CPU_TIER", target.tier)
+    reason = target.missing()
+    if reason:
+        pytest.skip(reason)
+    if target.tier:
+        record = next(r for r in backends() if r.name == target.backend)
+        assert record.build["tier"] == target.tier
+
+
+class RanOps(TorchDispatchMode):
+    """Notes which of the package's ops run: the only proof that a backend did the work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "maskattn":
+            self.names.append(func._opname)
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def ran_on(backend: str) -> Iterator[None]:
+    """Fails unless the block ran ops of this backend and of no other."""
+    with RanOps() as ran:
+        yield
+    ran_backends = {name.split("_")[0] for name in ran.names}
+    assert ran_backends == {backend}, f"expected ops of {backend}, ran {ran.names}"
+
+
+def arguments(x: Inputs) -> dict[str, Any]:
+    """The keyword arguments of `masked_attention` for a case."""
+    key_mask, query_mask = x.key_mask, x.query_mask
+    if x.as_index:
+        key_mask, query_mask = select_tokens(key_mask), select_tokens(query_mask)
+    return {
+        "key_mask": key_mask,
+        "query_mask": query_mask,
+        "scale": x.scale,
+        "enable_gqa": x.query.shape[1] != x.key.shape[1],
+    }
+
+
+def leaves(x: Inputs, dtype: torch.dtype | None = None) -> list[Tensor]:
+    """query, key, value and, if there is one, key_bias as leaves; strides are kept unless cast."""
+    tensors = [t for t in (x.query, x.key, x.value, x.key_bias) if t is not None]
+    return [t.detach().to(dtype or t.dtype).requires_grad_() for t in tensors]
+
+
+def run(target: Target, x: Inputs) -> dict[str, Tensor]:
+    """Forward and backward of the op on the target."""
+    inputs = leaves(x)
+    bias = inputs[3] if x.key_bias is not None else None
+    kwargs = arguments(x)
+    with ran_on(target.backend):
+        out, lse = masked_attention(
+            *inputs[:3], key_bias=bias, return_lse=True, backend=target.backend, **kwargs
+        )
+        grads = torch.autograd.grad((out, lse), inputs, (x.dout, x.dlse))
+    return dict(zip(RESULTS, (out.detach(), lse.detach(), *grads), strict=False))
+
+
+def run_dense(x: Inputs, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The same by dense attention in the dtype."""
+    inputs = leaves(x, dtype)
+    bias = inputs[3] if x.key_bias is not None else None
+    out, lse = dense_attention(*inputs[:3], x.key_mask, x.query_mask, bias, x.scale)
+    dlse = x.dlse.to(dtype).masked_fill(lse == -torch.inf, 0)
+    grads = torch.autograd.grad((out, lse), inputs, (x.dout.to(dtype), dlse))
+    return dict(zip(RESULTS, (out.detach(), lse.detach(), *grads), strict=False))
+
+
+def run_by_lse(x: Inputs, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The same by dense formulas in lse, which autograd has no part in."""
+    q, k, v, dout, dlse = (t.to(dtype) for t in (x.query, x.key, x.value, x.dout, x.dlse))
+    bias = x.key_bias.to(dtype) if x.key_bias is not None else None
+    results = dense_by_lse(q, k, v, x.key_mask, x.query_mask, bias, x.scale, dout, dlse)
+    return dict(zip(RESULTS, results, strict=False))
+
+
+@cache
+def expected(case: Case, dtype: torch.dtype) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+    """(truth, eager PyTorch's answers) of a case: once for all backends and tiers."""
+    x = make(case, dtype)
+    eager = [run_dense(x, dtype)]
+    if dtype in (torch.float32, torch.float64):
+        eager.append(run_by_lse(x, dtype))
+    return run_dense(x, torch.float64), eager
+
+
+def check_against_oracle(target: Target, case: Case) -> None:
+    """Every result of the target within the error rule."""
+    results = run(target, make(case, target.dtype))
+    truth, eager = expected(case, target.dtype)
+    assert results.keys() == truth.keys()
+    for name, result in results.items():
+        assert_close(name, result, truth[name], [e[name] for e in eager], target.dtype)

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Which backend runs, why another does not, and that nothing falls back in silence."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from harness import RanOps, Target
+
+from maskattn_kernels import backends, explain, masked_attention
+from maskattn_kernels.backends import BACKENDS, choose
+from maskattn_kernels.backends.base import Backend
+from maskattn_kernels.problem import Problem
+
+
+def available(name: str) -> bool:
+    return next(record for record in backends() if record.name == name).available
+
+
+def run_python(code: str, **env: str) -> str:
+    """The output of a fresh interpreter."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **env},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_records_in_order_of_preference() -> None:
+    records = backends()
+    assert [r.name for r in records] == ["cpu", "reference"]
+    for record in records:
+        assert record.available != bool(record.reasons)
+        assert all("\n" not in reason for reason in record.reasons)
+    assert records[-1].available and records[-1].build["torch"] == torch.__version__
+
+
+def test_record_of_the_compiled_library() -> None:
+    record = backends()[0]
+    if not record.available:
+        pytest.skip("; ".join(record.reasons))
+    assert {"compiler", "torch", "tiers", "arch", "tier"} <= record.build.keys()
+    assert record.build["tier"] in record.build["tiers"].split()
+
+
+def test_default_is_the_best_that_can_run() -> None:
+    q = torch.randn(1, 1, 4, 8)
+    expected = "cpu" if available("cpu") else "reference"
+    with RanOps() as ran:
+        masked_attention(q, q, q)
+    assert ran.names == [f"{expected}_fwd"]
+    assert explain(q, q, q).backend == expected
+
+
+def test_forced_backend_runs(target: Target) -> None:
+    q = torch.randn(1, 1, 4, 8).to(target.dtype)
+    explanation = explain(q, q, q, backend=target.backend)
+    assert explanation.backend == target.backend
+    with RanOps() as ran:
+        masked_attention(q, q, q, backend=target.backend)
+    assert ran.names == [f"{target.backend}_fwd"]
+    others = {record.name for record in backends()} - {target.backend}
+    assert explanation.reasons.keys() == others and all(explanation.reasons.values())
+
+
+def test_explain_says_why_not() -> None:
+    q = torch.randn(1, 1, 4, 8, dtype=torch.float64)
+    explanation = explain(q, q, q)
+    assert explanation.backend == "reference"
+    assert "float64" in str(explanation.reasons["cpu"]) or not available("cpu")
+    assert str(explanation).splitlines()[0] == "reference: runs"
+    forced = explain(q, q, q, backend="cpu")
+    assert forced.backend is None and forced.reasons.keys() == {"cpu", "reference"}
+
+
+def test_meta_tensors_are_not_the_compiled_librarys() -> None:
+    q = torch.empty(1, 1, 4, 8, device="meta")
+    assert explain(q, q, q).backend == "reference"
+    with pytest.raises(NotImplementedError, match=r"'cpu' cannot run this call: .*got meta"):
+        masked_attention(q, q, q, backend="cpu")
+
+
+def test_error_lists_every_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unable(Backend):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def reasons(self, problem: Problem) -> list[str]:
+            return [f"no {self.name} here", f"nor {problem.device_type}"]
+
+    module = sys.modules["maskattn_kernels.backends"]  # the attribute of that name is a function
+    monkeypatch.setattr(module, "BACKENDS", (Unable("a"), Unable("b")))
+    problem = Problem(1, 1, 1, 4, 4, 8, torch.float32, "cpu")
+    with pytest.raises(NotImplementedError) as caught:
+        choose(problem)
+    expected = "no backend can run this call: a (no a here; nor cpu), b (no b here; nor cpu)"
+    assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize("tier", ["avx1024", ""])
+def test_unknown_tier(tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An instruction set that cannot be had is an error of the call, not a silent other choice."""
+    if not available("cpu"):
+        pytest.skip("; ".join(backends()[0].reasons))
+    monkeypatch.setenv("MASKATTN_CPU_TIER", tier)
+    q = torch.randn(1, 1, 4, 8)
+    if not tier:  # an empty variable is no choice
+        assert masked_attention(q, q, q).isfinite().all()
+        return
+    with pytest.raises(RuntimeError, match=tier):
+        masked_attention(q, q, q)
+    record = backends()[0]
+    assert not record.available and tier in record.reasons[0]
+    assert explain(q, q, q).backend is None
+
+
+def test_dtypes_of_each_backend() -> None:
+    """No dtype is taken by accident."""
+    shape = (1, 1, 1, 4, 4, 8)
+    for backend in BACKENDS:
+        why = backend.reasons(Problem(*shape, torch.float64, "cpu"))
+        assert bool(why) == (backend.name == "cpu")
+
+
+BROKEN = """
+    import sys
+    class Finder:
+        def find_spec(self, name, path=None, target=None):
+            if name == "maskattn_kernels._C":
+                raise {error}
+    sys.meta_path.insert(0, Finder())
+    import torch, maskattn_kernels
+    record = maskattn_kernels.backends()[0]
+    q = torch.randn(1, 1, 4, 8)
+    assert maskattn_kernels.masked_attention(q, q, q).shape == q.shape
+    assert maskattn_kernels.explain(q, q, q).backend == "reference"
+    try:
+        maskattn_kernels.masked_attention(q, q, q, backend="cpu")
+    except NotImplementedError as error:
+        print(error)
+    print(record.available, *record.reasons, sep="|")
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        ("ImportError('undefined symbol: aoti_torch_abi_version', name='_C')", "undefined symbol"),
+        ("OSError('libgomp.so.1: cannot open shared object file')", "libgomp.so.1: cannot open"),
+        ("RuntimeError('built for another torch')", "built for another torch"),
+        ("ModuleNotFoundError(\"No module named '_C'\", name='maskattn_kernels._C')", "not built"),
+    ],
+    ids=["symbol", "library", "torch", "absent"],
+)
+def test_library_that_does_not_load_is_a_reason(error: str, words: str) -> None:
+    """The package imports and runs, and says in words what it lacks."""
+    *messages, record = run_python(BROKEN.format(error=error)).splitlines()
+    assert record.startswith("False|") and words in record
+    assert len(messages) == 1 and messages[0].startswith("backend: 'cpu' cannot run this call: ")
+    assert words in messages[0]

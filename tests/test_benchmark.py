@@ -1,0 +1,422 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The benchmark: cases, peers, oracle, timing, memory and reports. No speed is asserted here."""
+
+import json
+import math
+import sys
+
+import pytest
+import torch
+
+from maskattn_kernels.benchmark import cells, check, memory, network, peers, report, suite, summary
+from maskattn_kernels.benchmark.cases import (
+    FORWARD,
+    TRAIN,
+    Case,
+    Inputs,
+    grid,
+    make_inputs,
+    make_mask,
+)
+from maskattn_kernels.benchmark.overhead import measure_overhead
+from maskattn_kernels.benchmark.timing import FOCUS_ROUNDS, MIN_ROUNDS, Race, percentile, race
+
+TINY = Case(64, 16, mode="QK", keep=0.25)
+VARIANTS = [v for p in peers.QUICK_PEERS for v in p.variants]
+
+
+# Cases
+
+
+def test_full_grid_is_every_combination_once():
+    cases = grid("full")
+    assert len(cases) == 264
+    assert len({case.name for case in cases}) == 264
+    assert {(c.tokens, c.head_dim) for c in cases if c.batch == 8} == {
+        (4096, 64),
+        (4096, 128),
+        (1024, 128),
+        (1024, 256),
+        (256, 256),
+    }
+    assert (16384, 64) in {(c.tokens, c.head_dim) for c in cases if c.batch == 1}
+
+
+def test_other_grids_are_parts_of_the_full_one():
+    full = set(grid("full"))
+    assert set(grid("quick")) < set(grid("small")) < full
+
+
+def test_unknown_grid_is_refused():
+    with pytest.raises(ValueError, match="grid: got 'huge', expected 'quick', 'small' or 'full'"):
+        grid("huge")
+
+
+def test_flops_and_bytes_by_hand():
+    case = Case(100, 8, batch=2, mode="K", keep=0.25, dtype="bfloat16")
+    assert (case.selected_keys, case.live_queries) == (25, 100)
+    assert case.flops == 2 * 4 * 100 * 25 * 8
+    assert case.bytes == 2 * ((100 + 2 * 25 + 100) * 8 * 2 + 100)
+    both = Case(100, 8, mode="QK", keep=0.25, phase=TRAIN)
+    assert both.flops == 14 * 25 * 25 * 8
+    assert both.bytes == (25 + 50 + 100 + 75 + 50 + 300) * 8 * 4 + 100
+
+
+def test_masks_have_exact_counts_and_repeat():
+    mask = make_mask(3, 101, 25)
+    assert mask.dtype == torch.bool and mask.sum(1).tolist() == [25, 25, 25]
+    assert torch.equal(mask, make_mask(3, 101, 25))
+    assert not torch.equal(mask[0], mask[1])
+
+
+# Oracle and peers
+
+
+@pytest.mark.parametrize("mode", ["K", "QK"])
+def test_oracle_is_dense_autograd_in_float64(mode, monkeypatch):
+    monkeypatch.setattr(check, "BLOCK_SCORES", 7 * 12)  # blocks of 7 rows: several, the last ragged
+    case = Case(48, 5, batch=2, mode=mode, phase=TRAIN)
+    inputs = make_inputs(case)
+    q, k, v = (t.detach().double().requires_grad_() for t in inputs.operands)
+    scores = (q @ k.mT / math.sqrt(5)).masked_fill(~inputs.mask[:, None, None, :], -math.inf)
+    out = scores.softmax(-1) @ v
+    if mode == "QK":
+        out = out * inputs.mask[:, None, :, None]
+    expected = (out, *torch.autograd.grad(out, (q, k, v), inputs.dout.double()))
+    for got, want in zip(check.oracle(case, inputs), expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.__name__)
+@pytest.mark.parametrize("phase", [FORWARD, TRAIN])
+@pytest.mark.parametrize("mode", ["K", "QK"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_every_peer_gives_the_right_answer(variant, phase, mode, dtype, batch):
+    case = Case(65, 16, batch, mode, 0.3, dtype, phase)
+    inputs = make_inputs(case)
+    answer = peers.make_call(variant, case, inputs)()
+    assert len(answer) == (4 if phase == TRAIN else 1)
+    assert check.check(case, answer, check.oracle(case, inputs)) <= check.TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("variant", [peers.gather_loop, peers.gather_padded, peers.ours])
+@pytest.mark.parametrize("mode", ["K", "QK"])
+def test_ragged_masks(variant, mode):
+    case = Case(40, 8, batch=2, mode=mode, phase=TRAIN)
+    inputs = make_inputs(case)
+    mask = inputs.mask.clone()
+    mask[1, :30] = True
+    inputs = Inputs(*inputs.operands, mask, inputs.dout)
+    answer = peers.make_call(variant, case, inputs)()
+    check.check(case, answer, check.oracle(case, inputs))
+
+
+@pytest.mark.parametrize("bad", [1e-3, math.nan])
+@pytest.mark.parametrize("place", range(4))
+def test_a_wrong_answer_is_found_in_every_tensor(bad, place):
+    case = Case(64, 16, mode="K", phase=TRAIN)
+    right = check.oracle(case, make_inputs(case))
+    answer = [t.clone() for t in right]
+    answer[place][0, 0, 3] += bad * answer[place].norm()
+    name = ("out", "dq", "dk", "dv")[place]
+    with pytest.raises(check.WrongResult, match=f"^{name} is off by"):
+        check.check(case, answer, right)
+
+
+def test_eager_leaves_where_it_would_fill_the_memory():
+    inputs = make_inputs(TINY)
+    large = Case(32768, 64, batch=1)
+    with pytest.raises(peers.Unsupported, match=r"would hold 8\.0 GiB"):
+        peers.EAGER.candidates(large, inputs)
+    assert peers.EAGER.candidates(TINY, inputs)
+
+
+def test_flex_says_why_it_leaves():
+    inputs = make_inputs(TINY)
+    with pytest.raises(peers.Unsupported, match="compiling takes"):
+        peers.FLEX.candidates(TINY, inputs)
+    with pytest.raises(peers.Unsupported, match="no backward on the CPU"):
+        peers.FLEX.candidates(Case(4096, 64, phase=TRAIN), inputs)
+
+
+# Timing
+
+
+def test_percentiles_interpolate():
+    assert percentile([1.0, 2.0, 3.0], 0.2) == pytest.approx(1.4)
+    assert percentile([5.0], 0.8) == 5.0
+
+
+def test_ratio_is_taken_within_rounds():
+    # The machine slows down threefold in the second round: the ratio stays 2.
+    assert Race({"a": [2.0, 6.0, 2.0, 9.9], "b": [1.0, 3.0, 1.0]}).ratio("a", "b") == 2.0
+
+
+def test_rounds_are_interleaved_and_places_change():
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in "abc"}
+    result = race(calls, seconds=0.0)
+    assert {name: len(s) for name, s in result.samples.items()} == dict.fromkeys("abc", MIN_ROUNDS)
+    firsts = [name for i, name in enumerate(order) if i == 0 or order[i - 1] != name]
+    assert firsts[3:12] == list("abcbcacab")
+
+
+def test_those_in_focus_get_more_rounds():
+    result = race({"a": lambda: None, "b": lambda: None}, seconds=0.0, focus=("a",))
+    assert len(result.samples["a"]) == FOCUS_ROUNDS
+    assert len(result.samples["b"]) == MIN_ROUNDS
+
+
+# Rows
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Measured rows of small cases, one of each pass."""
+    return [cells.measure(Case(64, 16, mode="QK", phase=p), 0.01) for p in (FORWARD, TRAIN)]
+
+
+def test_a_row_is_complete_and_fits_json(rows):
+    row = json.loads(json.dumps(rows[1]))
+    assert set(row["peers"]) == {peer.name for peer in peers.PEERS}
+    for name in ("ours", "gather", "sdpa", "eager"):
+        peer = row["peers"][name]
+        assert 0 < peer["low"] <= peer["median"] <= peer["high"]
+        assert peer["error"] <= check.TOLERANCE["float32"]
+        assert peer["times_ours"] > 0
+    assert row["peers"]["ours"]["times_ours"] == 1.0
+    assert "skipped" in row["peers"]["flex"]
+    assert row["flops"] == 14 * 16 * 16 * 16
+    assert row["floor_seconds"] > 0 and row["matmul_gflops"] > 0 and row["matmul_share"] > 0
+
+
+def test_our_wrong_result_is_not_timed(monkeypatch):
+    wrong = peers.Peer("ours", "ours", (lambda q, k, v, m, mode: q,))
+    monkeypatch.setattr(cells, "OURS", wrong)
+    with pytest.raises(check.WrongResult):
+        cells.measure(TINY, 0.01, peers=(wrong, peers.SDPA))
+
+
+def test_a_peers_wrong_result_is_not_timed():
+    wrong = peers.Peer("eager", "eager", (lambda q, k, v, m, mode: q,))
+    row = cells.measure(TINY, 0.01, peers=(peers.OURS, wrong))
+    assert set(row["peers"]["eager"]) == {"skipped"}
+    assert row["peers"]["eager"]["skipped"].startswith("wrong result: out is off by")
+
+
+def test_overhead_row():
+    row = measure_overhead(0.01)
+    assert row["peers"]["dense"]["times_sdpa"] == 1.0
+    assert row["peers"]["ours"]["times_sdpa"] > 0
+
+
+# Memory
+
+
+def allocate(mebibytes: int) -> int:
+    return memory.peak_growth(lambda: torch.ones(mebibytes * 2**18).sum())
+
+
+def fail() -> int:
+    raise ValueError("on purpose")
+
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+
+
+@linux
+def test_peak_memory_is_what_was_allocated():
+    assert 64 * 2**20 <= memory.in_fresh_process(allocate, 64) < 72 * 2**20
+
+
+@linux
+def test_a_failure_in_the_other_process_is_told():
+    with pytest.raises(RuntimeError, match="ValueError: on purpose"):
+        memory.in_fresh_process(fail)
+
+
+@linux
+def test_memory_of_a_peer():
+    case = Case(1024, 16, mode="K", phase=TRAIN)
+    eager = memory.in_fresh_process(cells.peer_memory, case, "eager", "eager")
+    ours = memory.in_fresh_process(cells.peer_memory, case, "ours", "ours")
+    assert eager >= 2 * 1024 * 1024 * 4  # at least two N x N tensors of float32
+    assert ours < eager
+
+
+# Runs
+
+
+def test_a_run_saves_each_step_and_marks_wrong_ones(tmp_path):
+    def wrong():
+        raise check.WrongResult("out is off")
+
+    steps = [
+        suite.Step("cells", "one", lambda: {"name": "one"}),
+        suite.Step("cells", "two", wrong),
+    ]
+    results = {section: [] for section in suite.SECTIONS} | {"complete": False}
+    path = tmp_path / "new" / "run.json"
+    seen = []
+    for number, step, _ in suite.run(steps, results, path):
+        saved = json.loads(path.read_text())
+        seen.append((number, step.label, len(saved["cells"]), saved["complete"]))
+    assert seen == [(1, "one", 1, False), (2, "two", 2, True)]
+    assert saved["cells"][1] == {"name": "two", "wrong": "out is off"}
+    assert [p.name for p in path.parent.iterdir()] == ["run.json"]
+
+
+def test_plans_name_known_sections_and_grow():
+    lengths = []
+    for name in ("quick", "small", "full"):
+        steps = suite.plan(name, ("float32", "bfloat16"))
+        assert {step.section for step in steps} <= set(suite.SECTIONS)
+        lengths.append(len(steps))
+    assert lengths == sorted(lengths) and len(set(lengths)) == 3
+
+
+# Summaries and reports
+
+
+def test_break_even():
+    assert summary.break_even([1.0, 0.5], [2.0, 4.0]) is None
+    assert summary.break_even([0.5, 1.0], [0.2, 0.1]) == 0.0
+    assert summary.break_even([0.5, 0.75, 1.0], [2.0, 1.0, 0.25]) == 0.75
+    assert 0.5 < summary.break_even([0.5, 1.0], [1.1, 0.2]) < 0.6
+
+
+def fake_row(ours_ratio=2.0, sdpa_ratio=20.0, share=0.9, **case):
+    case = Case(**{"tokens": 16384, "head_dim": 64, **case})
+    timing = {"median": 1e-3, "low": 9e-4, "high": 2e-3, "rounds": 5}
+    return {
+        "name": case.name,
+        "case": vars(case),
+        "peers": {
+            "ours": {**timing, "times_ours": 1.0, "peak_bytes": 2**21},
+            "gather": {**timing, "times_ours": ours_ratio, "peak_bytes": 2**22},
+            "sdpa": {**timing, "times_ours": sdpa_ratio, "peak_bytes": 2**22},
+            "dense": {**timing, "times_ours": 0.5 if case.keep > 0.8 else 2.0},
+            "flex": {"skipped": "no compiler"},
+        },
+        "floor_seconds": 5e-4,
+        "matmul_share": share,
+        "matmul_gflops": 200.0,
+        "ours_gflops": 200.0 * share,
+    }
+
+
+def fake_results(**kwargs):
+    core = {"median": 0.3, "low": 0.2, "high": 0.4, "rounds": 5}
+    cores = {
+        "sparse": core | {"times_ours": 1.0, "peak_bytes": 2**26},
+        "dense": core | {"times_ours": 8.0, "peak_bytes": 2**30},
+        "sdpa": core | {"times_ours": 4.0, "peak_bytes": None},
+        "identity": core | {"times_ours": 0.9, "peak_bytes": 2**26},
+    }
+    overhead = {"ours": {"median": 3e-5, "times_sdpa": 1.5}, "dense": {"median": 2e-5}}
+    return {
+        "grid": "full",
+        "complete": True,
+        "machine": {
+            "cpu": "a CPU",
+            "threads": 2,
+            "torch": "2",
+            "maskattn_kernels": "0",
+            "commit": None,
+            "date": "today",
+            "backends": [{"name": "cpu", "available": True, "build": {"tier": "avx2"}}],
+        },
+        "cells": [
+            fake_row(mode=m, keep=k, dtype=d, phase=p, tokens=n, head_dim=h, **kwargs)
+            for m in ("K", "QK")
+            for k in (0.5, 0.25)
+            for d in ("float32", "bfloat16")
+            for p in (FORWARD, TRAIN)
+            for n, h in ((16384, 64), (4096, 128))
+        ],
+        "keeps": [fake_row(keep=k) for k in (1.0, 0.5)],
+        "tokens": [fake_row(tokens=n, phase=TRAIN) for n in (256, 1024)],
+        "network": [{"phase": p, "cores": cores} for p in (FORWARD, TRAIN)],
+        "overhead": [{"peers": overhead}],
+        "op_memory": [{"peak_bytes": 2**29}],
+    }
+
+
+def test_goals_are_met_and_missed():
+    assert {goal.met for goal in summary.goals(fake_results())} == {True}
+    poor = fake_results(ours_ratio=0.9, sdpa_ratio=3, share=0.1)
+    missed = [goal for goal in summary.goals(poor) if not goal.met]
+    assert len(missed) == 8 + 4 + 3  # gather, SDPA, rates
+    worst = next(g for g in missed if "worst" in g.what)
+    assert worst.measured.startswith("0.90x at N16384-D64-B1")
+
+
+def test_goals_without_measurements_are_no_success():
+    empty = {section: [] for section in suite.SECTIONS}
+    assert {goal.met for goal in summary.goals(empty)} == {None}
+    assert {goal.measured for goal in summary.goals(empty)} == {summary.UNMEASURED}
+
+
+def test_report_tells_everything():
+    results = fake_results()
+    results["cells"].append({"name": "bad case", "wrong": "out is off"})
+    text = report.text(results)
+    assert "a CPU, 2 threads, avx2" in text
+    assert "bad case: out is off" in text
+    assert "FlexAttention, mask built before: no compiler (32 cases)" in text
+    assert "above keep 0.75 masked attention stops paying against dense SDPA at N=16384" in text
+    assert "attention products removed" in text
+    assert "interrupted" not in text
+    assert "interrupted" in report.text({**results, "complete": False})
+
+
+def test_report_of_measured_rows(rows):
+    text = report.cells_table(rows)
+    assert rows[0]["name"] in text and "gather" in text
+
+
+def test_durations_have_three_digits():
+    assert [report.duration(s) for s in (12.34, 0.9994, 1.5e-3, 123.4e-6, 1e-7)] == [
+        "12.3 s",
+        "999 ms",
+        "1.50 ms",
+        "123 us",
+        "0.10 us",
+    ]
+
+
+def test_plots_are_pictures(tmp_path):
+    pytest.importorskip("matplotlib")
+    from maskattn_kernels.benchmark import plots
+
+    written = plots.plot_all(fake_results(), tmp_path / "run")
+    assert [p.name for p in written] == ["run-keep.png", "run-tokens.png"]
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in written)
+    empty = fake_results() | {"keeps": [], "tokens": []}
+    assert plots.plot_all(empty, tmp_path / "none") == []
+
+
+# Network
+
+
+def test_cores_share_weights_and_agree(monkeypatch):
+    monkeypatch.setattr(network, "PRESET", "edge")
+    monkeypatch.setattr(network, "CLASSES", 4)
+    monkeypatch.setattr(network.make_image, "__defaults__", (32,))
+    dense, sparse = network.make_network("dense"), network.make_network("sparse")
+    for a, b in zip(dense.parameters(), sparse.parameters(), strict=True):
+        assert torch.equal(a, b)
+    errors = network.network_errors()
+    assert set(errors) == {"sparse", "dense"} and max(errors.values()) < 1e-4
+    monkeypatch.setattr(network, "ACCURACY", 0.0)
+    with pytest.raises(check.WrongResult, match="sparse network is off"):
+        network.network_errors()
+
+
+@pytest.mark.parametrize("core", network.CORES)
+@pytest.mark.parametrize("trains", [False, True])
+def test_network_calls_run(core, trains, monkeypatch):
+    monkeypatch.setattr(network, "PRESET", "edge")
+    result = network.network_call(core, trains, side=32)()
+    assert (len(result) > 10) if trains else result.shape == (1, network.CLASSES, 32, 32)

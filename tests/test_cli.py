@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The command: output, exit codes, and errors of one line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from maskattn_kernels import __version__, cli
+from maskattn_kernels.benchmark import suite
+
+
+def one_line(capsys) -> str:
+    """What was written to stderr, which must be a single line."""
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1 and "Traceback" not in text
+    return text.strip()
+
+
+def exit_code(argv) -> int:
+    try:
+        return cli.main(argv)
+    except SystemExit as stop:
+        return stop.code
+
+
+def test_info_names_every_backend(capsys):
+    assert cli.main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert __version__ in out and torch.__version__ in out
+    for name in ("cpu", "reference"):
+        assert f"  {name}: can" in out
+    assert "runs on: " in out
+
+
+def test_module_and_version():
+    command = [sys.executable, "-m", "maskattn_kernels.cli", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, f"maskattn_kernels {__version__}")
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ([], "required"),
+        (["paint"], "'paint'"),
+        (["bench", "--threads", "0"], "expected a whole number from 1, got '0'"),
+        (["bench", "--threads", "two"], "got 'two'"),
+        (["bench", "--dtype", "float32,int8"], "got 'int8'"),
+        (["bench", "--grid", "huge"], "'huge'"),
+        (["bench", "--quick", "--grid", "full"], "not allowed with"),
+        (["demo", "--size", "3"], "--size"),
+        (["bench", "--out", "/dev/null/x"], "cannot make the folder '/dev/null/x'"),
+        (["demo", "--out", "/dev/null/x"], "cannot make the folder '/dev/null/x'"),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_exit_code_2(argv, says, capsys):
+    assert exit_code(argv) == 2
+    assert says in one_line(capsys)
+
+
+@pytest.fixture
+def short_plan(monkeypatch):
+    """`maskattn bench` with a plan of the test's own; threads stay as they are."""
+
+    def use(*functions):
+        steps = [suite.Step("cells", f"step {i}", f) for i, f in enumerate(functions)]
+        monkeypatch.setattr(suite, "plan", lambda grid, dtypes: steps)
+        monkeypatch.setattr(suite, "set_threads", lambda threads: None)
+
+    return use
+
+
+def raise_(error):
+    raise error
+
+
+def test_bench_writes_results(short_plan, tmp_path, capsys):
+    from maskattn_kernels.benchmark.cases import Case
+    from maskattn_kernels.benchmark.cells import measure
+
+    short_plan(lambda: measure(Case(32, 8), 0.01))
+    assert cli.main(["bench", "--quick", "--out", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    path = next(tmp_path.glob("*.json"))
+    assert f"written: {path}" in out and "N32-D8-B1-K-keep0.25-fp32-fwd" in out
+    assert err.startswith("[1/1 0:0") and "gather" in err
+    results = json.loads(path.read_text())
+    assert results["complete"] and results["machine"]["torch"] == torch.__version__
+
+
+def test_bench_with_a_wrong_result_fails(short_plan, tmp_path, capsys):
+    from maskattn_kernels.benchmark.check import WrongResult
+
+    short_plan(lambda: raise_(WrongResult("out is off")))
+    assert cli.main(["bench", "--out", str(tmp_path)]) == 1
+    assert "step 0: out is off" in capsys.readouterr().out
+
+
+def test_interrupted_bench_keeps_what_is_finished(short_plan, tmp_path, capsys):
+    short_plan(lambda: {"name": "one", "wrong": "-"}, lambda: raise_(KeyboardInterrupt()))
+    assert cli.main(["bench", "--out", str(tmp_path)]) == 130
+    path = next(tmp_path.glob("*.json"))
+    saved = json.loads(path.read_text())
+    assert len(saved["cells"]) == 1 and not saved["complete"]
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last == f"maskattn bench: interrupted; the finished rows are in {path}"
+
+
+def test_failure_while_running_is_one_line_and_exit_code_1(short_plan, tmp_path, capsys):
+    short_plan(lambda: raise_(RuntimeError("first\nsecond")))
+    assert cli.main(["bench", "--out", str(tmp_path)]) == 1
+    assert one_line(capsys) == "maskattn bench: RuntimeError: first second"
+
+
+def hide(monkeypatch, package, *ours):
+    """Make a package look uninstalled, and forget our modules that have imported it."""
+    monkeypatch.setitem(sys.modules, package, None)
+    for name in [m for m in sys.modules if m.startswith(f"{package}.") or m in ours]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def test_demo_without_its_extra(monkeypatch, tmp_path, capsys):
+    import maskattn_kernels.demo
+
+    hide(monkeypatch, "skimage", "maskattn_kernels.demo.run", "maskattn_kernels.demo.photographs")
+    for name in ("run", "photographs"):
+        monkeypatch.delattr(maskattn_kernels.demo, name, raising=False)
+    assert cli.main(["demo", "--out", str(tmp_path)]) == 1
+    line = one_line(capsys)
+    assert "skimage is not installed; pip install 'maskattn_kernels[demo]'" in line
+
+
+def test_bench_without_matplotlib_says_so_and_goes_on(short_plan, monkeypatch, tmp_path, capsys):
+    import maskattn_kernels.benchmark
+
+    hide(monkeypatch, "matplotlib", "maskattn_kernels.benchmark.plots")
+    monkeypatch.delattr(maskattn_kernels.benchmark, "plots", raising=False)
+    short_plan(lambda: {"name": "one", "peers": {"ours": {"median": 1.0}}, "case": {}})
+    monkeypatch.setattr(cli.report, "text", lambda results: "")
+    assert cli.main(["bench", "--out", str(tmp_path)]) == 0
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("no plots: matplotlib is not installed; pip install")
+
+
+def test_a_module_of_ours_that_is_missing_is_not_blamed_on_an_extra():
+    error = ModuleNotFoundError("No module named 'maskattn_kernels.nowhere'")
+    error.name = "maskattn_kernels.nowhere"
+    with pytest.raises(ModuleNotFoundError):
+        cli._missing(error, "cannot run", "demo")
+
+
+def test_the_reader_of_the_output_may_leave():
+    command = f"{sys.executable} -m maskattn_kernels.cli info | true"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr

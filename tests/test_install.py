@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What an install leaves behind: a wheel's files, and words where there is no compiled library."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+import setuptools
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = "maskattn_kernels"
+LIBRARY = f"{PACKAGE}/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+REPORT = f"{PACKAGE}/_build_report.json"
+NO_COMPILER = {"CXX": "/nowhere/g++"}
+
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "setup.py").exists(), reason="needs the source tree, not only the installed package"
+)
+
+
+def backend_hook(
+    hook: str, tree: Path, out: Path, env: dict[str, str]
+) -> subprocess.CompletedProcess:
+    """Call a hook of the build backend as pip does with --no-build-isolation."""
+    out.mkdir(exist_ok=True)
+    code = f"import sys; from setuptools import build_meta as b; b.{hook}(sys.argv[1])"
+    return subprocess.run(
+        [sys.executable, "-c", code, str(out)],
+        cwd=tree,
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
+    )
+
+
+def build_wheel(tree: Path, out: Path, **env: str) -> tuple[Path, str]:
+    run = backend_hook("build_wheel", tree, out, env)
+    assert run.returncode == 0, run.stdout + run.stderr
+    (wheel,) = out.glob("*.whl")
+    return wheel, run.stderr
+
+
+def read(wheel: Path, name: str) -> str:
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.read(name).decode()
+
+
+def names(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+def package_files() -> set[str]:
+    """What a wheel must hold besides its metadata and the build's own two files."""
+    kept = {".py", ".pyi", ".typed", ".html", ".css"}
+    return {
+        str(p.relative_to(ROOT))
+        for p in (ROOT / PACKAGE).rglob("*")
+        if p.suffix in kept and p.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory) -> Path:
+    run = backend_hook("build_sdist", ROOT, out := tmp_path_factory.mktemp("sdist"), {})
+    assert run.returncode == 0, run.stderr
+    (archive,) = out.glob("*.tar.gz")
+    return archive
+
+
+@pytest.fixture
+def tree(sdist, tmp_path) -> Path:
+    """A fresh source tree, as someone who downloaded the sdist has it."""
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (source,) = tmp_path.iterdir()
+    return source
+
+
+@pytest.fixture(scope="module")
+def pure_wheel(sdist, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pure")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder, filter="data")
+    (source,) = folder.iterdir()
+    return build_wheel(source, folder / "dist", MASKATTN_BUILD="none")[0]
+
+
+def test_sdist_holds_all_a_build_needs(sdist):
+    with tarfile.open(sdist) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    for folder in (PACKAGE, "csrc", "tests"):
+        files = [
+            p
+            for p in (ROOT / folder).rglob("*")
+            if p.suffix in {".py", ".h", ".cpp", ".typed", ".html"}
+        ]
+        assert files
+        assert {str(p.relative_to(ROOT)) for p in files} <= held
+    assert {
+        "CMakeLists.txt",
+        "setup.py",
+        "pyproject.toml",
+        "LICENSE",
+        "README.md",
+        "Makefile",
+    } <= held
+    assert not [name for name in held if name.endswith((".so", ".pyc", "_build_report.json"))]
+
+
+def test_pure_wheel_from_the_sdist(pure_wheel):
+    assert pure_wheel.name.endswith("-py3-none-any.whl")
+    metadata = {name for name in names(pure_wheel) if ".dist-info/" in name}
+    assert names(pure_wheel) - metadata == package_files() | {REPORT}
+    assert [name for name in metadata if name.endswith("licenses/LICENSE")]
+    report = json.loads(read(pure_wheel, REPORT))
+    assert report == {"built": False, "reason": "built with MASKATTN_BUILD=none"}
+
+
+def test_metadata(pure_wheel):
+    info = pure_wheel.name.removesuffix("-py3-none-any.whl") + ".dist-info"
+    metadata = Parser().parsestr(read(pure_wheel, f"{info}/METADATA"))
+    needed = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
+    assert needed == [
+        "torch>=2.11"
+    ]  # a lower bound only: an install never replaces a torch that fits
+    assert metadata["License-Expression"] == "BSD-3-Clause"
+    version = {}
+    exec((ROOT / PACKAGE / "_version.py").read_text(), version)
+    assert metadata["Version"] == version["__version__"]
+    assert "maskattn = maskattn_kernels.cli:main" in read(pure_wheel, f"{info}/entry_points.txt")
+
+
+def test_pure_package_runs_and_says_why(pure_wheel, tmp_path):
+    with zipfile.ZipFile(pure_wheel) as archive:
+        archive.extractall(tmp_path)
+    code = """
+import sys, torch, maskattn_kernels as m
+assert m.__file__.startswith(sys.argv[1]), m.__file__
+records = {r.name: r for r in m.backends()}
+assert records["reference"].available and not records["cpu"].available
+assert "built with MASKATTN_BUILD=none" in " ".join(records["cpu"].reasons), records["cpu"]
+q = torch.ones(1, 1, 3, 4)
+assert torch.equal(m.masked_attention(q, q, q, key_mask=torch.tensor([[True, False, True]])), q)
+try:
+    m.masked_attention(q, q, q, backend="cpu")
+except Exception as error:
+    print(error)
+"""
+    # -S and site-packages by its path: an editable install of this package would lend its library.
+    path = [str(tmp_path), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(path)}
+    run = subprocess.run(
+        [sys.executable, "-S", "-c", code, str(tmp_path)],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "built with MASKATTN_BUILD=none" in run.stdout
+
+
+@pytest.mark.skipif(
+    not list((ROOT / PACKAGE).glob("_C*.so")), reason="no compiled library in the tree"
+)
+def test_native_wheel_holds_the_library_and_nothing_else(tmp_path):
+    wheel, _ = build_wheel(ROOT, tmp_path, MASKATTN_BUILD="cpu")  # reuses the objects under build/
+    assert f"-{sys.implementation.cache_tag.replace('cpython-', 'cp')}-" in wheel.name
+    found = {name for name in names(wheel) if ".dist-info/" not in name}
+    assert found == package_files() | {REPORT, LIBRARY}
+    assert json.loads(read(wheel, REPORT)) == {"built": True, "reason": ""}
+
+
+def test_no_compiler(tree, tmp_path):
+    wheel, said = build_wheel(tree, tmp_path / "dist", **NO_COMPILER)
+    reason = json.loads(read(wheel, REPORT))["reason"]
+    assert reason.startswith("no C++ compiler (/nowhere/g++)") and reason in said
+    assert wheel.name.endswith("-py3-none-any.whl")
+
+    run = backend_hook(
+        "build_wheel", tree, tmp_path / "dist", NO_COMPILER | {"MASKATTN_BUILD": "cpu"}
+    )
+    assert run.returncode == 1
+    assert run.stderr.strip() == f"MASKATTN_BUILD=cpu: {reason}"
+
+
+@pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="needs a C++ compiler")
+def test_failing_compile(tree, tmp_path):
+    shutil.rmtree(tree / "csrc" / "cpu")
+    (tree / "csrc" / "bindings.cpp").write_text("#error broken on purpose\n")
+    wheel, said = build_wheel(tree, tmp_path / "dist", MASKATTN_BUILD="auto")
+    assert LIBRARY not in names(wheel)
+    report = json.loads(read(wheel, REPORT))
+    assert not report["built"] and "broken on purpose" in report["reason"]
+    assert f"has no compiled library: {report['reason']}" in said
+
+    run = backend_hook("build_wheel", tree, tmp_path / "dist", {"MASKATTN_BUILD": "cpu"})
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1].startswith("MASKATTN_BUILD=cpu: C++ build failed: ")
+
+
+@pytest.mark.parametrize(
+    ("torch", "expected"),
+    [(None, "no torch at build time: install torch>=2.11"), ("2.3.1", "torch 2.3.1 is too old")],
+)
+def test_no_torch_or_an_old_one(torch, expected, tmp_path):
+    site = Path(setuptools.__file__).parents[1]
+    for path in [
+        site / "setuptools",
+        *site.glob("setuptools-*.dist-info"),
+        site / "_distutils_hack",
+    ]:
+        (tmp_path / path.name).symlink_to(path)
+    if torch:
+        (tmp_path / "torch.dist-info").mkdir()
+        (tmp_path / "torch.dist-info" / "METADATA").write_text(f"Name: torch\nVersion: {torch}\n")
+    env = os.environ | {"PYTHONPATH": str(tmp_path), "MASKATTN_BUILD": "cpu"}
+    # -S: no site-packages, hence no torch but the one above
+    run = subprocess.run(
+        [sys.executable, "-S", "setup.py", "--version"],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 1
+    assert run.stderr.startswith(f"MASKATTN_BUILD=cpu: {expected}"), run.stderr
+
+
+@pytest.mark.parametrize("mode", ["cuda", "gpu"])
+def test_unknown_mode(mode, tmp_path):
+    run = backend_hook("build_wheel", ROOT, tmp_path, {"MASKATTN_BUILD": mode})
+    assert run.returncode == 1
+    assert run.stderr.strip().startswith(f"MASKATTN_BUILD={mode}: expected auto, cpu or none")
+
+
+def test_the_build_never_asks_for_torch():
+    text = (ROOT / "pyproject.toml").read_text()
+    (declared,) = re.findall(r"^requires = (.*)$", text, re.MULTILINE)
+    assert "setuptools" in declared and "torch" not in declared

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The house rules: which way imports run, who reaches compiled code, what C++ may include."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "maskattn_kernels"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+SOURCES = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".cpp", ".cu", ".cuh"))
+
+# Lower layers first; a module imports only from its own layer or from lower ones.
+LAYERS = (
+    ("problem", "token_index", "_version", "_C"),
+    ("backends",),
+    ("ops",),
+    ("functional",),
+    ("nn",),
+    ("models", "swap"),
+    ("benchmark", "segmentation"),
+    ("demo",),
+    ("cli",),
+)
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+# What each may import of the package besides: the public names are for those above functional.
+LEAVES = ("problem", "token_index", "_version")
+CORE = ("problem", "token_index", "backends", "ops", "functional")
+EXTRAS = ("matplotlib", "skimage", "PIL", "numpy", "scipy", "lightning", "pytest", "tests", "bench")
+
+
+def part(module: str) -> str:
+    """The part of the package that a dotted name belongs to; '' for the package itself."""
+    return [*module.split("."), ""][1]
+
+
+def own_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(p for p in parts if p != "__init__")
+
+
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """(dotted name, inside a function) of all that a module imports."""
+    tree = ast.parse(path.read_text())
+    inside = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for node in ast.walk(function)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, id(node) in inside) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            base = node.module or ""
+            for alias in node.names:
+                submodule = PACKAGE.parent / base.replace(".", "/") / alias.name
+                is_module = submodule.is_dir() or submodule.with_suffix(".py").exists()
+                is_module |= alias.name == "_C"
+                found.append((f"{base}.{alias.name}" if is_module else base, id(node) in inside))
+    return found
+
+
+def own_imports(path: Path) -> list[tuple[str, bool]]:
+    return [(m, f) for m, f in imports(path) if m.split(".")[0] == "maskattn_kernels"]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: own_name(p))
+def test_imports_run_one_way(path: Path) -> None:
+    name = part(own_name(path))
+    if not name:
+        return  # the package's own __init__ gathers the public names
+    assert name in RANK, f"give {name} a layer"
+    for module, in_function in own_imports(path):
+        other = part(module)
+        dodges = in_function and (name in CORE or other == name)
+        assert not dodges, f"{path.name}: an import inside a function dodges a cycle: {module}"
+        if name in CORE:
+            assert other, f"{path.name}: the core imports its modules, not the package"
+        if other:
+            assert RANK[other] < RANK[name] or other == name, f"{path.name} imports {module}"
+        if name in LEAVES:
+            assert other == name, f"{path.name} is a leaf and imports {module}"
+        if name in ("nn", "models"):
+            assert other != "backends", f"{path.name}: pass backend= down instead"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: own_name(p))
+def test_outside_imports_stay_in_their_place(path: Path) -> None:
+    name = own_name(path)
+    for module, _ in imports(path):
+        if module == "maskattn_kernels._C":
+            assert name == "maskattn_kernels.backends.native", f"{name} imports the library"
+        if module.split(".")[0] == "triton":
+            assert name.startswith("maskattn_kernels.backends.triton_"), f"{name} imports triton"
+        if part(name) in (*CORE, "nn", "models", "swap", ""):
+            assert module.split(".")[0] not in EXTRAS, f"{name} imports {module}"
+    if name == "maskattn_kernels.backends.reference":
+        known = {"maskattn_kernels.backends.base", "maskattn_kernels.problem"}
+        assert {m for m, _ in own_imports(path)} <= known, "the yardstick stands on its own"
+
+
+def includes(path: Path) -> list[str]:
+    return re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', path.read_text(), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_includes(path: Path) -> None:
+    """Device code sees no torch header, the CPU and the CUDA library not each other."""
+    folder = path.relative_to(ROOT / "csrc").parts[0]
+    for header in includes(path):
+        if path.suffix in (".cu", ".cuh") or path.name == "params.h":
+            assert not re.match(r"(torch|ATen|c10|pybind11)/", header), header
+        if folder in ("cpu", "cuda"):
+            other = {"cpu": "cuda", "cuda": "cpu"}[folder]
+            assert f"{other}/" not in header, header
+        if header.startswith("torch/"):
+            stable = re.match(r"torch/(csrc/stable|headeronly|csrc/inductor/aoti_torch)/", header)
+            assert stable, f"{header} is outside torch's stable ABI"
+
+
+@pytest.mark.parametrize("path", [*MODULES, *SOURCES], ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_file_is_short_and_licensed(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert len(lines) <= 400, f"{len(lines)} lines"
+    assert "SPDX-License-Identifier: BSD-3-Clause" in lines[0]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: own_name(p))
+def test_no_assert_statements(path: Path) -> None:
+    """`python -O` removes them, and with them the check."""
+    assert not any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(path.read_text())))
