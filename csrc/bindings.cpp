@@ -5,7 +5,6 @@
 #include <pybind11/pybind11.h>
 #include <torch/csrc/stable/library.h>
 
-
 #include "params.h"
 
 STABLE_TORCH_LIBRARY(maskattn, m) {

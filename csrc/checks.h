@@ -37,14 +37,15 @@ inline void check_dtype(const Tensor& t, torch::headeronly::ScalarType dtype, co
 inline void check_shape(const Tensor& t, const char* name, std::initializer_list<int64_t> sizes,
                         bool broadcast = false) {
   bool ok = t.dim() == static_cast<int64_t>(sizes.size());
-  std::string expected = "(";
-  int64_t d = 0;
-  for (const int64_t size : sizes) {
-    expected += (d ? ", " : "") + (size < 0 ? std::string("*") : std::to_string(size));
-    if (ok) ok = size < 0 || t.size(d) == size || (broadcast && t.size(d) == 1);
-    ++d;
+  for (size_t d = 0; ok && d < sizes.size(); ++d) {
+    const int64_t expected = sizes.begin()[d], got = t.size(static_cast<int64_t>(d));
+    ok = expected < 0 || got == expected || (broadcast && got == 1);
   }
-  if (!ok) fail(name, shape_of(t), expected + ")");
+  if (ok) return;
+  std::string expected;
+  for (const int64_t size : sizes)
+    expected += (expected.empty() ? "(" : ", ") + (size < 0 ? std::string("*") : std::to_string(size));
+  fail(name, shape_of(t), expected + ")");
 }
 
 }  // namespace maskattn

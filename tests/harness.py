@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Runs a case on a target (backend, instruction-set tier, dtype) and proves that it ran there."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from maskattn_kernels import backends, masked_attention, select_tokens
 
 RESULTS = ("out", "lse", "dq", "dk", "dv", "dbias")
+REORDERINGS = 3  # more looks at eager PyTorch's error, by other orders of summation
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -127,21 +128,52 @@ def run_dense(x: Inputs, dtype: torch.dtype) -> dict[str, Tensor]:
     return dict(zip(RESULTS, (out.detach(), lse.detach(), *grads), strict=False))
 
 
-def run_by_lse(x: Inputs, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The same by dense formulas in lse, which autograd has no part in."""
-    q, k, v, dout, dlse = (t.to(dtype) for t in (x.query, x.key, x.value, x.dout, x.dlse))
-    bias = x.key_bias.to(dtype) if x.key_bias is not None else None
-    results = dense_by_lse(q, k, v, x.key_mask, x.query_mask, bias, x.scale, dout, dlse)
+def run_by_lse(x: Inputs) -> dict[str, Tensor]:
+    """The same by dense formulas, which autograd has no part in."""
+    qkv, masks = (x.query, x.key, x.value), (x.key_mask, x.query_mask)
+    results = dense_by_lse(*qkv, *masks, x.key_bias, x.scale, x.dout, x.dlse)
     return dict(zip(RESULTS, results, strict=False))
+
+
+def reordered(x: Inputs, generator: torch.Generator) -> tuple[Inputs, dict[str, Callable]]:
+    """The same call with its tokens and features in another order, and the way back of each result."""
+    queries = torch.randperm(x.query.shape[2], generator=generator)
+    keys = torch.randperm(x.key.shape[2], generator=generator)
+    features = torch.randperm(x.query.shape[3], generator=generator)
+
+    def rows(tokens: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda t: t[:, :, tokens][..., features]
+
+    def back(tokens: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda t: t[:, :, tokens.argsort()][..., features.argsort()]
+
+    changed = replace(
+        x,
+        query=rows(queries)(x.query),
+        key=rows(keys)(x.key),
+        value=rows(keys)(x.value),
+        key_mask=x.key_mask[..., keys] if x.key_mask is not None else None,
+        query_mask=x.query_mask[..., queries] if x.query_mask is not None else None,
+        key_bias=x.key_bias[..., keys] if x.key_bias is not None else None,
+        dout=rows(queries)(x.dout),
+        dlse=x.dlse[..., queries],
+    )
+    ways_back = {"out": back(queries), "dq": back(queries), "dk": back(keys), "dv": back(keys)}
+    ways_back["lse"] = lambda t: t[..., queries.argsort()]
+    ways_back["dbias"] = lambda t: t[..., keys.argsort()]
+    return changed, ways_back
 
 
 @cache
 def expected(case: Case, dtype: torch.dtype) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
     """(truth, eager PyTorch's answers) of a case: once for all backends and tiers."""
     x = make(case, dtype)
-    eager = [run_dense(x, dtype)]
-    if dtype in (torch.float32, torch.float64):
-        eager.append(run_by_lse(x, dtype))
+    eager = [run_dense(x, dtype), run_by_lse(x)]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(REORDERINGS):
+        y, ways_back = reordered(x, generator)
+        for results in (run_dense(y, dtype), run_by_lse(y)):
+            eager.append({name: ways_back[name](t) for name, t in results.items()})
     return run_dense(x, torch.float64), eager
 
 

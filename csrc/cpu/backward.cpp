@@ -20,7 +20,7 @@ namespace {
 
 constexpr int64_t kPartialBytes = 8 << 20;
 constexpr int64_t kChunkCacheBytes = 1 << 20;  // K, V, dK, dV of a chunk: half of a 2 MiB second-level cache
-constexpr int64_t kChunkStep = 32;  // granularity of chunks
+constexpr int64_t kChunkStep = 32;             // granularity of chunks
 
 struct Chunk {
   int64_t group;  // b * heads_kv + h_kv
@@ -135,10 +135,11 @@ void launch_cpu_bwd(const BackwardParams& p, const ThreadPool& pool) {
       const Slice k = slice(p.k, p.dtype, g.b, g.h), v = slice(p.v, p.dtype, g.b, g.h);
       const int64_t own = std::min<int64_t>(blocks, static_cast<int64_t>(g.blocks.size()) - first);
       if (own > 0)
-        engine.key_chunk({p.dtype, p.head_dim, p.scale, k, v, row(p.key_bias, g.b, g.h), p.key_bias.stride_n, g.keys,
-                          chunk.begin, chunk.end, packed_block(chunk.group, 0), pack_bytes, &g.blocks[first], own,
-                          key_grads, p.key_bias.data ? dbias : nullptr, partial_block(c, 0)},
-                         scratch);
+        engine.key_chunk(
+            {p.dtype, p.head_dim, p.scale, k, v, row(p.key_bias, g.b, g.h), p.key_bias.stride_n, g.keys,
+             chunk.begin, chunk.end, packed_block(chunk.group, 0), pack_bytes, &g.blocks[first], own, key_grads,
+             p.key_bias.data ? dbias : nullptr, partial_block(c, 0)},
+            scratch);
       if (!last) return;
       engine.store_key_grads({p.dtype, p.head_dim, p.scale, slice(p.dk, p.dtype, g.b, g.h),
                               slice(p.dv, p.dtype, g.b, g.h), g.keys, chunk.begin, chunk.end, key_grads},

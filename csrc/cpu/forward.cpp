@@ -75,10 +75,10 @@ void launch_cpu_fwd(const ForwardParams& p, const ThreadPool& pool) {
     const BlockTask& t = blocks[i];
     const TokenList queries = token_list(p.queries, t.b, t.h, p.seqlen_q);
     float* lse = row(p.lse, t.b, t.h);
-    engine.forward_block({p.dtype, p.head_dim, p.scale, slice(p.q, p.dtype, t.b, t.h),
-                          slice(p.out, p.dtype, t.b, t.h), lse, queries, t.begin, t.end,
-                          packed_keys(t.b, t.h / group)},
-                         scratch);
+    engine.forward_block(
+        {p.dtype, p.head_dim, p.scale, slice(p.q, p.dtype, t.b, t.h), slice(p.out, p.dtype, t.b, t.h), lse,
+         queries, t.begin, t.end, packed_keys(t.b, t.h / group)},
+        scratch);
     fill_lse_gaps(lse, queries, t.begin, t.end);
   });
 }

@@ -64,9 +64,12 @@ SelectionView selection(OptionalTensor& indices, OptionalTensor& counts, const c
   check_shape(*counts, name, {batch, heads}, true);
   if (indices->size(2) != seqlen) check_shape(*indices, name, {batch, heads, seqlen});
   indices = unit_stride(*indices);
-  return {static_cast<const int32_t*>(indices->data_ptr()), broadcast_stride(*indices, 0),
-          broadcast_stride(*indices, 1), static_cast<const int32_t*>(counts->data_ptr()),
-          broadcast_stride(*counts, 0), broadcast_stride(*counts, 1)};
+  return {static_cast<const int32_t*>(indices->data_ptr()),
+          broadcast_stride(*indices, 0),
+          broadcast_stride(*indices, 1),
+          static_cast<const int32_t*>(counts->data_ptr()),
+          broadcast_stride(*counts, 0),
+          broadcast_stride(*counts, 1)};
 }
 
 DType dtype_of(const Tensor& t) {
@@ -124,10 +127,10 @@ std::tuple<Tensor, Tensor> cpu_select_tokens(const Tensor& mask) {
   if (n > INT32_MAX) fail("mask", shape_of(mask), "a length below 2^31");
   Tensor indices = torch::stable::new_empty(mask, {b, h, n}, ScalarType::Int);
   Tensor counts = torch::stable::new_empty(mask, {b, h}, ScalarType::Int);
-  launch_cpu_select_tokens({static_cast<const bool*>(mask.data_ptr()), mask.stride(0), mask.stride(1), mask.stride(2),
-                            b, h, n, static_cast<int32_t*>(indices.data_ptr()),
-                            static_cast<int32_t*>(counts.data_ptr())},
-                           torch_threads());
+  launch_cpu_select_tokens(
+      {static_cast<const bool*>(mask.data_ptr()), mask.stride(0), mask.stride(1), mask.stride(2), b, h, n,
+       static_cast<int32_t*>(indices.data_ptr()), static_cast<int32_t*>(counts.data_ptr())},
+      torch_threads());
   return {indices, counts};
 }
 
@@ -145,14 +148,11 @@ std::tuple<Tensor, Tensor> cpu_fwd(const Tensor& query, const Tensor& key, const
   return {out, lse};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> cpu_bwd(const Tensor& dout, const OptionalTensor& dlse,
-                                                   const Tensor& query, const Tensor& key, const Tensor& value,
-                                                   const Tensor& out, const Tensor& lse,
-                                                   const OptionalTensor& query_indices,
-                                                   const OptionalTensor& query_counts,
-                                                   const OptionalTensor& key_indices,
-                                                   const OptionalTensor& key_counts,
-                                                   const OptionalTensor& key_bias, double scale) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> cpu_bwd(
+    const Tensor& dout, const OptionalTensor& dlse, const Tensor& query, const Tensor& key, const Tensor& value,
+    const Tensor& out, const Tensor& lse, const OptionalTensor& query_indices, const OptionalTensor& query_counts,
+    const OptionalTensor& key_indices, const OptionalTensor& key_counts, const OptionalTensor& key_bias,
+    double scale) {
   Inputs in{query, key, value, query_indices, query_counts, key_indices, key_counts, key_bias};
   BackwardParams p;
   fill_inputs(in, scale, p);
@@ -173,9 +173,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cpu_bwd(const Tensor& dout, const Opt
     p.dlse = row_view(*dlse);
   }
   Tensor dq = new_like(query), dk = new_like(key), dv = new_like(value);
-  Tensor dbias = key_bias.has_value()
-                     ? torch::stable::new_empty(*key_bias, {p.batch, p.heads_kv, p.seqlen_k})
-                     : torch::stable::new_empty(query, {0}, ScalarType::Float);
+  Tensor dbias = key_bias.has_value() ? torch::stable::new_empty(*key_bias, {p.batch, p.heads_kv, p.seqlen_k})
+                                      : torch::stable::new_empty(query, {0}, ScalarType::Float);
   p.dq = view(dq), p.dk = view(dk), p.dv = view(dv);
   if (key_bias.has_value()) p.dbias = row_view(dbias);
   launch_cpu_bwd(p, torch_threads());

@@ -71,7 +71,8 @@ void run_tasks(const ThreadPool& pool, int64_t tasks, int64_t work, int64_t scra
 
 inline TokenList token_list(const SelectionView& s, int64_t b, int64_t h, int64_t seqlen) {
   if (s.indices == nullptr) return {nullptr, seqlen, seqlen};
-  return {s.indices + b * s.stride_b + h * s.stride_h, s.counts[b * s.count_stride_b + h * s.count_stride_h], seqlen};
+  return {s.indices + b * s.stride_b + h * s.stride_h, s.counts[b * s.count_stride_b + h * s.count_stride_h],
+          seqlen};
 }
 
 inline Slice slice(const TensorView& t, DType dtype, int64_t b, int64_t h) {
@@ -84,7 +85,8 @@ inline float* row(const RowView& t, int64_t b, int64_t h) {
 }
 
 // Throws std::runtime_error naming `what` unless every list is ascending and inside the sequence.
-void check_selection(const SelectionView& selection, int64_t batch, int64_t heads, int64_t seqlen, const char* what);
+void check_selection(const SelectionView& selection, int64_t batch, int64_t heads, int64_t seqlen,
+                     const char* what);
 
 // The tier that serves a dtype on this CPU, or the one MASKATTN_CPU_TIER asks for.
 const Engine& choose_engine(DType dtype);

@@ -48,7 +48,8 @@ Tier detect() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
 #ifdef MASKATTN_HAVE_AVX2
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) best = kAvx2;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+    best = kAvx2;
 #endif
 #ifdef MASKATTN_HAVE_AVX512
   if (best == kAvx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -72,7 +73,8 @@ Tier current_tier() {
     if (std::string(asked) == kNames[t]) return static_cast<Tier>(t);
   std::string offered = kNames[0];
   for (int t = 1; t <= best; ++t) offered += std::string(", ") + kNames[t];
-  throw std::runtime_error("MASKATTN_CPU_TIER: got '" + std::string(asked) + "', this CPU and build offer " + offered);
+  throw std::runtime_error("MASKATTN_CPU_TIER: got '" + std::string(asked) + "', this CPU and build offer " +
+                           offered);
 }
 
 }  // namespace

@@ -24,9 +24,9 @@ int64_t padded(int head_dim) { return round_up(head_dim, 32); }
 // ---- packed keys: blocks of kBlockK keys, the last one shorter ----
 
 struct KeyBlock {
-  uint16_t* k;  // transposed tiles (key tile, depth tile): B operand of Q K^T
-  uint16_t* v;  // interleaved tiles (key chunk, column tile): B operand of P V
-  float* bias;  // * log2(e); -inf for padding
+  uint16_t* k;   // transposed tiles (key tile, depth tile): B operand of Q K^T
+  uint16_t* v;   // interleaved tiles (key chunk, column tile): B operand of P V
+  float* bias;   // * log2(e); -inf for padding
   int64_t keys;  // a multiple of 32
 };
 
@@ -40,8 +40,8 @@ KeyBlock key_block(const PackedKeys& packed, int head_dim, int64_t begin) {
           total - begin < kBlockK ? total - begin : kBlockK};
 }
 
-void pack_bias(const float* bias, int64_t stride, const TokenList& keys, int64_t begin, int64_t end, int64_t padded_end,
-               float* dst) {
+void pack_bias(const float* bias, int64_t stride, const TokenList& keys, int64_t begin, int64_t end,
+               int64_t padded_end, float* dst) {
   for (int64_t j = begin; j < padded_end; ++j)
     *dst++ = j >= end ? -INFINITY : bias ? bias[keys[j] * stride] * kLog2e : 0.0f;
 }
@@ -54,7 +54,8 @@ void pack_keys(const PackKeysBlock& block) {
   transpose_tiles(packed.keys / 16 * depth_tiles, rows, packed.k);
   gather_tiles(block.v, block.keys, block.begin, count, packed.keys, block.head_dim, depth_tiles, rows);
   interleave_tiles(packed.keys, depth_tiles, rows, packed.v);
-  pack_bias(block.bias, block.bias_stride, block.keys, block.begin, block.end, block.begin + packed.keys, packed.bias);
+  pack_bias(block.bias, block.bias_stride, block.keys, block.begin, block.end, block.begin + packed.keys,
+            packed.bias);
 }
 
 // ---- forward ----
@@ -142,7 +143,8 @@ void forward_block(const ForwardBlock& block, void* scratch) {
     if (chunk >= keys.keys / 32) return;
     const Tiles a{q + t % steps_q * kStepQ * width, depth_tiles * kTile, kTile};
     const Tiles b{keys.k, depth_tiles * kTile, kTile};
-    tile_block<false>(depth_tiles, a, b.at(2 * chunk), scores + t % 2 * kStepQ * kScoreRow + 32 * chunk, kScoreRow);
+    tile_block<false>(depth_tiles, a, b.at(2 * chunk), scores + t % 2 * kStepQ * kScoreRow + 32 * chunk,
+                      kScoreRow);
   };
   for (int64_t chunk = 0; chunk < kBlockK / 32; ++chunk) score_block(0, chunk);
   for (int64_t t = 0; t < steps; ++t) {
@@ -158,21 +160,23 @@ void forward_block(const ForwardBlock& block, void* scratch) {
                     {keys.v, kTile, 2 * depth_tiles * kTile}, out + first * width, width);
   }
 
+  float inverse[kForwardQ];
   for (int64_t i = 0; i < count; ++i) {
     const float sum = sum_lanes(load(softmax.sum[i]));
-    const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
-    for (int64_t d = 0; d < width; d += kLanes) store(out + i * width + d, load(out + i * width + d) * inverse);
+    inverse[i] = inverse_sum(sum);
     block.lse[block.queries[block.begin + i]] = natural_lse(reference(softmax.max[i]), sum);
   }
-  scatter_rows(out, width, count, 1.0f, block.dtype, block.head_dim, block.out, block.queries, block.begin);
+  scatter_rows(
+      out, width, count, [&](int64_t i) { return inverse[i]; }, block.dtype, block.head_dim, block.out,
+      block.queries, block.begin);
 }
 
 // ---- backward ----
 
 struct QueryTiles {
-  uint16_t *q, *dout;      // A tiles (query tile, depth tile)
-  uint16_t *qt, *dout_t;   // A tiles of the transpose: (query chunk, row tile of head_dim)
-  float *lse, *delta;      // lse in log2 units; +inf where a query has no weight
+  uint16_t *q, *dout;     // A tiles (query tile, depth tile)
+  uint16_t *qt, *dout_t;  // A tiles of the transpose: (query chunk, row tile of head_dim)
+  float *lse, *delta;     // lse in log2 units; +inf where a query has no weight
   QueryTiles(void* data, int64_t width)
       : q(static_cast<uint16_t*>(data)),
         dout(q + kBackwardQ * width),
@@ -204,8 +208,8 @@ void pack_queries(const PackQueriesBlock& block) {
     packed.delta[i] = 0.0f;
     if (i >= count) continue;
     const int64_t token = block.queries[block.begin + i];
-    load_row(block.dtype, block.out.row(token), out, block.head_dim, static_cast<int>(width));
-    load_row(block.dtype, block.dout.row(token), dout, block.head_dim, static_cast<int>(width));
+    load_row(block.dtype, block.out.row(token), 1.0f, out, block.head_dim, static_cast<int>(width));
+    load_row(block.dtype, block.dout.row(token), 1.0f, dout, block.head_dim, static_cast<int>(width));
     packed.lse[i] = block.lse[token] == -INFINITY ? INFINITY : block.lse[token] * kLog2e;
     packed.delta[i] = dot_rows(out, dout, width) - (block.dlse ? block.dlse[token * block.dlse_stride] : 0.0f);
   }
@@ -224,7 +228,8 @@ struct ChunkKeys {
 };
 
 int64_t chunk_scratch_bytes(int head_dim, int64_t keys) {
-  return round_up(keys, 32) * (6 * padded(head_dim) + 4) + 4 * kStepQ * kScoreRow * 4 + 3 * kBackwardQ * kBlockK * 2;
+  return round_up(keys, 32) * (6 * padded(head_dim) + 4) + 4 * kStepQ * kScoreRow * 4 +
+         3 * kBackwardQ * kBlockK * 2;
 }
 
 // dK^T and dV^T: for every block of kBlockK keys (width, kBlockK).
@@ -274,8 +279,8 @@ void key_chunk(const KeyChunk& chunk, void* scratch) {
   const int64_t width = padded(chunk.head_dim), depth_tiles = width / 32;
   const int64_t total = chunk.end - chunk.begin, padded_keys = round_up(total, 32);
   const ChunkKeys keys(scratch, padded_keys, width);
-  float* scores = keys.bias + padded_keys;     // 2 x (kStepQ, kScoreRow)
-  float* dp = scores + 2 * kStepQ * kScoreRow;  // 2 x (kStepQ, kScoreRow)
+  float* scores = keys.bias + padded_keys;                                   // 2 x (kStepQ, kScoreRow)
+  float* dp = scores + 2 * kStepQ * kScoreRow;                               // 2 x (kStepQ, kScoreRow)
   auto* p_pairs = reinterpret_cast<uint16_t*>(dp + 2 * kStepQ * kScoreRow);  // B tiles (query chunk, key tile)
   uint16_t* ds_pairs = p_pairs + kBackwardQ * kBlockK;                       // the same
   uint16_t* ds_rows = ds_pairs + kBackwardQ * kBlockK;                       // A tiles (query tile, key chunk)
@@ -291,7 +296,8 @@ void key_chunk(const KeyChunk& chunk, void* scratch) {
     transpose_tiles(n / 16 * depth_tiles, rows, keys.k_t + begin * width);
     interleave_tiles(n, depth_tiles, rows, keys.k + begin * width);
   }
-  pack_bias(chunk.bias, chunk.bias_stride, chunk.keys, chunk.begin, chunk.end, chunk.begin + padded_keys, keys.bias);
+  pack_bias(chunk.bias, chunk.bias_stride, chunk.keys, chunk.begin, chunk.end, chunk.begin + padded_keys,
+            keys.bias);
 
   // Tiles stored (row tile, depth tile), summed over depth; and (row chunk, depth tile), summed over rows.
   const auto by_rows = [&](const uint16_t* t) { return Tiles{t, depth_tiles * kTile, kTile}; };
@@ -320,8 +326,9 @@ void key_chunk(const KeyChunk& chunk, void* scratch) {
           if (i % 8 == 0) score_block(step + kStepQ, i / 8);
           const int64_t at = (step / kStepQ % 2 * kStepQ + i) * kScoreRow;
           const int64_t pair = step / 32 * 2 * chunks * kTile + i / 2 * 32;
-          weight_rows(scores + at, dp + at, keys.bias + begin, scale, queries.lse + step + i, queries.delta + step + i,
-                      chunks, p_pairs + pair, ds_pairs + pair, ds_rows + (step + i) / 16 * chunks * kTile + i % 16 * 32,
+          weight_rows(scores + at, dp + at, keys.bias + begin, scale, queries.lse + step + i,
+                      queries.delta + step + i, chunks, p_pairs + pair, ds_pairs + pair,
+                      ds_rows + (step + i) / 16 * chunks * kTile + i % 16 * 32,
                       chunk.dbias ? chunk.dbias + begin : nullptr);
         }
       tile_gemm<true>(2 * depth_tiles, 2 * chunks, query_rows / 32, by_columns(queries.dout_t),
@@ -347,7 +354,7 @@ void store_key_grads(const StoreKeyGrads& store_grads, void* scratch) {
     for (int64_t begin = 0; begin == 0 || begin < total; begin += kBlockK, transposed += width * kBlockK) {
       const int64_t n = total - begin < kBlockK ? total - begin : kBlockK;
       transpose(width, round_up(n, 16), transposed, kBlockK, rows, width);
-      scatter_rows(rows, width, n, result.factor, store_grads.dtype, store_grads.head_dim, result.dst,
+      scatter_rows(rows, width, n, times(result.factor), store_grads.dtype, store_grads.head_dim, result.dst,
                    store_grads.keys, store_grads.begin + begin);
     }
 }
@@ -362,7 +369,7 @@ void reduce_dq(const ReduceDq& r, void* scratch) {
     for (int64_t c = 0; c < r.partials; ++c) total += load(r.partial + c * r.partial_stride + at);
     store(rows + at, total);
   }
-  scatter_rows(rows, width, count, r.scale, r.dtype, r.head_dim, r.dq, r.queries, r.begin);
+  scatter_rows(rows, width, count, times(r.scale), r.dtype, r.head_dim, r.dq, r.queries, r.begin);
 }
 
 }  // namespace

@@ -40,8 +40,8 @@ class TileScope {
   TileScope& operator=(const TileScope&) = delete;
 };
 
-// One matrix operand: its first tile and the distances, in elements, of neighbouring tiles along the rows (of A) or
-// columns (of B) of the product, and along the dimension that is summed over.
+// One matrix operand: its first tile and the distances, in elements, of neighbouring tiles along the rows (of A)
+// or columns (of B) of the product, and along the dimension that is summed over.
 struct Tiles {
   const uint16_t* data;
   int64_t outer, depth;
@@ -109,7 +109,8 @@ inline void gather_tiles(const Slice& src, const TokenList& tokens, int64_t begi
 // Transposes the 16 x 16 words of each tile.
 inline void transpose_tiles(int64_t tiles, const uint16_t* src, uint16_t* dst) {
   for (int64_t t = 0; t < tiles; ++t)
-    transpose_tile(reinterpret_cast<const float*>(src + t * kTile), 16, reinterpret_cast<float*>(dst + t * kTile), 16);
+    transpose_tile(reinterpret_cast<const float*>(src + t * kTile), 16, reinterpret_cast<float*>(dst + t * kTile),
+                   16);
 }
 
 // (even[i], odd[i]) pairs of 16 bf16 each.
@@ -130,7 +131,9 @@ inline void interleave_tiles(int64_t rows, int64_t depth_tiles, const uint16_t* 
 }
 
 // 32 fp32 to 32 bf16, in order, rounded to nearest even.
-inline __m512i to_bf16(__m512 low, __m512 high) { return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)); }
+inline __m512i to_bf16(__m512 low, __m512 high) {
+  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
+}
 
 }  // namespace
 }  // namespace maskattn

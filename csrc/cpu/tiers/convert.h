@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// Rows of fp32, fp16 or bf16 to and from rows of fp32. Loads fill up to a padded length with zeros; stores
-// round to nearest, ties to even, as torch does.
+// Rows of fp32, fp16 or bf16 to and from rows of fp32, scaled on the way. Loads fill up to a padded length with
+// zeros; stores round to nearest, ties to even, as torch does.
 #pragma once
 
 #include <cstdint>
@@ -62,53 +62,56 @@ inline uint16_t float_to_half(float x) {
   return static_cast<uint16_t>(sign | (rounded >> 13));
 }
 
-inline void half_row_to_float(const uint16_t* src, float* dst, int n) {
+inline void half_row_to_float(const uint16_t* src, float factor, float* dst, int n) {
   int i = 0;
 #if defined(__AVX512F__)
   for (; i + 16 <= n; i += 16)
-    _mm512_storeu_ps(dst + i, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(src + i))));
+    store(dst + i, factor * Vec(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(src + i)))));
 #elif defined(__F16C__)
   for (; i + 8 <= n; i += 8)
-    _mm256_storeu_ps(dst + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(src + i))));
+    store(dst + i, factor * Vec(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(src + i)))));
 #endif
-  for (; i < n; ++i) dst[i] = half_to_float(src[i]);
+  for (; i < n; ++i) dst[i] = factor * half_to_float(src[i]);
 }
 
-inline void float_row_to_half(const float* src, uint16_t* dst, int n) {
+inline void float_row_to_half(const float* src, float factor, uint16_t* dst, int n) {
   int i = 0;
 #if defined(__AVX512F__)
   for (; i + 16 <= n; i += 16)
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(dst + i),
-                        _mm512_cvtps_ph(_mm512_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT));
+                        _mm512_cvtps_ph(factor * load(src + i), _MM_FROUND_TO_NEAREST_INT));
 #elif defined(__F16C__)
   for (; i + 8 <= n; i += 8)
     _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + i),
-                     _mm256_cvtps_ph(_mm256_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT));
+                     _mm256_cvtps_ph(factor * load(src + i), _MM_FROUND_TO_NEAREST_INT));
 #endif
-  for (; i < n; ++i) dst[i] = float_to_half(src[i]);
+  for (; i < n; ++i) dst[i] = float_to_half(factor * src[i]);
 }
 
-// dst[0:n] = src, dst[n:padded] = 0. `src` need only be aligned to its own element size.
-inline void load_row(DType dtype, const void* src, float* dst, int n, int padded) {
+// dst[0:n] = factor * src, dst[n:padded] = 0.
+inline void load_row(DType dtype, const void* src, float factor, float* __restrict dst, int n, int padded) {
   if (dtype == DType::kFloat32) {
-    std::memcpy(dst, src, sizeof(float) * n);
+    const auto* f = static_cast<const float*>(src);
+    for (int i = 0; i < n; ++i) dst[i] = factor * f[i];
   } else if (dtype == DType::kBFloat16) {
     const auto* h = static_cast<const uint16_t*>(src);
-    for (int i = 0; i < n; ++i) dst[i] = bf16_to_float(h[i]);
+    for (int i = 0; i < n; ++i) dst[i] = factor * bf16_to_float(h[i]);
   } else {
-    half_row_to_float(static_cast<const uint16_t*>(src), dst, n);
+    half_row_to_float(static_cast<const uint16_t*>(src), factor, dst, n);
   }
   for (int i = n; i < padded; ++i) dst[i] = 0.0f;
 }
 
-inline void store_row(DType dtype, const float* src, void* dst, int n) {
+// dst = factor * src.
+inline void store_row(DType dtype, const float* __restrict src, float factor, void* dst, int n) {
   if (dtype == DType::kFloat32) {
-    std::memcpy(dst, src, sizeof(float) * n);
+    auto* f = static_cast<float*>(dst);
+    for (int i = 0; i < n; ++i) f[i] = factor * src[i];
   } else if (dtype == DType::kBFloat16) {
     auto* h = static_cast<uint16_t*>(dst);
-    for (int i = 0; i < n; ++i) h[i] = float_to_bf16(src[i]);
+    for (int i = 0; i < n; ++i) h[i] = float_to_bf16(factor * src[i]);
   } else {
-    float_row_to_half(src, static_cast<uint16_t*>(dst), n);
+    float_row_to_half(src, factor, static_cast<uint16_t*>(dst), n);
   }
 }
 

@@ -31,7 +31,9 @@ int64_t packed_row(int head_dim) { return padded(head_dim) + kLanes; }
 struct KeyRows {
   float *k, *v, *bias;
   KeyRows(void* data, int64_t count, int head_dim)
-      : k(static_cast<float*>(data)), v(k + count * packed_row(head_dim)), bias(v + count * packed_row(head_dim)) {}
+      : k(static_cast<float*>(data)),
+        v(k + count * packed_row(head_dim)),
+        bias(v + count * packed_row(head_dim)) {}
 };
 
 int64_t packed_keys_bytes(int head_dim, int64_t keys) { return keys * (2 * packed_row(head_dim) + 1) * 4; }
@@ -41,15 +43,13 @@ void pack_keys(const PackKeysBlock& block) {
   const KeyRows packed(block.packed.data, block.packed.count, block.head_dim);
   for (int64_t j = block.begin; j < block.end; ++j) {
     const int64_t token = block.keys[j];
-    load_row(block.dtype, block.k.row(token), packed.k + j * row, block.head_dim, block.head_dim);
-    load_row(block.dtype, block.v.row(token), packed.v + j * row, block.head_dim, block.head_dim);
+    load_row(block.dtype, block.k.row(token), 1.0f, packed.k + j * row, block.head_dim, block.head_dim);
+    load_row(block.dtype, block.v.row(token), 1.0f, packed.v + j * row, block.head_dim, block.head_dim);
     packed.bias[j] = block.bias ? block.bias[token * block.bias_stride] * kLog2e : 0.0f;
   }
 }
 
-int64_t forward_scratch_bytes(int head_dim) {
-  return 4 * kBlockQ * (3 * padded(head_dim) + kBlockK);
-}
+int64_t forward_scratch_bytes(int head_dim) { return 4 * kBlockQ * (3 * padded(head_dim) + kBlockK); }
 
 // Running maximum, row sum and the rescaling of what was summed under an older maximum, for one vector of
 // queries. The maximum in use moves only when a score exceeds it by 2^kSlack, so that most blocks rescale
@@ -78,10 +78,10 @@ void forward_block(const ForwardBlock& block, void* scratch) {
   const int64_t width = padded(head_dim), row = packed_row(head_dim);
   const int count = static_cast<int>(block.end - block.begin);
   const int vectors = (count + kLanes - 1) / kLanes;
-  auto* rows = static_cast<float*>(scratch);     // (kBlockQ, width): Q, at the end O
-  float* qt = rows + kBlockQ * width;            // (width, kBlockQ)
-  float* ot = qt + width * kBlockQ;              // (width, kBlockQ)
-  float* st = ot + width * kBlockQ;              // (kBlockK, kBlockQ): S^T, then P^T
+  auto* rows = static_cast<float*>(scratch);  // (kBlockQ, width): Q, at the end O
+  float* qt = rows + kBlockQ * width;         // (width, kBlockQ)
+  float* ot = qt + width * kBlockQ;           // (width, kBlockQ)
+  float* st = ot + width * kBlockQ;           // (kBlockK, kBlockQ): S^T, then P^T
   const KeyRows keys(block.keys.data, block.keys.count, head_dim);
 
   gather_rows(block.dtype, block.q, block.queries, block.begin, count, vectors * kLanes, head_dim, width,
@@ -115,19 +115,17 @@ void forward_block(const ForwardBlock& block, void* scratch) {
     gemm<Init::kLoad>(head_dim, vectors, n, keys.v + begin * row, 1, row, st, kBlockQ, ot, kBlockQ);
   }
 
-  for (int v = 0; v < vectors; ++v) {
-    const OnlineSoftmax& s = softmax[v];
-    // A sum of 0 means that no key had any weight; a NaN sum is not 0 and stays NaN.
-    const Vec inverse = select(s.sum == 0.0f, Vec{}, 1.0f / s.sum);
-    for (int d = 0; d < head_dim; ++d) {
-      float* o = ot + d * kBlockQ + v * kLanes;
-      store(o, load(o) * inverse);
-    }
-    for (int i = 0; i < kLanes && v * kLanes + i < count; ++i)
-      block.lse[block.queries[block.begin + v * kLanes + i]] = natural_lse(s.reference()[i], s.sum[i]);
+  float inverse[kBlockQ];
+  for (int i = 0; i < count; ++i) {
+    const OnlineSoftmax& s = softmax[i / kLanes];
+    const float sum = s.sum[i % kLanes];
+    inverse[i] = inverse_sum(sum);
+    block.lse[block.queries[block.begin + i]] = natural_lse(s.reference()[i % kLanes], sum);
   }
   transpose(width, vectors * kLanes, ot, kBlockQ, rows, width);
-  scatter_rows(rows, width, count, 1.0f, block.dtype, head_dim, block.out, block.queries, block.begin);
+  scatter_rows(
+      rows, width, count, [&](int64_t i) { return inverse[i]; }, block.dtype, head_dim, block.out, block.queries,
+      block.begin);
 }
 
 // ---- backward ----
@@ -196,8 +194,8 @@ void key_chunk(const KeyChunk& chunk, void* scratch) {
   const KeyRows keys(dst + kBlockK * kBlockQ, total, head_dim);
   for (int64_t j = 0; j < total; ++j) {
     const int64_t token = chunk.keys[chunk.begin + j];
-    load_row(chunk.dtype, chunk.k.row(token), keys.k + j * row, head_dim, head_dim);
-    load_row(chunk.dtype, chunk.v.row(token), keys.v + j * row, head_dim, head_dim);
+    load_row(chunk.dtype, chunk.k.row(token), 1.0f, keys.k + j * row, head_dim, head_dim);
+    load_row(chunk.dtype, chunk.v.row(token), 1.0f, keys.v + j * row, head_dim, head_dim);
     keys.bias[j] = chunk.bias ? chunk.bias[token * chunk.bias_stride] * kLog2e : 0.0f;
   }
 
@@ -224,22 +222,23 @@ void key_chunk(const KeyChunk& chunk, void* scratch) {
         }
         if (chunk.dbias) chunk.dbias[begin + j] += sum_lanes(dbias);
       }
-      gemm<Init::kLoad>(n, width / kLanes, count, pt, kBlockQ, 1, queries.dout, width, grads.dv + begin * width, width);
-      gemm<Init::kLoad>(n, width / kLanes, count, dst, kBlockQ, 1, queries.q, width, grads.dk + begin * width, width);
+      gemm<Init::kLoad>(n, width / kLanes, count, pt, kBlockQ, 1, queries.dout, width, grads.dv + begin * width,
+                        width);
+      gemm<Init::kLoad>(n, width / kLanes, count, dst, kBlockQ, 1, queries.q, width, grads.dk + begin * width,
+                        width);
       const auto dq_gemm = begin == 0 ? gemm<Init::kZero> : gemm<Init::kLoad>;
       dq_gemm(head_dim, vectors, n, k, 1, row, dst, kBlockQ, dqt, kBlockQ, nullptr);
     }
   }
 }
 
-void store_key_grads(const StoreKeyGrads& store_grads, void* scratch) {
+void store_key_grads(const StoreKeyGrads& store_grads, void*) {
   const int64_t width = padded(store_grads.head_dim), total = store_grads.end - store_grads.begin;
   const KeyGrads grads(const_cast<float*>(store_grads.key_grads), total, width);
   // Packed queries carry scale * log2(e), so dK lacks only a factor ln(2).
-  (void)scratch;
-  scatter_rows(grads.dk, width, total, kLn2, store_grads.dtype, store_grads.head_dim, store_grads.dk,
+  scatter_rows(grads.dk, width, total, times(kLn2), store_grads.dtype, store_grads.head_dim, store_grads.dk,
                store_grads.keys, store_grads.begin);
-  scatter_rows(grads.dv, width, total, 1.0f, store_grads.dtype, store_grads.head_dim, store_grads.dv,
+  scatter_rows(grads.dv, width, total, times(1.0f), store_grads.dtype, store_grads.head_dim, store_grads.dv,
                store_grads.keys, store_grads.begin);
 }
 
@@ -255,7 +254,7 @@ void reduce_dq(const ReduceDq& r, void* scratch) {
       store(sum + at, total);
     }
   transpose(width, vectors * kLanes, sum, kBlockQ, rows, width);
-  scatter_rows(rows, width, count, r.scale, r.dtype, r.head_dim, r.dq, r.queries, r.begin);
+  scatter_rows(rows, width, count, times(r.scale), r.dtype, r.head_dim, r.dq, r.queries, r.begin);
 }
 
 }  // namespace

@@ -29,8 +29,8 @@ constexpr int tile_rows(int nv) { return nv == 3 ? 4 : 6; }
 #endif
 
 template <Init init, int MR, int NV>
-inline void gemm_tile(int64_t depth, const float* a, int64_t a_row, int64_t a_col, const float* b,
-                      int64_t b_row, float* c, int64_t c_row, const float* row_bias) {
+inline void gemm_tile(int64_t depth, const float* a, int64_t a_row, int64_t a_col, const float* b, int64_t b_row,
+                      float* c, int64_t c_row, const float* row_bias) {
   Vec acc[MR][NV];
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
@@ -63,8 +63,8 @@ inline void gemm_tile(int64_t depth, const float* a, int64_t a_row, int64_t a_co
 
 // The rows that do not fill a tile, by the one template instance of just that height.
 template <Init init, int MR, int NV>
-inline void gemm_tail(int64_t rows, int64_t depth, const float* a, int64_t a_row, int64_t a_col,
-                      const float* b, int64_t b_row, float* c, int64_t c_row, const float* row_bias) {
+inline void gemm_tail(int64_t rows, int64_t depth, const float* a, int64_t a_row, int64_t a_col, const float* b,
+                      int64_t b_row, float* c, int64_t c_row, const float* row_bias) {
   if constexpr (MR > 0) {
     if (rows == MR) {
       gemm_tile<init, MR, NV>(depth, a, a_row, a_col, b, b_row, c, c_row, row_bias);
@@ -78,15 +78,15 @@ inline void gemm_tail(int64_t rows, int64_t depth, const float* a, int64_t a_row
 inline const float* offset(const float* row_bias, int64_t i) { return row_bias ? row_bias + i : nullptr; }
 
 template <Init init, int NV>
-inline void gemm_panel(int64_t rows, int64_t depth, const float* a, int64_t a_row, int64_t a_col,
-                       const float* b, int64_t b_row, float* c, int64_t c_row, const float* row_bias) {
+inline void gemm_panel(int64_t rows, int64_t depth, const float* a, int64_t a_row, int64_t a_col, const float* b,
+                       int64_t b_row, float* c, int64_t c_row, const float* row_bias) {
   constexpr int kRows = tile_rows(NV);
   int64_t i = 0;
   for (; i + kRows <= rows; i += kRows)
     gemm_tile<init, kRows, NV>(depth, a + i * a_row, a_row, a_col, b, b_row, c + i * c_row, c_row,
-                         offset(row_bias, i));
+                               offset(row_bias, i));
   gemm_tail<init, kRows - 1, NV>(rows - i, depth, a + i * a_row, a_row, a_col, b, b_row, c + i * c_row, c_row,
-                           offset(row_bias, i));
+                                 offset(row_bias, i));
 }
 
 // C is rows x (vectors * kLanes).

@@ -15,11 +15,8 @@ namespace {
 // dst (padded_count, width) = factor * rows[begin : begin + count] of src, zeros around.
 inline void gather_rows(DType dtype, const Slice& src, const TokenList& tokens, int64_t begin, int count,
                         int padded_count, int head_dim, int64_t width, float factor, float* dst) {
-  for (int i = 0; i < count; ++i) {
-    float* row = dst + i * width;
-    load_row(dtype, src.row(tokens[begin + i]), row, head_dim, static_cast<int>(width));
-    for (int64_t d = 0; d < width; ++d) row[d] *= factor;
-  }
+  for (int i = 0; i < count; ++i)
+    load_row(dtype, src.row(tokens[begin + i]), factor, dst + i * width, head_dim, static_cast<int>(width));
   std::memset(dst + count * width, 0, sizeof(float) * (padded_count - count) * width);
 }
 
@@ -27,20 +24,23 @@ inline void zero_rows(const Slice& dst, int64_t begin, int64_t end, int64_t row_
   for (int64_t n = begin; n < end; ++n) std::memset(dst.row(n), 0, row_bytes);
 }
 
-// Writes `count` rows to tokens[begin ...] of dst and zeros to the gaps before them; after the last selected
-// token also to the rows that follow. `src` is used as scratch.
-inline void scatter_rows(float* src, int64_t width, int64_t count, float factor, DType dtype, int head_dim,
-                         const Slice& dst, const TokenList& tokens, int64_t begin) {
+// Writes `count` rows of src, row i times factor(i), to tokens[begin ...] of dst and zeros to the gaps before
+// them; after the last selected token also to the rows that follow.
+template <class Factor>
+inline void scatter_rows(const float* src, int64_t width, int64_t count, const Factor& factor, DType dtype,
+                         int head_dim, const Slice& dst, const TokenList& tokens, int64_t begin) {
   const int64_t row_bytes = head_dim * element_size(dtype);
   for (int64_t i = 0; i < count; ++i) {
     const int64_t token = tokens[begin + i];
     zero_rows(dst, tokens.gap_begin(begin + i), token, row_bytes);
-    float* row = src + i * width;
-    if (factor != 1.0f)
-      for (int d = 0; d < head_dim; ++d) row[d] *= factor;
-    store_row(dtype, row, dst.row(token), head_dim);
+    store_row(dtype, src + i * width, factor(i), dst.row(token), head_dim);
   }
   if (begin + count == tokens.count) zero_rows(dst, tokens.gap_begin(tokens.count), tokens.seqlen, row_bytes);
+}
+
+// One factor for all rows.
+inline auto times(float factor) {
+  return [factor](int64_t) { return factor; };
 }
 
 inline float dot_rows(const float* a, const float* b, int64_t width) {
@@ -48,6 +48,9 @@ inline float dot_rows(const float* a, const float* b, int64_t width) {
   for (int64_t d = 0; d < width; d += kLanes) sum += load(a + d) * load(b + d);
   return sum_lanes(sum);
 }
+
+// What a row of the output is multiplied by: 0 where no key had any weight. A NaN is not 0 and stays NaN.
+inline float inverse_sum(float sum) { return sum == 0.0f ? 0.0f : 1.0f / sum; }
 
 // log(sum of exp) of one query from its exponent reference (log2 units) and the sum of 2^(score - reference).
 inline float natural_lse(float reference, float sum) {
