@@ -4,8 +4,8 @@
 // naming it. fp16 and bf16 rows are widened while they are gathered.
 //
 // Scores live transposed, S^T[key][query], with vectors along the queries: maximum, exponential and row sum
-// need no horizontal step, the key bias is what an accumulator starts from, and gathered K and V rows are used
-// as they lie, element by element, as the broadcast operand of gemm.h.
+// need no horizontal step, and gathered K and V rows are used as they lie, element by element, as the broadcast
+// operand of gemm.h.
 //
 // Forward, one block of kBlockQ queries (FlashAttention, Dao et al. 2022):
 //     S^T = K Q^T + bias;  m = running max;  P^T = 2^(S^T - m);  O^T = O^T * 2^(m_old - m) + V^T P^T
@@ -93,8 +93,8 @@ void forward_block(const ForwardBlock& block, void* scratch) {
   OnlineSoftmax softmax[kVectorsQ];
   for (int64_t begin = 0; begin < block.keys.count; begin += kBlockK) {
     const int64_t n = block.keys.count - begin < kBlockK ? block.keys.count - begin : kBlockK;
-    gemm<Init::kRowBias>(n, vectors, head_dim, keys.k + begin * row, row, 1, qt, kBlockQ, st, kBlockQ,
-                         keys.bias + begin);
+    gemm<Mode::kBias>(n, vectors, head_dim, keys.k + begin * row, row, 1, qt, kBlockQ, st, kBlockQ,
+                      keys.bias + begin);
     for (int v = 0; v < vectors; ++v) {
       float* s = st + v * kLanes;
       Vec block_max = load(s);
@@ -112,7 +112,7 @@ void forward_block(const ForwardBlock& block, void* scratch) {
         softmax[v].sum += p;
       }
     }
-    gemm<Init::kLoad>(head_dim, vectors, n, keys.v + begin * row, 1, row, st, kBlockQ, ot, kBlockQ);
+    gemm<Mode::kAdd>(head_dim, vectors, n, keys.v + begin * row, 1, row, st, kBlockQ, ot, kBlockQ);
   }
 
   float inverse[kBlockQ];
@@ -208,8 +208,8 @@ void key_chunk(const KeyChunk& chunk, void* scratch) {
     for (int64_t begin = 0; begin < total; begin += kBlockK) {
       const int64_t n = total - begin < kBlockK ? total - begin : kBlockK;
       const float *k = keys.k + begin * row, *v = keys.v + begin * row;
-      gemm<Init::kRowBias>(n, vectors, head_dim, k, row, 1, queries.qt, kBlockQ, pt, kBlockQ, keys.bias + begin);
-      gemm<Init::kZero>(n, vectors, head_dim, v, row, 1, queries.dout_t, kBlockQ, dst, kBlockQ);
+      gemm<Mode::kBias>(n, vectors, head_dim, k, row, 1, queries.qt, kBlockQ, pt, kBlockQ, keys.bias + begin);
+      gemm<Mode::kSet>(n, vectors, head_dim, v, row, 1, queries.dout_t, kBlockQ, dst, kBlockQ);
       for (int64_t j = 0; j < n; ++j) {
         Vec dbias{};
         for (int64_t i = 0; i < vectors * kLanes; i += kLanes) {
@@ -222,11 +222,11 @@ void key_chunk(const KeyChunk& chunk, void* scratch) {
         }
         if (chunk.dbias) chunk.dbias[begin + j] += sum_lanes(dbias);
       }
-      gemm<Init::kLoad>(n, width / kLanes, count, pt, kBlockQ, 1, queries.dout, width, grads.dv + begin * width,
-                        width);
-      gemm<Init::kLoad>(n, width / kLanes, count, dst, kBlockQ, 1, queries.q, width, grads.dk + begin * width,
-                        width);
-      const auto dq_gemm = begin == 0 ? gemm<Init::kZero> : gemm<Init::kLoad>;
+      gemm<Mode::kAdd>(n, width / kLanes, count, pt, kBlockQ, 1, queries.dout, width, grads.dv + begin * width,
+                       width);
+      gemm<Mode::kAdd>(n, width / kLanes, count, dst, kBlockQ, 1, queries.q, width, grads.dk + begin * width,
+                       width);
+      const auto dq_gemm = begin == 0 ? gemm<Mode::kSet> : gemm<Mode::kAdd>;
       dq_gemm(head_dim, vectors, n, k, 1, row, dst, kBlockQ, dqt, kBlockQ, nullptr);
     }
   }

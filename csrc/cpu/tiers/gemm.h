@@ -18,7 +18,8 @@
 namespace maskattn {
 namespace {
 
-enum class Init { kZero, kLoad, kRowBias };  // what C starts from: 0, itself, or row_bias[i]
+// C = A B, C += A B, or C = A B + row_bias[i]. The bias comes last: a large one would round every partial sum.
+enum class Mode { kSet, kAdd, kBias };
 
 // Rows of a register tile NV vectors wide: the most that leaves room for B's vectors and one broadcast among
 // the 32 (AVX-512, NEON) or 16 vector registers.
@@ -28,7 +29,7 @@ constexpr int tile_rows(int nv) { return nv == 3 ? 8 : 12; }
 constexpr int tile_rows(int nv) { return nv == 3 ? 4 : 6; }
 #endif
 
-template <Init init, int MR, int NV>
+template <Mode mode, int MR, int NV>
 inline void gemm_tile(int64_t depth, const float* a, int64_t a_row, int64_t a_col, const float* b, int64_t b_row,
                       float* c, int64_t c_row, const float* row_bias) {
   Vec acc[MR][NV];
@@ -36,12 +37,10 @@ inline void gemm_tile(int64_t depth, const float* a, int64_t a_row, int64_t a_co
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v)
-      if constexpr (init == Init::kZero) {
+      if constexpr (mode != Mode::kAdd) {
         acc[i][v] = Vec{};
-      } else if constexpr (init == Init::kLoad) {
-        acc[i][v] = load(c + i * c_row + v * kLanes);
       } else {
-        acc[i][v] = splat(row_bias[i]);
+        acc[i][v] = load(c + i * c_row + v * kLanes);
       }
   for (int64_t k = 0; k < depth; ++k) {
     Vec bv[NV];
@@ -58,50 +57,53 @@ inline void gemm_tile(int64_t depth, const float* a, int64_t a_row, int64_t a_co
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) store(c + i * c_row + v * kLanes, acc[i][v]);
+    for (int v = 0; v < NV; ++v) {
+      if constexpr (mode == Mode::kBias) acc[i][v] += row_bias[i];
+      store(c + i * c_row + v * kLanes, acc[i][v]);
+    }
 }
 
 // The rows that do not fill a tile, by the one template instance of just that height.
-template <Init init, int MR, int NV>
+template <Mode mode, int MR, int NV>
 inline void gemm_tail(int64_t rows, int64_t depth, const float* a, int64_t a_row, int64_t a_col, const float* b,
                       int64_t b_row, float* c, int64_t c_row, const float* row_bias) {
   if constexpr (MR > 0) {
     if (rows == MR) {
-      gemm_tile<init, MR, NV>(depth, a, a_row, a_col, b, b_row, c, c_row, row_bias);
+      gemm_tile<mode, MR, NV>(depth, a, a_row, a_col, b, b_row, c, c_row, row_bias);
     } else {
-      gemm_tail<init, MR - 1, NV>(rows, depth, a, a_row, a_col, b, b_row, c, c_row, row_bias);
+      gemm_tail<mode, MR - 1, NV>(rows, depth, a, a_row, a_col, b, b_row, c, c_row, row_bias);
     }
   }
 }
 
-// row_bias is only read with Init::kRowBias, and null otherwise.
+// row_bias is only read with Mode::kBias, and null otherwise.
 inline const float* offset(const float* row_bias, int64_t i) { return row_bias ? row_bias + i : nullptr; }
 
-template <Init init, int NV>
+template <Mode mode, int NV>
 inline void gemm_panel(int64_t rows, int64_t depth, const float* a, int64_t a_row, int64_t a_col, const float* b,
                        int64_t b_row, float* c, int64_t c_row, const float* row_bias) {
   constexpr int kRows = tile_rows(NV);
   int64_t i = 0;
   for (; i + kRows <= rows; i += kRows)
-    gemm_tile<init, kRows, NV>(depth, a + i * a_row, a_row, a_col, b, b_row, c + i * c_row, c_row,
+    gemm_tile<mode, kRows, NV>(depth, a + i * a_row, a_row, a_col, b, b_row, c + i * c_row, c_row,
                                offset(row_bias, i));
-  gemm_tail<init, kRows - 1, NV>(rows - i, depth, a + i * a_row, a_row, a_col, b, b_row, c + i * c_row, c_row,
+  gemm_tail<mode, kRows - 1, NV>(rows - i, depth, a + i * a_row, a_row, a_col, b, b_row, c + i * c_row, c_row,
                                  offset(row_bias, i));
 }
 
 // C is rows x (vectors * kLanes).
-template <Init init>
+template <Mode mode>
 inline void gemm(int64_t rows, int64_t vectors, int64_t depth, const float* a, int64_t a_row, int64_t a_col,
                  const float* b, int64_t b_row, float* c, int64_t c_row, const float* row_bias = nullptr) {
   while (vectors > 0) {
     // 4 splits as 2 + 2 and not 3 + 1: a one-vector tile is bound by its broadcasts.
     const int64_t width = vectors == 3 || vectors > 4 ? 3 : vectors >= 2 ? 2 : 1;
     if (width == 3) {
-      gemm_panel<init, 3>(rows, depth, a, a_row, a_col, b, b_row, c, c_row, row_bias);
+      gemm_panel<mode, 3>(rows, depth, a, a_row, a_col, b, b_row, c, c_row, row_bias);
     } else if (width == 2) {
-      gemm_panel<init, 2>(rows, depth, a, a_row, a_col, b, b_row, c, c_row, row_bias);
+      gemm_panel<mode, 2>(rows, depth, a, a_row, a_col, b, b_row, c, c_row, row_bias);
     } else {
-      gemm_panel<init, 1>(rows, depth, a, a_row, a_col, b, b_row, c, c_row, row_bias);
+      gemm_panel<mode, 1>(rows, depth, a, a_row, a_col, b, b_row, c, c_row, row_bias);
     }
     vectors -= width;
     b += width * kLanes;
