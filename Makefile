@@ -24,7 +24,7 @@ demo: $(VENV)/.built ## set up .venv, build, and compare dense with masked atten
 	$(BIN)/maskattn demo --out out/demo
 
 bench: $(VENV)/.dev ## measure against the peers into bench/results/
-	$(BIN)/pytest bench
+	$(BIN)/maskattn bench --grid full --out bench/results
 
 build: $(VENV)/.dev ## set up .venv and build the C++ library into it
 

@@ -3,8 +3,8 @@
 
 `dense_attention` is written independently of the package: dense N x N attention that autograd
 differentiates. In float64 it is the truth. In the dtype under test it is eager PyTorch, whose error
-sets the limit. `dense_by_lse` is one more eager PyTorch, with the gradients written out from lse and
-from the stored out, as every kernel that keeps no N x N matrix must compute them. An error is a
+sets the limit. `dense_by_lse` is one more eager PyTorch, with the gradients written out from lse
+and from the stored out, as every kernel that keeps no N x N matrix must compute them. An error is a
 matter of luck with few numbers, so `harness` looks at both under several orders of the tokens.
 """
 
@@ -61,8 +61,8 @@ def dense_by_lse(
 ) -> tuple[Tensor, ...]:
     """(out, lse, dq, dk, dv, dbias) by formulas in lse and out; dbias has the shape of key_bias.
 
-    Takes and returns the dtype under test; 16-bit tensors are computed with in float32, and stored in
-    their dtype, which is what a kernel does.
+    Takes and returns the dtype under test; 16-bit tensors are computed with in float32 and stored
+    in their dtype, which is what a kernel does.
     """
     dtype, wide = query.dtype, torch.promote_types(query.dtype, torch.float32)
     query, key, value, dout = (t.to(wide) for t in (query, key, value, dout))

@@ -112,6 +112,18 @@ def test_gradient_of_a_bias_that_broadcasts(target: Target, shape: tuple[int, ..
     assert torch.equal(ours, expected)
 
 
+def test_scale_that_changes() -> None:
+    """A number that differs from call to call is no tensor, and no reason to leave the graph."""
+    q = torch.randn(1, 2, 20, 8)
+
+    def function(q: Tensor, scale: float) -> Tensor:
+        return masked_attention(q, q, q, scale=scale)
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    for scale in (0.1, 0.2, 0.3, 2):
+        assert torch.equal(compiled(q, scale), function(q, scale))
+
+
 @pytest.mark.parametrize("tokens_first", [False, True])
 def test_compiled_by_inductor(tokens_first: bool) -> None:
     """Generated code believes in the strides that the fake tensors promise."""

@@ -27,7 +27,7 @@ def small(monkeypatch):
     monkeypatch.setattr(photographs, "NAMES", ("chelsea",))
     monkeypatch.setattr(run, "CHART_KEEPS", (0.25, 1.0))
     monkeypatch.setattr(run, "FORWARD_SECONDS", 0.01)
-    monkeypatch.setattr(run, "SHORT_SECONDS", 0.01)
+    monkeypatch.setattr(run, "LAYER_SECONDS", 0.01)
     # Processes of their own would not see the patches above; they are tested with the benchmark.
     monkeypatch.setattr(run, "in_fresh_process", lambda *args: 3 * 2**20)
     monkeypatch.setattr(compare, "in_fresh_process", lambda *args: 2**20)
@@ -120,7 +120,7 @@ def test_the_command_leaves_a_page_that_stands_alone(small, tmp_path, capsys):
 
     numbers = json.loads((path.parent / "numbers.json").read_text(encoding="utf-8"))
     assert [row["name"] for row in numbers["agreement"]] == ["chelsea"]
-    assert len(numbers["layers"]) == 6 and len(numbers["keeps"]) == 2
+    assert len(numbers["layers"]) == 6 and len(numbers["forward"]["keeps"]) == 2
     assert numbers["forward"]["swapped"]["flops"] < numbers["forward"]["dense"]["flops"]
 
 

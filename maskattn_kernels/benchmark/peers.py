@@ -26,6 +26,8 @@ Attention = Callable[[Tensor, Tensor, Tensor, Tensor, str], Tensor]
 #: Eager attention holds N x N tensors; cases where they would pass this are skipped with the
 #: reason.
 EAGER_LIMIT_BYTES = 4 * 2**30
+#: From this number of scores on it takes seconds, and is measured at one keep ratio of the grid.
+EAGER_SLOW_SCORES, EAGER_SLOW_KEEPS = 2**27, (0.25,)
 #: (N, D, B, keep) of the cases with FlexAttention, which compiles C++ for each of them.
 FLEX_CASES = ((4096, 64, 1, 0.25), (1024, 128, 1, 0.25))
 
@@ -142,13 +144,15 @@ class GatherPeer(Peer):
 
 
 class EagerPeer(Peer):
-    """Leaves where its N x N tensors would fill the memory."""
+    """Leaves where N x N tensors would fill the memory, or say for minutes the same again."""
 
     def candidates(self, case: Case, inputs: Inputs) -> Sequence[Attention]:
-        matrix = case.batch * case.tokens**2 * inputs.query.element_size()
-        held = (4 if case.trains else 2) * matrix
+        scores = case.batch * case.tokens**2
+        held = (4 if case.trains else 2) * scores * inputs.query.element_size()
         if held > EAGER_LIMIT_BYTES:
             raise Unsupported(f"would hold {held / 2**30:.1f} GiB of N x N tensors")
+        if scores >= EAGER_SLOW_SCORES and case.keep not in EAGER_SLOW_KEEPS:
+            raise Unsupported("takes seconds, the same at every keep ratio; measured at 0.25")
         return self.variants
 
 

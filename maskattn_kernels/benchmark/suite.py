@@ -55,8 +55,9 @@ def plan(grid_name: str, dtypes: Sequence[str]) -> list[Step]:
         label = f"U-Net {TRAIN if trains else FORWARD}"
         steps.append(Step("network", label, partial(measure_network, trains, 6.0)))
     for case in grid(grid_name, dtypes):
-        # Memory at one keep ratio of the grid; a process of its own for each number takes time.
-        with_memory = not quick and case.batch == 1 and case.keep == 0.25
+        # Memory of a part of the grid: a process of its own for each number takes time.
+        part = case.batch == 1 and case.keep == 0.25 and case.dtype == dtypes[0]
+        with_memory = part and not quick
         function = partial(measure, case, seconds, QUICK_PEERS if quick else PEERS, with_memory)
         steps.append(Step("cells", case.name, function))
     if quick:

@@ -91,7 +91,8 @@ def race(calls: Mapping[str, Call], seconds: float, focus: Collection[str] = ())
     """Time contestants in interleaved rounds.
 
     Args:
-        calls: contestants by name.
+        calls: contestants by name. Each has been called before, so that nothing is done for the
+            first time in round 0.
         seconds: time to spend, about. Each contestant leaves after an equal share of it; those in
             ``focus`` use up what is left. The least numbers of rounds come before the time.
         focus: names of the contestants whose ratio is the point of the race.
@@ -100,14 +101,14 @@ def race(calls: Mapping[str, Call], seconds: float, focus: Collection[str] = ())
         the samples. The contestants change places from round to round, so that none always runs
         after the same neighbour.
     """
+    start = time.perf_counter()
     once = {name: sample(call) for name, call in calls.items()}
     repeats = {n: max(1, min(100, round(MIN_SAMPLE_SECONDS / t))) for n, t in once.items()}
     least = {
         n: (FOCUS_ROUNDS if n in focus else MIN_ROUNDS) - (once[n] > SLOW_SECONDS) for n in calls
     }
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    spent = dict.fromkeys(calls, 0.0)
-    start = time.perf_counter()
+    samples = {name: [t] for name, t in once.items()}  # round 0
+    spent = dict(once)
 
     def goes_on(name: str) -> bool:
         if len(samples[name]) < least[name]:
@@ -116,13 +117,13 @@ def race(calls: Mapping[str, Call], seconds: float, focus: Collection[str] = ())
             return time.perf_counter() - start < seconds
         return spent[name] < seconds / len(calls)
 
-    running = list(calls)
-    for index in range(MAX_ROUNDS):
+    running = [name for name in calls if goes_on(name)]
+    for index in range(1, MAX_ROUNDS):
+        if not running:
+            break
         shift = index % len(running)
         for name in running[shift:] + running[:shift]:
             samples[name].append(sample(calls[name], repeats[name]))
             spent[name] += samples[name][-1] * repeats[name]
         running = [name for name in running if goes_on(name)]
-        if not running:
-            break
     return Race(samples)

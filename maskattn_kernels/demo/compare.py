@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -143,6 +144,8 @@ def measure_layer(scale: str, call: Row, seconds: float) -> Row:
         name: lambda core=core: core(*call["args"], **call["kwargs"])
         for name, core in cores.items()
     }
+    for call_core in calls.values():
+        call_core()
     times = race(calls, seconds)
     row: Row = {"scale": scale, "tokens": tokens, "head_dim": head_dim, "selected": selected}
     for name in calls:
@@ -177,19 +180,31 @@ def forward_flops(network: nn.Module, image: Tensor) -> int:
 
 
 @torch.no_grad()
-def measure_forward(networks: Networks, image: Tensor, masks: Masks, seconds: float) -> Row:
-    """Race whole forwards: dense, swapped, and without attention products."""
-    contestants = {n: getattr(networks, n) for n in ("dense", "swapped", "bare")}
-    calls = {n: lambda net=net: net(image, masks) for n, net in contestants.items()}
-    times = race(calls, seconds, focus=("swapped", "bare"))
-    row: Row = {name: asdict(times.timing(name)) for name in calls}
-    row["times_faster"] = times.ratio("dense", "swapped")
-    row["over_bare"] = times.ratio("swapped", "bare")
+def measure_forward(
+    networks: Networks, image: Tensor, masks: Mapping[float, Masks], keep: float, seconds: float
+) -> Row:
+    """Race whole forwards: dense, without attention products, and swapped at each keep ratio.
+
+    Args:
+        networks: who runs.
+        image: what they run on.
+        masks: masks by keep ratio.
+        keep: the ratio of the masks that the dense and the bare network get, too.
+        seconds: time to spend, about.
+    """
+    calls: dict[str, Callable[[], object]] = {
+        "dense": lambda: networks.dense(image, masks[keep]),
+        "bare": lambda: networks.bare(image, masks[keep]),
+    }
+    for ratio, chosen in masks.items():
+        calls[f"keep {ratio:g}"] = partial(networks.swapped, image, chosen)
+    for forward in calls.values():
+        forward()
+    swapped = f"keep {keep:g}"
+    times = race(calls, seconds, focus=(swapped, "bare"))
+    row: Row = {name: asdict(times.timing(name)) for name in ("dense", "bare")}
+    row["swapped"] = asdict(times.timing(swapped))
+    row["times_faster"] = times.ratio("dense", swapped)
+    row["over_bare"] = times.ratio(swapped, "bare")
+    row["keeps"] = [{"keep": k, **asdict(times.timing(f"keep {k:g}"))} for k in masks]
     return row
-
-
-@torch.no_grad()
-def measure_keep(network: MaskAttnUNet, image: Tensor, masks: Masks, seconds: float) -> Row:
-    """Time of a forward with masks of one keep ratio."""
-    times = race({"swapped": lambda: network(image, masks)}, seconds)
-    return asdict(times.timing("swapped"))

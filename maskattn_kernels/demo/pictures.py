@@ -86,10 +86,11 @@ def layers_chart(rows: Sequence[Row]) -> str:
 
 
 @rc_context(LOOK)
-def keeps_chart(keeps: Sequence[Row], forward: Row) -> str:
+def keeps_chart(forward: Row) -> str:
     """Time of a forward against the keep ratio, between the dense network and the bare one."""
     figure = Figure(figsize=(6.2, 3.8), layout="constrained")
     axes = figure.subplots()
+    keeps = forward["keeps"]
     x = [k["keep"] for k in keeps]
     axes.plot(x, [k["median"] * 1e3 for k in keeps], label="swapped", **STYLES["ours"])
     axes.axhline(forward["dense"]["median"] * 1e3, color=DENSE, label="dense")
