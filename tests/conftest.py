@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Fixtures of every test: poisoned memory, and the targets that a test runs on."""
 
+import os
 from collections.abc import Iterator
+
+# Threads that spin while they wait make small products ten times slower on a busy machine. Read when
+# torch loads.
+os.environ["OMP_WAIT_POLICY"] = "passive"
 
 import pytest
 import torch
