@@ -4,8 +4,8 @@
 import os
 from collections.abc import Iterator
 
-# Threads that spin while they wait make small products ten times slower on a busy machine. Read when
-# torch loads.
+# Threads that spin while they wait make small products ten times slower on a busy machine. This is
+# read when torch loads.
 os.environ["OMP_WAIT_POLICY"] = "passive"
 
 import pytest

@@ -164,7 +164,8 @@ void forward_block(const ForwardBlock& block, void* scratch) {
   for (int64_t i = 0; i < count; ++i) {
     const float sum = sum_lanes(load(softmax.sum[i]));
     inverse[i] = inverse_sum(sum);
-    block.lse[block.queries[block.begin + i]] = natural_lse(reference(softmax.max[i]), sum);
+    block.lse[block.queries[block.begin + i]] =
+        sum == 0.0f ? -INFINITY : reference(softmax.max[i]) * kLn2 + std::log(sum);
   }
   scatter_rows(
       out, width, count, [&](int64_t i) { return inverse[i]; }, block.dtype, block.head_dim, block.out,

@@ -8,7 +8,8 @@
 // operand of gemm.h.
 //
 // Forward, one block of kBlockQ queries (FlashAttention, Dao et al. 2022):
-//     S^T = K Q^T + bias;  m = running max;  P^T = 2^(S^T - m);  O^T = O^T * 2^(m_old - m) + V^T P^T
+//     S^T = K Q^T + bias;  m = running max;  P^T = exp(S^T - m);  O^T = O^T * exp(m_old - m) + V^T P^T
+// Scores stay in natural units, so that the weight of a lone key is exactly 1 in both passes.
 // Backward, one chunk of keys against every query block: the five products of FlashAttention, with dQ left as
 // one partial sum per chunk, which reduce_dq adds up in chunk order. So nothing depends on the thread count.
 #include "../engine.h"
@@ -27,7 +28,7 @@ constexpr int kBlockK = 96;
 int64_t padded(int head_dim) { return round_up(head_dim, kLanes); }
 int64_t packed_row(int head_dim) { return padded(head_dim) + kLanes; }
 
-// Packed keys: K (count, packed_row), V (count, packed_row), bias * log2(e) (count).
+// Packed keys: K (count, packed_row), V (count, packed_row), bias (count).
 struct KeyRows {
   float *k, *v, *bias;
   KeyRows(void* data, int64_t count, int head_dim)
@@ -45,17 +46,17 @@ void pack_keys(const PackKeysBlock& block) {
     const int64_t token = block.keys[j];
     load_row(block.dtype, block.k.row(token), 1.0f, packed.k + j * row, block.head_dim, block.head_dim);
     load_row(block.dtype, block.v.row(token), 1.0f, packed.v + j * row, block.head_dim, block.head_dim);
-    packed.bias[j] = block.bias ? block.bias[token * block.bias_stride] * kLog2e : 0.0f;
+    packed.bias[j] = block.bias ? block.bias[token * block.bias_stride] : 0.0f;
   }
 }
 
 int64_t forward_scratch_bytes(int head_dim) { return 4 * kBlockQ * (3 * padded(head_dim) + kBlockK); }
 
 // Running maximum, row sum and the rescaling of what was summed under an older maximum, for one vector of
-// queries. The maximum in use moves only when a score exceeds it by 2^kSlack, so that most blocks rescale
+// queries. The maximum in use moves only when a score exceeds it by e^kSlack, so that most blocks rescale
 // nothing (FlashAttention-4's lazy rescaling); the result is exact either way.
 struct OnlineSoftmax {
-  static constexpr float kSlack = 8.0f;
+  static constexpr float kSlack = 5.5f;
   Vec max = splat(-INFINITY);
   Vec sum{};
 
@@ -67,7 +68,7 @@ struct OnlineSoftmax {
     if (!any(block_max > max + kSlack)) return false;
     const Vec old = max;
     max = maximum(block_max, max);
-    *factor = exp2(old - reference());
+    *factor = exp2((old - reference()) * kLog2e);
     sum *= *factor;
     return true;
   }
@@ -85,7 +86,7 @@ void forward_block(const ForwardBlock& block, void* scratch) {
   const KeyRows keys(block.keys.data, block.keys.count, head_dim);
 
   gather_rows(block.dtype, block.q, block.queries, block.begin, count, vectors * kLanes, head_dim, width,
-              block.scale * kLog2e, rows);
+              block.scale, rows);
   transpose(vectors * kLanes, width, rows, width, qt, kBlockQ);
 
   std::memset(ot, 0, sizeof(float) * width * kBlockQ);
@@ -107,7 +108,7 @@ void forward_block(const ForwardBlock& block, void* scratch) {
         }
       const Vec reference = softmax[v].reference();
       for (int64_t j = 0; j < n; ++j) {
-        const Vec p = exp2(load(s + j * kBlockQ) - reference);
+        const Vec p = exp2((load(s + j * kBlockQ) - reference) * kLog2e);
         store(s + j * kBlockQ, p);
         softmax[v].sum += p;
       }
@@ -120,7 +121,8 @@ void forward_block(const ForwardBlock& block, void* scratch) {
     const OnlineSoftmax& s = softmax[i / kLanes];
     const float sum = s.sum[i % kLanes];
     inverse[i] = inverse_sum(sum);
-    block.lse[block.queries[block.begin + i]] = natural_lse(s.reference()[i % kLanes], sum);
+    block.lse[block.queries[block.begin + i]] =
+        sum == 0.0f ? -INFINITY : s.reference()[i % kLanes] + std::log(sum);
   }
   transpose(width, vectors * kLanes, ot, kBlockQ, rows, width);
   scatter_rows(
@@ -130,12 +132,12 @@ void forward_block(const ForwardBlock& block, void* scratch) {
 
 // ---- backward ----
 
-// A packed query block; q carries scale * log2(e). Transposed copies are the vector operand of S^T and dP^T,
+// A packed query block; q carries the scale. Transposed copies are the vector operand of S^T and dP^T,
 // plain ones of dK and dV.
 struct QueryRows {
   float *qt, *dout_t;  // (width, kBlockQ)
   float *q, *dout;     // (kBlockQ, width)
-  float *lse, *delta;  // (kBlockQ): log2 units; +inf where a query has no weight, which makes P = 0
+  float *lse, *delta;  // (kBlockQ): +inf where a query has no weight, which makes P = 0
   QueryRows(void* data, int64_t width)
       : qt(static_cast<float*>(data)),
         dout_t(qt + kBlockQ * width),
@@ -157,14 +159,14 @@ void pack_queries(const PackQueriesBlock& block) {
   gather_rows(block.dtype, block.out, block.queries, block.begin, count, count, head_dim, width, 1.0f, out);
   gather_rows(block.dtype, block.dout, block.queries, block.begin, count, kBlockQ, head_dim, width, 1.0f,
               packed.dout);
-  gather_rows(block.dtype, block.q, block.queries, block.begin, count, kBlockQ, head_dim, width,
-              block.scale * kLog2e, packed.q);
+  gather_rows(block.dtype, block.q, block.queries, block.begin, count, kBlockQ, head_dim, width, block.scale,
+              packed.q);
   for (int i = 0; i < kBlockQ; ++i) {
     packed.lse[i] = INFINITY;
     packed.delta[i] = 0.0f;
     if (i >= count) continue;
     const int64_t token = block.queries[block.begin + i];
-    packed.lse[i] = block.lse[token] == -INFINITY ? INFINITY : block.lse[token] * kLog2e;
+    packed.lse[i] = block.lse[token] == -INFINITY ? INFINITY : block.lse[token];
     packed.delta[i] = dot_rows(out + i * width, packed.dout + i * width, width) -
                       (block.dlse ? block.dlse[token * block.dlse_stride] : 0.0f);
   }
@@ -196,7 +198,7 @@ void key_chunk(const KeyChunk& chunk, void* scratch) {
     const int64_t token = chunk.keys[chunk.begin + j];
     load_row(chunk.dtype, chunk.k.row(token), 1.0f, keys.k + j * row, head_dim, head_dim);
     load_row(chunk.dtype, chunk.v.row(token), 1.0f, keys.v + j * row, head_dim, head_dim);
-    keys.bias[j] = chunk.bias ? chunk.bias[token * chunk.bias_stride] * kLog2e : 0.0f;
+    keys.bias[j] = chunk.bias ? chunk.bias[token * chunk.bias_stride] : 0.0f;
   }
 
   const KeyGrads grads(chunk.key_grads, total, width);
@@ -214,7 +216,7 @@ void key_chunk(const KeyChunk& chunk, void* scratch) {
         Vec dbias{};
         for (int64_t i = 0; i < vectors * kLanes; i += kLanes) {
           float *p = pt + j * kBlockQ + i, *ds = dst + j * kBlockQ + i;
-          const Vec weight = exp2(load(p) - load(queries.lse + i));
+          const Vec weight = exp2((load(p) - load(queries.lse + i)) * kLog2e);
           const Vec grad = weight * (load(ds) - load(queries.delta + i));
           store(p, weight);
           store(ds, grad);
@@ -235,8 +237,7 @@ void key_chunk(const KeyChunk& chunk, void* scratch) {
 void store_key_grads(const StoreKeyGrads& store_grads, void*) {
   const int64_t width = padded(store_grads.head_dim), total = store_grads.end - store_grads.begin;
   const KeyGrads grads(const_cast<float*>(store_grads.key_grads), total, width);
-  // Packed queries carry scale * log2(e), so dK lacks only a factor ln(2).
-  scatter_rows(grads.dk, width, total, times(kLn2), store_grads.dtype, store_grads.head_dim, store_grads.dk,
+  scatter_rows(grads.dk, width, total, times(1.0f), store_grads.dtype, store_grads.head_dim, store_grads.dk,
                store_grads.keys, store_grads.begin);
   scatter_rows(grads.dv, width, total, times(1.0f), store_grads.dtype, store_grads.head_dim, store_grads.dv,
                store_grads.keys, store_grads.begin);

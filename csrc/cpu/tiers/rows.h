@@ -52,10 +52,5 @@ inline float dot_rows(const float* a, const float* b, int64_t width) {
 // What a row of the output is multiplied by: 0 where no key had any weight. A NaN is not 0 and stays NaN.
 inline float inverse_sum(float sum) { return sum == 0.0f ? 0.0f : 1.0f / sum; }
 
-// log(sum of exp) of one query from its exponent reference (log2 units) and the sum of 2^(score - reference).
-inline float natural_lse(float reference, float sum) {
-  return sum == 0.0f ? -INFINITY : reference * kLn2 + std::log(sum);
-}
-
 }  // namespace
 }  // namespace maskattn
