@@ -276,7 +276,8 @@ def _validated(
         _check_gqa(heads, kv_heads, enable_gqa)
     if key_mask is not None:
         _check_selection("key_mask", key_mask, batch, kv_heads, key_len, device)
-    if query_mask is not None:
+    same_selection = query_mask is key_mask and heads == kv_heads and query_len == key_len
+    if query_mask is not None and not same_selection:
         _check_selection("query_mask", query_mask, batch, heads, query_len, device)
     if key_bias is not None:
         _check_key_bias(key_bias, batch, kv_heads, key_len, device)

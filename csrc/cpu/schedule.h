@@ -9,29 +9,60 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <new>
+#include <utility>
 
 #include "engine.h"
 
 namespace maskattn {
 
-// 64-byte aligned memory that is not initialised (a sanitizer build fills it with NaN).
+// 64-byte aligned memory that is not initialised (a sanitizer build fills it with NaN). A thread keeps the last
+// small block it gave back: at a few tokens a call, malloc would cost as much as the arithmetic.
 class Workspace {
  public:
-  explicit Workspace(int64_t bytes) : bytes_((bytes + 63) / 64 * 64 + 64), data_(std::aligned_alloc(64, bytes_)) {
-    if (data_ == nullptr) throw std::bad_alloc();
+  explicit Workspace(int64_t bytes) : bytes_((bytes + 63) / 64 * 64 + 64) {
+    Kept& kept = thread_kept();
+    if (kept.bytes >= bytes_) {
+      bytes_ = std::exchange(kept.bytes, 0);
+      data_ = std::exchange(kept.data, nullptr);
+    } else {
+      data_ = std::aligned_alloc(64, bytes_);
+      if (data_ == nullptr) throw std::bad_alloc();
+    }
 #ifdef MASKATTN_POISON
     std::memset(data_, 0xff, bytes_);
 #endif
   }
-  ~Workspace() { std::free(data_); }
+  ~Workspace() {
+    Kept& kept = thread_kept();
+    if (bytes_ <= kMostKept && bytes_ > kept.bytes) {
+      std::swap(kept.bytes, bytes_);
+      std::swap(kept.data, data_);
+    }
+    std::free(data_);
+  }
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
 
   char* at(int64_t byte) const { return static_cast<char*>(data_) + byte; }
 
  private:
+#ifdef MASKATTN_POISON
+  static constexpr int64_t kMostKept = 0;  // a block larger than asked for would hide an overrun
+#else
+  static constexpr int64_t kMostKept = 256 << 10;
+#endif
+
+  struct Kept {
+    int64_t bytes = 0;
+    void* data = nullptr;
+    ~Kept() { std::free(data); }
+  };
+  static Kept& thread_kept() {
+    static thread_local Kept kept;
+    return kept;
+  }
+
   int64_t bytes_;
   void* data_;
 };
