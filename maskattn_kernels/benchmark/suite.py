@@ -47,7 +47,7 @@ class Step:
 def plan(grid_name: str, dtypes: Sequence[str]) -> list[Step]:
     """The steps of a named grid; quick ones have less time each and no sweeps."""
     quick = grid_name == "quick"
-    seconds = 0.6 if quick else 1.5
+    seconds = 0.6 if quick else 0.8
     steps = [
         Step("overhead", "overhead of a call on 64 tokens", partial(measure_overhead, seconds))
     ]
