@@ -66,3 +66,17 @@ def test_all_queries_share_one_key(target: Target) -> None:
     tolerance = 200 * torch.finfo(target.dtype).eps
     torch.testing.assert_close(results["dv"][0, 0, token].double(), total, rtol=0, atol=tolerance)
     assert torch.equal(results["out"][0, 0], x.value[0, 0, token].expand(200, 16))
+
+
+def test_low_scores_are_not_a_mask(target: Target) -> None:
+    """All scores at -1e5: a finite stand-in for -inf would take these keys for masked ones."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randint(-1, 2, (1, 2, 40, 4), generator=g).to(target.dtype) for _ in range(3))
+    mask = torch.rand(1, 40, generator=g) < 0.5
+    bias = torch.full((1, 40), -1e5)
+    kwargs = {"key_mask": mask, "scale": 1.0, "return_lse": True, "backend": target.backend}
+    out, lse = masked_attention(q, k, v, key_bias=bias, **kwargs)
+    unbiased, unbiased_lse = masked_attention(q, k, v, **kwargs)
+    # A score near 1e5 is rounded to 2^-7, in log2 units at worst, which moves a weight as much.
+    torch.testing.assert_close(out, unbiased, atol=0.02, rtol=0.02)
+    torch.testing.assert_close(lse, unbiased_lse - 1e5, atol=0.02, rtol=0)
