@@ -10,6 +10,7 @@
 // The length of a run keeps the partial sums within kPartialBytes, so memory is O(N D) at any length. Chunks
 // depend on the selection only.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <vector>
 
@@ -41,6 +42,12 @@ int64_t chunk_limit(int head_dim, int64_t total_keys) {
   const int64_t cached = kChunkCacheBytes / (16 * round_up(head_dim, 16));
   const auto balanced = static_cast<int64_t>(5.0 * std::sqrt(static_cast<double>(total_keys)));
   return round_up(std::clamp<int64_t>(balanced, 2 * kChunkStep, cached), kChunkStep);
+}
+
+// Chunks of equal length, in numbers that 2, 4 or 8 threads share evenly.
+int64_t chunk_count(int64_t keys, int64_t limit) {
+  const auto parts = static_cast<uint64_t>(std::max<int64_t>(1, ceil_div(keys, limit)));
+  return static_cast<int64_t>(parts <= 8 ? std::bit_ceil(parts) : round_up(parts, 8));
 }
 
 void store_dbias(const BackwardParams& p, const Group& g, const Chunk& chunk, const float* src) {
@@ -82,8 +89,8 @@ void launch_cpu_bwd(const BackwardParams& p, const ThreadPool& pool) {
   const int64_t limit = chunk_limit(p.head_dim, total_keys);
   int64_t grad_floats = 0;
   for (int64_t g = 0; g < groups; ++g) {
-    const int64_t count = group[g].keys.count, parts = std::max<int64_t>(1, ceil_div(count, limit));
-    const int64_t length = std::max<int64_t>(kChunkStep, round_up(ceil_div(count, parts), kChunkStep));
+    const int64_t count = group[g].keys.count;
+    const int64_t length = std::max<int64_t>(8, round_up(ceil_div(count, chunk_count(count, limit)), 8));
     group[g].first_chunk = static_cast<int64_t>(chunks.size());
     for (int64_t begin = 0; begin == 0 || begin < count; begin += length) {
       const int64_t end = std::min(begin + length, count);

@@ -24,6 +24,7 @@ constexpr int kLanes = MASKATTN_VECTOR_BYTES / 4;
 
 typedef float Vec __attribute__((vector_size(MASKATTN_VECTOR_BYTES)));
 typedef int32_t IVec __attribute__((vector_size(MASKATTN_VECTOR_BYTES)));
+typedef uint32_t UVec __attribute__((vector_size(MASKATTN_VECTOR_BYTES)));
 typedef float UnalignedVec __attribute__((vector_size(MASKATTN_VECTOR_BYTES), aligned(4), may_alias));
 
 inline Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
@@ -76,7 +77,7 @@ inline Vec exp2(Vec x) {
   p = p * f + 2.40222424e-1f;
   p = p * f + 6.93147004e-1f;
   p = p * f + 1.0f;
-  const Vec power = as_float((as_int(shifted) << 23) + 0x3f800000);
+  const Vec power = reinterpret_cast<Vec>((reinterpret_cast<UVec>(shifted) << 23) + 0x3f800000u);
   return select(x < -126.0f, Vec{}, p * power);  // the exponent field of `power` ends there
 }
 #endif
