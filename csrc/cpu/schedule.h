@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
@@ -16,60 +17,60 @@
 
 namespace maskattn {
 
-// 64-byte aligned memory that is not initialised (a sanitizer build fills it with NaN). A thread keeps the last
-// small block it gave back: at a few tokens a call, malloc would cost as much as the arithmetic.
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t n, int64_t multiple) { return ceil_div(n, multiple) * multiple; }
+inline int64_t align64(int64_t bytes) { return round_up(bytes, 64); }
+
+// 64-byte aligned memory that is not initialised (a sanitizer build fills it with NaN). A thread keeps a few
+// blocks that it gave back: on short sequences, fresh pages would cost more than the arithmetic.
 class Workspace {
  public:
-  explicit Workspace(int64_t bytes) : bytes_((bytes + 63) / 64 * 64 + 64) {
-    Kept& kept = thread_kept();
-    if (kept.bytes >= bytes_) {
-      bytes_ = std::exchange(kept.bytes, 0);
-      data_ = std::exchange(kept.data, nullptr);
-    } else {
-      data_ = std::aligned_alloc(64, bytes_);
-      if (data_ == nullptr) throw std::bad_alloc();
-    }
+  explicit Workspace(int64_t bytes) : block_{align64(bytes) + 64, nullptr} {
+    KeptBlocks& kept = thread_kept();
+    for (auto it = kept.rbegin(); it != kept.rend(); ++it)  // the smallest that is large enough
+      if (it->bytes >= block_.bytes) {
+        block_ = std::exchange(*it, Block{});
+        break;
+      }
+    if (block_.data == nullptr) block_.data = std::aligned_alloc(64, block_.bytes);
+    if (block_.data == nullptr) throw std::bad_alloc();
 #ifdef MASKATTN_POISON
-    std::memset(data_, 0xff, bytes_);
+    std::memset(block_.data, 0xff, block_.bytes);
 #endif
   }
   ~Workspace() {
-    Kept& kept = thread_kept();
-    if (bytes_ <= kMostKept && bytes_ > kept.bytes) {
-      std::swap(kept.bytes, bytes_);
-      std::swap(kept.data, data_);
-    }
-    std::free(data_);
+    for (Block& kept : thread_kept())
+      if (block_.bytes <= kMostKept && kept.bytes < block_.bytes) std::swap(kept, block_);
+    std::free(block_.data);
   }
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
 
-  char* at(int64_t byte) const { return static_cast<char*>(data_) + byte; }
+  char* at(int64_t byte) const { return static_cast<char*>(block_.data) + byte; }
 
  private:
 #ifdef MASKATTN_POISON
   static constexpr int64_t kMostKept = 0;  // a block larger than asked for would hide an overrun
 #else
-  static constexpr int64_t kMostKept = 256 << 10;
+  static constexpr int64_t kMostKept = 2 << 20;
 #endif
 
-  struct Kept {
+  struct Block {
     int64_t bytes = 0;
     void* data = nullptr;
-    ~Kept() { std::free(data); }
   };
-  static Kept& thread_kept() {
-    static thread_local Kept kept;
+  struct KeptBlocks : std::array<Block, 4> {  // largest first
+    ~KeptBlocks() {
+      for (const Block& kept : *this) std::free(kept.data);
+    }
+  };
+  static KeptBlocks& thread_kept() {
+    static thread_local KeptBlocks kept;
     return kept;
   }
 
-  int64_t bytes_;
-  void* data_;
+  Block block_;
 };
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t n, int64_t multiple) { return ceil_div(n, multiple) * multiple; }
-inline int64_t align64(int64_t bytes) { return round_up(bytes, 64); }
 
 // Waking a thread costs a few microseconds: a thread should find this many multiply-adds (or moved bytes) to do.
 constexpr int64_t kWorkPerThread = 1 << 18;
