@@ -12,11 +12,8 @@
 namespace maskattn {
 namespace {
 
-struct PackTask {
-  int64_t b, h, begin, end;
-};
-
-struct BlockTask {
+// Selected keys or queries [begin, end) of one (b, h).
+struct Task {
   int64_t b, h, begin, end;
 };
 
@@ -35,7 +32,7 @@ void launch_cpu_fwd(const ForwardParams& p, const ThreadPool& pool) {
   check_selection(p.queries, p.batch, p.heads_q, p.seqlen_q, "query_mask");
   check_selection(p.keys, p.batch, p.heads_kv, p.seqlen_k, "key_mask");
 
-  std::vector<PackTask> packs;
+  std::vector<Task> packs;
   std::vector<int64_t> packed_at;  // byte offset of each (b, h_kv)
   int64_t packed_bytes = 0, total_keys = 0;
   for (int64_t b = 0; b < p.batch; ++b)
@@ -49,7 +46,7 @@ void launch_cpu_fwd(const ForwardParams& p, const ThreadPool& pool) {
     }
   const int64_t group = p.heads_kv == 0 ? 1 : p.heads_q / p.heads_kv;
   int64_t pairs = 0;  // selected (query, key) pairs
-  std::vector<BlockTask> blocks;
+  std::vector<Task> blocks;
   for (int64_t b = 0; b < p.batch; ++b)
     for (int64_t h = 0; h < p.heads_q; ++h) {
       const int64_t count = token_list(p.queries, b, h, p.seqlen_q).count;
@@ -63,7 +60,7 @@ void launch_cpu_fwd(const ForwardParams& p, const ThreadPool& pool) {
     return PackedKeys{packed.at(packed_at[b * p.heads_kv + h]), token_list(p.keys, b, h, p.seqlen_k).count};
   };
   run_tasks(pool, static_cast<int64_t>(packs.size()), 2 * total_keys * p.head_dim, 0, [&](int64_t i, void*) {
-    const PackTask& t = packs[i];
+    const Task& t = packs[i];
     engine.pack_keys({p.dtype, p.head_dim, slice(p.k, p.dtype, t.b, t.h), slice(p.v, p.dtype, t.b, t.h),
                       row(p.key_bias, t.b, t.h), p.key_bias.stride_n, token_list(p.keys, t.b, t.h, p.seqlen_k),
                       t.begin, t.end, packed_keys(t.b, t.h)});
@@ -72,7 +69,7 @@ void launch_cpu_fwd(const ForwardParams& p, const ThreadPool& pool) {
   const int64_t scratch_bytes = engine.forward_scratch_bytes(p.head_dim);
   const int64_t work = (2 * pairs + p.batch * p.heads_q * p.seqlen_q) * p.head_dim;
   run_tasks(pool, static_cast<int64_t>(blocks.size()), work, scratch_bytes, [&](int64_t i, void* scratch) {
-    const BlockTask& t = blocks[i];
+    const Task& t = blocks[i];
     const TokenList queries = token_list(p.queries, t.b, t.h, p.seqlen_q);
     float* lse = row(p.lse, t.b, t.h);
     engine.forward_block(

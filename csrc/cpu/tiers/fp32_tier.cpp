@@ -39,15 +39,20 @@ struct KeyRows {
 
 int64_t packed_keys_bytes(int head_dim, int64_t keys) { return keys * (2 * packed_row(head_dim) + 1) * 4; }
 
-void pack_keys(const PackKeysBlock& block) {
+// Gathers keys [begin, end) of block.keys (a PackKeysBlock or KeyChunk) into rows first, first + 1, ...
+template <class Block>
+void gather_keys(const Block& block, const KeyRows& rows, int64_t first) {
   const int64_t row = packed_row(block.head_dim);
-  const KeyRows packed(block.packed.data, block.packed.count, block.head_dim);
-  for (int64_t j = block.begin; j < block.end; ++j) {
-    const int64_t token = block.keys[j];
-    load_row(block.dtype, block.k.row(token), 1.0f, packed.k + j * row, block.head_dim, block.head_dim);
-    load_row(block.dtype, block.v.row(token), 1.0f, packed.v + j * row, block.head_dim, block.head_dim);
-    packed.bias[j] = block.bias ? block.bias[token * block.bias_stride] : 0.0f;
+  for (int64_t i = block.begin, j = first; i < block.end; ++i, ++j) {
+    const int64_t token = block.keys[i];
+    load_row(block.dtype, block.k.row(token), 1.0f, rows.k + j * row, block.head_dim, block.head_dim);
+    load_row(block.dtype, block.v.row(token), 1.0f, rows.v + j * row, block.head_dim, block.head_dim);
+    rows.bias[j] = block.bias ? block.bias[token * block.bias_stride] : 0.0f;
   }
+}
+
+void pack_keys(const PackKeysBlock& block) {
+  gather_keys(block, KeyRows(block.packed.data, block.packed.count, block.head_dim), block.begin);
 }
 
 int64_t forward_scratch_bytes(int head_dim) { return 4 * kBlockQ * (3 * padded(head_dim) + kBlockK); }
@@ -194,12 +199,7 @@ void key_chunk(const KeyChunk& chunk, void* scratch) {
   auto* pt = static_cast<float*>(scratch);  // (kBlockK, kBlockQ): S^T, then P^T
   float* dst = pt + kBlockK * kBlockQ;      // (kBlockK, kBlockQ): dP^T, then dS^T
   const KeyRows keys(dst + kBlockK * kBlockQ, total, head_dim);
-  for (int64_t j = 0; j < total; ++j) {
-    const int64_t token = chunk.keys[chunk.begin + j];
-    load_row(chunk.dtype, chunk.k.row(token), 1.0f, keys.k + j * row, head_dim, head_dim);
-    load_row(chunk.dtype, chunk.v.row(token), 1.0f, keys.v + j * row, head_dim, head_dim);
-    keys.bias[j] = chunk.bias ? chunk.bias[token * chunk.bias_stride] : 0.0f;
-  }
+  gather_keys(chunk, keys, 0);
 
   const KeyGrads grads(chunk.key_grads, total, width);
   for (int64_t b = 0; b < chunk.block_count; ++b) {
