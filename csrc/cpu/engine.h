@@ -131,6 +131,7 @@ struct Engine {
   const char* name;
   int64_t forward_queries;   // queries of a forward block
   int64_t backward_queries;  // queries of a backward block
+  int64_t query_step;        // both are multiples of it, and blocks begin at its multiples
   int64_t pack_block;        // keys packed at a time
 
   int64_t (*packed_keys_bytes)(int head_dim, int64_t keys);

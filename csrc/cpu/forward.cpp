@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// Forward pass: pack the selected keys of every (b, h_kv) once, then one task per block of selected queries of
-// every (b, h_q). A block writes its own rows and the zeros between them, so `out` and `lse` are written
-// exactly once and tokens that are not selected are never read.
+// Forward pass. A key group is one (b, h_kv) with the query heads that share it: its selected keys are packed
+// once, then every block of its selected queries is attended on its own. A block writes its own rows and the zeros
+// between them, so `out` and `lse` are written exactly once and tokens that are not selected are never read.
+//
+// With many groups a thread does whole groups, and packed keys stay in its cache. With few, threads share each
+// group, first its packing, then its blocks. The arithmetic is the same.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -12,9 +15,21 @@
 namespace maskattn {
 namespace {
 
-// Selected keys or queries [begin, end) of one (b, h).
-struct Task {
-  int64_t b, h, begin, end;
+// Queries [begin, end) of the selected ones of head `h`, against the keys of `group`.
+struct Block {
+  int64_t group, h, begin, end;
+};
+
+// Keys [begin, end) of the selected ones of `group`.
+struct Pack {
+  int64_t group, begin, end;
+};
+
+struct Group {
+  int64_t b, h_kv;
+  TokenList keys;
+  int64_t packed_bytes;
+  int64_t first_pack, end_pack, first_block, end_block;
 };
 
 // -inf for the tokens between the block's queries and, after the last one, for those that follow.
@@ -25,59 +40,108 @@ void fill_lse_gaps(float* lse, const TokenList& tokens, int64_t begin, int64_t e
     for (int64_t n = tokens.gap_begin(end); n < tokens.seqlen; ++n) lse[n] = -INFINITY;
 }
 
+struct Forward {
+  const ForwardParams& p;
+  const Engine& engine;
+  std::vector<Group> groups;
+  std::vector<Pack> packs;    // group after group
+  std::vector<Block> blocks;  // the same
+  Load pairs;                 // of a selected query and a selected key
+
+  explicit Forward(const ForwardParams& params) : p(params), engine(choose_engine(params.dtype)) {
+    const int64_t heads_per_group = p.heads_kv == 0 ? 1 : p.heads_q / p.heads_kv;
+    for (int64_t i = 0; i < p.batch * p.heads_kv; ++i) {
+      Group g{i / p.heads_kv, i % p.heads_kv, {}, 0, ssize(packs), 0, ssize(blocks), 0};
+      g.keys = token_list(p.keys, g.b, g.h_kv, p.seqlen_k);
+      g.packed_bytes = align64(engine.packed_keys_bytes(p.head_dim, g.keys.count));
+      for (int64_t begin = 0; begin < g.keys.count; begin += engine.pack_block)
+        packs.push_back({i, begin, std::min(begin + engine.pack_block, g.keys.count)});
+      int64_t queries = 0;
+      for (int64_t h = g.h_kv * heads_per_group; h < (g.h_kv + 1) * heads_per_group; ++h) {
+        const int64_t count = token_list(p.queries, g.b, h, p.seqlen_q).count;
+        queries += count;
+        for_each_block(count, engine.forward_queries, engine.query_step,
+                       [&](int64_t begin, int64_t end) { blocks.push_back({i, h, begin, end}); });
+      }
+      g.end_pack = ssize(packs), g.end_block = ssize(blocks);
+      groups.push_back(g);
+      pairs.add(queries * g.keys.count);
+    }
+  }
+
+  int64_t work() const { return (2 * pairs.total + p.batch * p.heads_q * p.seqlen_q) * p.head_dim; }
+
+  void pack(const Pack& t, char* packed) const {
+    const Group& g = groups[t.group];
+    engine.pack_keys({p.dtype,
+                      p.head_dim,
+                      slice(p.k, p.dtype, g.b, g.h_kv),
+                      slice(p.v, p.dtype, g.b, g.h_kv),
+                      row(p.key_bias, g.b, g.h_kv),
+                      p.key_bias.stride_n,
+                      g.keys,
+                      t.begin,
+                      t.end,
+                      {packed, g.keys.count}});
+  }
+
+  void attend(const Block& t, char* packed, void* scratch) const {
+    const Group& g = groups[t.group];
+    const TokenList queries = token_list(p.queries, g.b, t.h, p.seqlen_q);
+    float* lse = row(p.lse, g.b, t.h);
+    engine.forward_block({p.dtype,
+                          p.head_dim,
+                          p.scale,
+                          slice(p.q, p.dtype, g.b, t.h),
+                          slice(p.out, p.dtype, g.b, t.h),
+                          lse,
+                          queries,
+                          t.begin,
+                          t.end,
+                          {packed, g.keys.count}},
+                         scratch);
+    fill_lse_gaps(lse, queries, t.begin, t.end);
+  }
+
+  void run_whole_groups(const ThreadPool& pool) const {
+    int64_t packed_bytes = 0;
+    for (const Group& g : groups) packed_bytes = std::max(packed_bytes, g.packed_bytes);
+    const int64_t bytes = packed_bytes + engine.forward_scratch_bytes(p.head_dim);
+    run_tasks(pool, ssize(groups), work(), bytes, [&](int64_t i, char* packed) {
+      const Group& g = groups[i];
+      for (int64_t j = g.first_pack; j < g.end_pack; ++j) pack(packs[j], packed);
+      for (int64_t j = g.first_block; j < g.end_block; ++j) attend(blocks[j], packed, packed + packed_bytes);
+    });
+  }
+
+  void run_shared_groups(const ThreadPool& pool) const {
+    std::vector<int64_t> packed_at;
+    int64_t packed_bytes = 0, keys = 0;
+    for (const Group& g : groups) {
+      packed_at.push_back(packed_bytes);
+      packed_bytes += g.packed_bytes;
+      keys += g.keys.count;
+    }
+    const Workspace packed(packed_bytes);
+    run_tasks(pool, ssize(packs), 2 * keys * p.head_dim, 0,
+              [&](int64_t i, char*) { pack(packs[i], packed.at(packed_at[packs[i].group])); });
+    run_tasks(
+        pool, ssize(blocks), work(), engine.forward_scratch_bytes(p.head_dim),
+        [&](int64_t i, char* scratch) { attend(blocks[i], packed.at(packed_at[blocks[i].group]), scratch); });
+  }
+};
+
 }  // namespace
 
 void launch_cpu_fwd(const ForwardParams& p, const ThreadPool& pool) {
-  const Engine& engine = choose_engine(p.dtype);
   check_selection(p.queries, p.batch, p.heads_q, p.seqlen_q, "query_mask");
   check_selection(p.keys, p.batch, p.heads_kv, p.seqlen_k, "key_mask");
-
-  std::vector<Task> packs;
-  std::vector<int64_t> packed_at;  // byte offset of each (b, h_kv)
-  int64_t packed_bytes = 0, total_keys = 0;
-  for (int64_t b = 0; b < p.batch; ++b)
-    for (int64_t h = 0; h < p.heads_kv; ++h) {
-      const int64_t count = token_list(p.keys, b, h, p.seqlen_k).count;
-      packed_at.push_back(packed_bytes);
-      total_keys += count;
-      packed_bytes += align64(engine.packed_keys_bytes(p.head_dim, count));
-      for (int64_t begin = 0; begin < count; begin += engine.pack_block)
-        packs.push_back({b, h, begin, std::min(begin + engine.pack_block, count)});
-    }
-  const int64_t group = p.heads_kv == 0 ? 1 : p.heads_q / p.heads_kv;
-  int64_t pairs = 0;  // selected (query, key) pairs
-  std::vector<Task> blocks;
-  for (int64_t b = 0; b < p.batch; ++b)
-    for (int64_t h = 0; h < p.heads_q; ++h) {
-      const int64_t count = token_list(p.queries, b, h, p.seqlen_q).count;
-      pairs += count * token_list(p.keys, b, h / group, p.seqlen_k).count;
-      for (int64_t begin = 0; begin == 0 || begin < count; begin += engine.forward_queries)
-        blocks.push_back({b, h, begin, std::min(begin + engine.forward_queries, count)});
-    }
-
-  const Workspace packed(packed_bytes);
-  const auto packed_keys = [&](int64_t b, int64_t h) {
-    return PackedKeys{packed.at(packed_at[b * p.heads_kv + h]), token_list(p.keys, b, h, p.seqlen_k).count};
-  };
-  run_tasks(pool, static_cast<int64_t>(packs.size()), 2 * total_keys * p.head_dim, 0, [&](int64_t i, void*) {
-    const Task& t = packs[i];
-    engine.pack_keys({p.dtype, p.head_dim, slice(p.k, p.dtype, t.b, t.h), slice(p.v, p.dtype, t.b, t.h),
-                      row(p.key_bias, t.b, t.h), p.key_bias.stride_n, token_list(p.keys, t.b, t.h, p.seqlen_k),
-                      t.begin, t.end, packed_keys(t.b, t.h)});
-  });
-
-  const int64_t scratch_bytes = engine.forward_scratch_bytes(p.head_dim);
-  const int64_t work = (2 * pairs + p.batch * p.heads_q * p.seqlen_q) * p.head_dim;
-  run_tasks(pool, static_cast<int64_t>(blocks.size()), work, scratch_bytes, [&](int64_t i, void* scratch) {
-    const Task& t = blocks[i];
-    const TokenList queries = token_list(p.queries, t.b, t.h, p.seqlen_q);
-    float* lse = row(p.lse, t.b, t.h);
-    engine.forward_block(
-        {p.dtype, p.head_dim, p.scale, slice(p.q, p.dtype, t.b, t.h), slice(p.out, p.dtype, t.b, t.h), lse,
-         queries, t.begin, t.end, packed_keys(t.b, t.h / group)},
-        scratch);
-    fill_lse_gaps(lse, queries, t.begin, t.end);
-  });
+  const Forward forward(p);
+  if (forward.pairs.even_over(pool.threads)) {
+    forward.run_whole_groups(pool);
+  } else {
+    forward.run_shared_groups(pool);
+  }
 }
 
 }  // namespace maskattn

@@ -4,6 +4,8 @@
 // task is left to chance; what a task computes is not, so results never depend on the number of threads.
 #pragma once
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -12,6 +14,7 @@
 #include <cstring>
 #include <new>
 #include <utility>
+#include <vector>
 
 #include "engine.h"
 
@@ -20,6 +23,29 @@ namespace maskattn {
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t n, int64_t multiple) { return ceil_div(n, multiple) * multiple; }
 inline int64_t align64(int64_t bytes) { return round_up(bytes, 64); }
+template <class T>
+int64_t ssize(const std::vector<T>& v) {
+  return static_cast<int64_t>(v.size());
+}
+
+// Cuts [0, count) into as few blocks as can be, of at most `most` items, and nearly equal: threads that take one
+// block at a time then end together. Blocks begin at multiples of `step`, of which `most` is one. No items are one
+// empty block: somebody must write the zeros.
+template <class Visit>
+void for_each_block(int64_t count, int64_t most, int64_t step, const Visit& visit) {
+  const int64_t steps = ceil_div(count, step), blocks = std::max<int64_t>(1, ceil_div(count, most));
+  for (int64_t i = 0; i < blocks; ++i)
+    visit(i * steps / blocks * step, std::min(count, (i + 1) * steps / blocks * step));
+}
+
+// How much work there is, and how much of it comes in one piece.
+struct Load {
+  int64_t total = 0, largest = 0;
+
+  void add(int64_t piece) { total += piece, largest = std::max(largest, piece); }
+  // Whether threads that draw piece after piece end within a quarter of each other.
+  bool even_over(int threads) const { return threads == 1 || 4 * threads * largest <= total; }
+};
 
 // 64-byte aligned memory that is not initialised (a sanitizer build fills it with NaN). A thread keeps a few
 // blocks that it gave back: on short sequences, fresh pages would cost more than the arithmetic.
@@ -32,7 +58,7 @@ class Workspace {
         block_ = std::exchange(*it, Block{});
         break;
       }
-    if (block_.data == nullptr) block_.data = std::aligned_alloc(64, block_.bytes);
+    if (block_.data == nullptr) allocate();
     if (block_.data == nullptr) throw std::bad_alloc();
 #ifdef MASKATTN_POISON
     std::memset(block_.data, 0xff, block_.bytes);
@@ -52,8 +78,19 @@ class Workspace {
 #ifdef MASKATTN_POISON
   static constexpr int64_t kMostKept = 0;  // a block larger than asked for would hide an overrun
 #else
-  static constexpr int64_t kMostKept = 2 << 20;
+  static constexpr int64_t kMostKept = 4 << 20;
 #endif
+  static constexpr int64_t kHugePage = 2 << 20;
+
+  // Large blocks ask for huge pages: kernels walk through many rows at once, and through few pages.
+  void allocate() {
+    const bool huge = block_.bytes >= kHugePage / 8;
+    if (huge) block_.bytes = round_up(block_.bytes, kHugePage);
+    block_.data = std::aligned_alloc(huge ? kHugePage : 64, block_.bytes);
+#ifdef MADV_HUGEPAGE
+    if (huge && block_.data != nullptr) madvise(block_.data, block_.bytes, MADV_HUGEPAGE);
+#endif
+  }
 
   struct Block {
     int64_t bytes = 0;
@@ -91,7 +128,7 @@ void run_tasks(const ThreadPool& pool, int64_t tasks, int64_t work, int64_t scra
   } shared{task, scratch, tasks, stride};
   const auto run = [](void* ctx, int64_t worker) {
     auto& s = *static_cast<Shared*>(ctx);
-    void* own = s.scratch.at(worker * s.stride);
+    char* own = s.scratch.at(worker * s.stride);
     for (int64_t i = s.next++; i < s.tasks; i = s.next++) s.task(i, own);
   };
   if (workers == 1) {

@@ -380,6 +380,7 @@ const Engine engine_amx = {
     .name = "amx",
     .forward_queries = kForwardQ,
     .backward_queries = kBackwardQ,
+    .query_step = kStepQ,
     .pack_block = kBlockK,
     .packed_keys_bytes = packed_keys_bytes,
     .pack_keys = pack_keys,

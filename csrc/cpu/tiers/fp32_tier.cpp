@@ -137,50 +137,43 @@ void forward_block(const ForwardBlock& block, void* scratch) {
 
 // ---- backward ----
 
-// A packed query block; q carries the scale. Transposed copies are the vector operand of S^T and dP^T,
-// plain ones of dK and dV.
+// A packed query block; q carries the scale.
 struct QueryRows {
-  float *qt, *dout_t;  // (width, kBlockQ)
   float *q, *dout;     // (kBlockQ, width)
   float *lse, *delta;  // (kBlockQ): +inf where a query has no weight, which makes P = 0
   QueryRows(void* data, int64_t width)
-      : qt(static_cast<float*>(data)),
-        dout_t(qt + kBlockQ * width),
-        q(dout_t + kBlockQ * width),
+      : q(static_cast<float*>(data)),
         dout(q + kBlockQ * width),
         lse(dout + kBlockQ * width),
         delta(lse + kBlockQ) {}
 };
 
-int64_t packed_queries_bytes(int head_dim) { return 4 * (4 * kBlockQ * padded(head_dim) + 2 * kBlockQ); }
+int64_t packed_queries_bytes(int head_dim) { return 4 * (2 * kBlockQ * padded(head_dim) + 2 * kBlockQ); }
 
 void pack_queries(const PackQueriesBlock& block) {
   const int head_dim = block.head_dim;
   const int64_t width = padded(head_dim);
   const int count = static_cast<int>(block.end - block.begin);
   const QueryRows packed(block.packed, width);
-  // The transposed copy of Q is not needed yet: its room holds the rows of `out` for a moment.
-  float* out = packed.qt;
-  gather_rows(block.dtype, block.out, block.queries, block.begin, count, count, head_dim, width, 1.0f, out);
   gather_rows(block.dtype, block.dout, block.queries, block.begin, count, kBlockQ, head_dim, width, 1.0f,
               packed.dout);
   gather_rows(block.dtype, block.q, block.queries, block.begin, count, kBlockQ, head_dim, width, block.scale,
               packed.q);
+  float out[kMaxHeadDim];
   for (int i = 0; i < kBlockQ; ++i) {
     packed.lse[i] = INFINITY;
     packed.delta[i] = 0.0f;
     if (i >= count) continue;
     const int64_t token = block.queries[block.begin + i];
     packed.lse[i] = block.lse[token] == -INFINITY ? INFINITY : block.lse[token];
-    packed.delta[i] = dot_rows(out + i * width, packed.dout + i * width, width) -
+    load_row(block.dtype, block.out.row(token), 1.0f, out, head_dim, static_cast<int>(width));
+    packed.delta[i] = dot_rows(out, packed.dout + i * width, width) -
                       (block.dlse ? block.dlse[token * block.dlse_stride] : 0.0f);
   }
-  transpose(kBlockQ, width, packed.q, width, packed.qt, kBlockQ);
-  transpose(kBlockQ, width, packed.dout, width, packed.dout_t, kBlockQ);
 }
 
 int64_t chunk_scratch_bytes(int head_dim, int64_t keys) {
-  return packed_keys_bytes(head_dim, keys) + 4 * 2 * kBlockK * kBlockQ;
+  return packed_keys_bytes(head_dim, keys) + 4 * 2 * (kBlockK + padded(head_dim)) * kBlockQ;
 }
 
 int64_t dq_block_floats(int head_dim) { return padded(head_dim) * kBlockQ; }
@@ -198,7 +191,9 @@ void key_chunk(const KeyChunk& chunk, void* scratch) {
   const int64_t width = padded(head_dim), row = packed_row(head_dim), total = chunk.end - chunk.begin;
   auto* pt = static_cast<float*>(scratch);  // (kBlockK, kBlockQ): S^T, then P^T
   float* dst = pt + kBlockK * kBlockQ;      // (kBlockK, kBlockQ): dP^T, then dS^T
-  const KeyRows keys(dst + kBlockK * kBlockQ, total, head_dim);
+  float* qt = dst + kBlockK * kBlockQ;      // (width, kBlockQ): the vector operand of S^T
+  float* dout_t = qt + width * kBlockQ;     // (width, kBlockQ): that of dP^T
+  const KeyRows keys(dout_t + width * kBlockQ, total, head_dim);
   gather_keys(chunk, keys, 0);
 
   const KeyGrads grads(chunk.key_grads, total, width);
@@ -206,12 +201,14 @@ void key_chunk(const KeyChunk& chunk, void* scratch) {
     const QueryRows queries(const_cast<char*>(chunk.packed_queries) + b * chunk.packed_stride, width);
     const int64_t count = chunk.blocks[b].end - chunk.blocks[b].begin, vectors = (count + kLanes - 1) / kLanes;
     float* dqt = chunk.dq_partial + b * dq_block_floats(head_dim);
+    transpose(vectors * kLanes, width, queries.q, width, qt, kBlockQ);
+    transpose(vectors * kLanes, width, queries.dout, width, dout_t, kBlockQ);
     if (total == 0) std::memset(dqt, 0, sizeof(float) * dq_block_floats(head_dim));
     for (int64_t begin = 0; begin < total; begin += kBlockK) {
       const int64_t n = total - begin < kBlockK ? total - begin : kBlockK;
       const float *k = keys.k + begin * row, *v = keys.v + begin * row;
-      gemm<Mode::kBias>(n, vectors, head_dim, k, row, 1, queries.qt, kBlockQ, pt, kBlockQ, keys.bias + begin);
-      gemm<Mode::kSet>(n, vectors, head_dim, v, row, 1, queries.dout_t, kBlockQ, dst, kBlockQ);
+      gemm<Mode::kBias>(n, vectors, head_dim, k, row, 1, qt, kBlockQ, pt, kBlockQ, keys.bias + begin);
+      gemm<Mode::kSet>(n, vectors, head_dim, v, row, 1, dout_t, kBlockQ, dst, kBlockQ);
       for (int64_t j = 0; j < n; ++j) {
         Vec dbias{};
         for (int64_t i = 0; i < vectors * kLanes; i += kLanes) {
@@ -270,6 +267,7 @@ const Engine MASKATTN_CONCAT(engine_, MASKATTN_TIER) = {
     .name = MASKATTN_STRINGIFY(MASKATTN_TIER),
     .forward_queries = kBlockQ,
     .backward_queries = kBlockQ,
+    .query_step = kLanes,
     .pack_block = kBlockK,
     .packed_keys_bytes = packed_keys_bytes,
     .pack_keys = pack_keys,
