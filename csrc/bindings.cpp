@@ -13,6 +13,9 @@ STABLE_TORCH_LIBRARY(maskattn, m) {
       "cpu_fwd(Tensor query, Tensor key, Tensor value, Tensor? query_indices, Tensor? query_counts, "
       "Tensor? key_indices, Tensor? key_counts, Tensor? key_bias, float scale) -> (Tensor out, Tensor lse)");
   m.def(
+      "cpu_infer(Tensor query, Tensor key, Tensor value, Tensor? query_mask, Tensor? key_mask, Tensor? key_bias, "
+      "float scale) -> (Tensor out, Tensor lse)");
+  m.def(
       "cpu_bwd(Tensor dout, Tensor? dlse, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, "
       "Tensor? query_indices, Tensor? query_counts, Tensor? key_indices, Tensor? key_counts, Tensor? key_bias, "
       "float scale) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbias)");

@@ -2,7 +2,8 @@
 """Attention over selected tokens: exact, differentiable, O(N D) memory."""
 
 from maskattn_kernels._version import __version__
-from maskattn_kernels.functional import backends, explain, masked_attention
+from maskattn_kernels.explanation import backends, explain
+from maskattn_kernels.functional import masked_attention
 from maskattn_kernels.ops import MaskedAttentionFunction
 from maskattn_kernels.swap import SwapReport, swap_attention, unswap_attention
 from maskattn_kernels.token_index import TokenIndex, select_tokens

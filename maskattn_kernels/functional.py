@@ -4,14 +4,13 @@
 import math
 import numbers
 import sys
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from maskattn_kernels import ops
-from maskattn_kernels.backends import BACKENDS, by_name, choose
+from maskattn_kernels.backends import choose
 from maskattn_kernels.problem import Problem
 from maskattn_kernels.token_index import TokenIndex, check_mask, with_heads
 
@@ -93,122 +92,60 @@ def masked_attention(
         >>> out.shape, out[0, :, 1].abs().sum().item()
         (torch.Size([1, 2, 5, 8]), 0.0)
     """
-    query, key, value = _autocast(query, key, value)
-    problem, scale = _validated(
-        query, key, value, key_mask, query_mask, key_bias, scale, enable_gqa
-    )
+    if backend is None and key_bias is None:
+        results = _short_way(query, key, value, key_mask, query_mask, scale, enable_gqa)
+        if results is not None:
+            return results if return_lse else results[0]
+    query, key, value = autocast(query, key, value)
+    problem, scale = validated(query, key, value, key_mask, query_mask, key_bias, scale, enable_gqa)
     chosen = choose(problem, backend).name
-    key_index = _token_index(key_mask, chosen)
-    query_index = key_index if query_mask is key_mask else _token_index(query_mask, chosen)
+    key_tokens = _selection(key_mask)
+    query_tokens = key_tokens if query_mask is key_mask else _selection(query_mask)
     if key_bias is not None:
         key_bias = with_heads(key_bias).to(ops.accumulation_dtype(query.dtype))
         key_bias = key_bias.expand(key.shape[:3])
-    out, lse = ops.attention(chosen, query, key, value, *query_index, *key_index, key_bias, scale)
+    out, lse = ops.attention(chosen, query, key, value, query_tokens, key_tokens, key_bias, scale)
     return (out, lse) if return_lse else out
 
 
-@dataclass(frozen=True)
-class BackendRecord:
-    """One backend on this machine.
+def _short_way(
+    query: Any,
+    key: Any,
+    value: Any,
+    key_mask: Any,
+    query_mask: Any,
+    scale: Any,
+    enable_gqa: Any,
+) -> tuple[Tensor, Tensor] | None:
+    """A plain call on the CPU without a gradient, in a third of the overhead.
 
-    Attributes:
-        name: what `masked_attention(backend=...)` takes.
-        available: whether it can run anything here.
-        reasons: why it cannot; empty when available.
-        build: what was compiled, by what, for which processors.
+    The op checks shapes and dtypes itself, in few words. None if the call is not that plain or has
+    a fault: then the long way runs it, or finds the right words.
     """
-
-    name: str
-    available: bool
-    reasons: tuple[str, ...]
-    build: dict[str, str]
-
-
-def backends() -> list[BackendRecord]:
-    """What this installation has, best first, and why not the rest.
-
-    Example:
-        >>> from maskattn_kernels import backends
-        >>> [record.name for record in backends() if record.available][-1]
-        'reference'
-    """
-    records = []
-    for backend in BACKENDS:
-        why = tuple(backend.unavailable())
-        records.append(BackendRecord(backend.name, not why, why, backend.build()))
-    return records
+    infer = ops.short_way()
+    if (
+        infer is None
+        or not all(_is_plain(t) and t.dim() == 4 for t in (query, key, value))
+        or not all(m is None or _is_plain(m) for m in (key_mask, query_mask))
+        or (query.shape[1] != key.shape[1] and enable_gqa is not True)
+        or scale is not None
+        or query.shape[3] == 0
+        or torch._C._is_any_autocast_enabled()
+    ):
+        return None
+    key_tokens = _selection(key_mask)
+    query_tokens = key_tokens if query_mask is key_mask else _selection(query_mask)
+    try:
+        return infer(query, key, value, query_tokens, key_tokens, None, query.shape[3] ** -0.5)
+    except RuntimeError:
+        return None
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """Which backend runs a call, and why each other one does not.
-
-    Attributes:
-        backend: the name of the backend that runs the call; None when the call would raise.
-        reasons: for every other backend, in order of preference, why it does not run.
-    """
-
-    backend: str | None
-    reasons: dict[str, tuple[str, ...]]
-
-    def __str__(self) -> str:
-        lines = [f"{self.backend}: runs" if self.backend else "no backend runs this call"]
-        lines += [f"{name}: {'; '.join(why)}" for name, why in self.reasons.items()]
-        return "\n".join(lines)
+def _is_plain(t: Any) -> bool:
+    return type(t) is Tensor and t.is_cpu and not t.is_nested
 
 
-def explain(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    key_mask: Tensor | TokenIndex | None = None,
-    query_mask: Tensor | TokenIndex | None = None,
-    key_bias: Tensor | None = None,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-    return_lse: bool = False,
-    backend: str | None = None,
-) -> Explanation:
-    """For this very call of `masked_attention`: which backend runs, and why each other does not.
-
-    Takes the arguments of `masked_attention`, checks them in the same way, and computes nothing.
-
-    Raises:
-        TypeError, ValueError, NotImplementedError: as `masked_attention` for a bad argument; but a
-            backend that cannot run is an answer here and no error.
-
-    Example:
-        >>> import torch
-        >>> from maskattn_kernels import explain
-        >>> q = torch.zeros(1, 1, 4, 8, dtype=torch.float64)
-        >>> explain(q, q, q).backend
-        'reference'
-    """
-    query, key, value = _autocast(query, key, value)
-    problem, _ = _validated(query, key, value, key_mask, query_mask, key_bias, scale, enable_gqa)
-    return _explained(problem, backend)
-
-
-def _explained(problem: Problem, name: str | None) -> Explanation:
-    asked = BACKENDS if name is None else (by_name(name),)
-    chosen = next((b for b in asked if not b.reasons(problem)), None)
-    broken = chosen.unavailable() if chosen else []  # chosen all the same: the call raises
-    reasons: dict[str, tuple[str, ...]] = {}
-    for backend in BACKENDS:
-        why = backend.reasons(problem)
-        if backend is chosen:
-            why = broken
-        elif not why and name is not None:
-            why = [f"could run, but backend={name!r} was asked for"]
-        elif not why and chosen:
-            why = [f"could run, but {chosen.name!r} is preferred"]
-        if why:
-            reasons[backend.name] = tuple(why)
-    return Explanation(chosen.name if chosen and not broken else None, reasons)
-
-
-def _autocast(query: Any, key: Any, value: Any) -> tuple[Any, Any, Any]:
+def autocast(query: Any, key: Any, value: Any) -> tuple[Any, Any, Any]:
     """The tensors in the dtype that autocast wants, where it is on; not yet validated."""
     if (
         torch._C._is_any_autocast_enabled()
@@ -220,21 +157,16 @@ def _autocast(query: Any, key: Any, value: Any) -> tuple[Any, Any, Any]:
     return query, key, value
 
 
-def _token_index(
-    mask: Tensor | TokenIndex | None, backend: str
-) -> tuple[Tensor | None, Tensor | None]:
-    if mask is None:
-        return None, None
-    if isinstance(mask, TokenIndex):
-        return mask
-    return TokenIndex(*ops.OPS[backend].select_tokens(with_heads(mask)))
+def _selection(mask: Tensor | TokenIndex | None) -> Tensor | TokenIndex | None:
+    """A mask with a dimension of heads; the rest as it is."""
+    return with_heads(mask) if isinstance(mask, Tensor) else mask
 
 
 # Validation. Plain ifs on cheap attributes, because every call pays for them; messages are made on
 # failure only. Each names the argument, what was expected and what came.
 
 
-def _validated(
+def validated(
     query: Any,
     key: Any,
     value: Any,

@@ -20,21 +20,29 @@ from torch.utils.flop_counter import register_flop_formula
 
 from maskattn_kernels.backends import BACKENDS
 from maskattn_kernels.backends.base import accumulation_dtype, empty_result
+from maskattn_kernels.token_index import TokenIndex
 
 Op = torch._ops.OpOverload
 
 
 class BackendOps(NamedTuple):
-    """The three registered ops of one backend."""
+    """The registered ops of one backend."""
 
     select_tokens: Op
     fwd: Op
     bwd: Op
+    infer: Op | None
 
 
 def _find_ops(name: str) -> BackendOps:
-    packets = (getattr(torch.ops.maskattn, f"{name}_{field}") for field in BackendOps._fields)
-    return BackendOps(*(packet.default for packet in packets))
+    def op(field: str) -> Op:
+        return getattr(torch.ops.maskattn, f"{name}_{field}").default
+
+    infer = op("infer") if hasattr(torch.ops.maskattn, f"{name}_infer") else None
+    return BackendOps(op("select_tokens"), op("fwd"), op("bwd"), infer)
+
+
+Selection = Tensor | TokenIndex | None  # a bool mask (B | 1, H | 1, N), its TokenIndex, or all
 
 
 def attention(
@@ -42,40 +50,58 @@ def attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    query_indices: Tensor | None,
-    query_counts: Tensor | None,
-    key_indices: Tensor | None,
-    key_counts: Tensor | None,
+    query_tokens: Selection,
+    key_tokens: Selection,
     key_bias: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """(out, lse) of validated arguments, by the cheapest way that keeps their gradients right."""
-    args = (
-        query,
-        key,
-        value,
-        query_indices,
-        query_counts,
-        key_indices,
-        key_counts,
-        key_bias,
-        scale,
+    backend_ops = OPS[backend]
+    qkv = (query, key, value)
+    function: Callable[..., Any]
+    traced = _is_traced()
+    if not traced and not _has_derivative(*qkv, key_bias):
+        indexed = isinstance(query_tokens, TokenIndex) or isinstance(key_tokens, TokenIndex)
+        if backend_ops.infer is not None and not indexed:
+            return _below_autograd(
+                backend_ops.infer, *qkv, query_tokens, key_tokens, key_bias, scale
+            )
+        function = partial(_below_autograd, backend_ops.fwd)
+    elif torch.compiler.is_compiling():
+        function = backend_ops.fwd
+    elif traced:
+        function = partial(TransformableFunction.apply, backend)
+    else:
+        function = partial(MaskedAttentionFunction.apply, backend)
+    key_index = _token_index(backend_ops, key_tokens)
+    shared = query_tokens is key_tokens
+    query_index = key_index if shared else _token_index(backend_ops, query_tokens)
+    return function(*qkv, *query_index, *key_index, key_bias, scale)
+
+
+def short_way() -> Op | None:
+    """The CPU's infer op, if it exists and plain eager code without gradients is running."""
+    if torch.is_grad_enabled() or forward_ad._current_level >= 0 or _is_traced():
+        return None
+    return OPS["cpu"].infer if "cpu" in OPS else None
+
+
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def _has_derivative(*inputs: Tensor | None) -> bool:
+    return forward_ad._current_level >= 0 or (
+        torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     )
-    if torch.compiler.is_compiling():
-        return OPS[backend].fwd(*args)
-    if torch._C._are_functorch_transforms_active():
-        return TransformableFunction.apply(backend, *args)
-    if (
-        torch.is_grad_enabled()
-        and (
-            query.requires_grad
-            or key.requires_grad
-            or value.requires_grad
-            or (key_bias is not None and key_bias.requires_grad)
-        )
-    ) or forward_ad._current_level >= 0:
-        return MaskedAttentionFunction.apply(backend, *args)
-    return _below_autograd(OPS[backend].fwd, *args)
+
+
+def _token_index(backend_ops: BackendOps, selection: Selection) -> TokenIndex | tuple[None, None]:
+    if selection is None:
+        return None, None
+    if isinstance(selection, TokenIndex):
+        return selection
+    return TokenIndex(*backend_ops.select_tokens(selection))
 
 
 class MaskedAttentionFunction(torch.autograd.Function):
@@ -270,6 +296,25 @@ def _fwd_flops(
     *rest: Any,
     **out: Any,
 ) -> int:
+    return _product_flops(query, key, query_counts, key_counts)
+
+
+def _infer_flops(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_mask: Tensor | None,
+    key_mask: Tensor | None,
+    *rest: Any,
+    **out: Any,
+) -> int:
+    query_counts, key_counts = (m if m is None else m.sum(-1) for m in (query_mask, key_mask))
+    return _product_flops(query, key, query_counts, key_counts)
+
+
+def _product_flops(
+    query: Tensor, key: Tensor, query_counts: Tensor | None, key_counts: Tensor | None
+) -> int:
     """Two products of 2 D operations for each pair of a selected query and a selected key."""
     batch, heads, query_len, head_dim = query.shape
     kv_heads, key_len = key.shape[1:3]
@@ -313,8 +358,14 @@ def _register(ops: BackendOps) -> None:
     torch.library.register_vmap(ops.bwd, _vmap_rule(ops.bwd, batched_arg=2))
     register_flop_formula(ops.fwd.overloadpacket, get_raw=True)(_fwd_flops)
     register_flop_formula(ops.bwd.overloadpacket, get_raw=True)(_bwd_flops)
-    for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-        _LIBRARY.impl(ops.fwd, _autocast_rule(ops.fwd, device_type), key)
+    forwards = [ops.fwd]
+    if ops.infer is not None:
+        forwards.append(ops.infer)
+        torch.library.register_fake(ops.infer, _fake_fwd)
+        register_flop_formula(ops.infer.overloadpacket, get_raw=True)(_infer_flops)
+    for fwd in forwards:
+        for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+            _LIBRARY.impl(fwd, _autocast_rule(fwd, device_type), key)
 
 
 _LIBRARY = torch.library.Library("maskattn", "FRAGMENT")

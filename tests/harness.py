@@ -72,9 +72,10 @@ class RanOps(TorchDispatchMode):
         self.names: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "maskattn":
+        result = func(*args, **(kwargs or {}))
+        if func.namespace == "maskattn":  # and it did not raise
             self.names.append(func._opname)
-        return func(*args, **(kwargs or {}))
+        return result
 
 
 @contextmanager

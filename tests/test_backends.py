@@ -13,6 +13,7 @@ from harness import RanOps, Target
 from maskattn_kernels import backends, explain, masked_attention
 from maskattn_kernels.backends import BACKENDS, choose
 from maskattn_kernels.backends.base import Backend
+from maskattn_kernels.ops import OPS
 from maskattn_kernels.problem import Problem
 
 
@@ -50,12 +51,17 @@ def test_record_of_the_compiled_library() -> None:
     assert record.build["tier"] in record.build["tiers"].split()
 
 
+def forward_op(backend: str) -> str:
+    """What a call without gradients runs."""
+    return "infer" if OPS[backend].infer else "fwd"
+
+
 def test_default_is_the_best_that_can_run() -> None:
     q = torch.randn(1, 1, 4, 8)
     expected = "cpu" if available("cpu") else "reference"
     with RanOps() as ran:
         masked_attention(q, q, q)
-    assert ran.names == [f"{expected}_fwd"]
+    assert ran.names == [f"{expected}_{forward_op(expected)}"]
     assert explain(q, q, q).backend == expected
 
 
@@ -65,7 +71,7 @@ def test_forced_backend_runs(target: Target) -> None:
     assert explanation.backend == target.backend
     with RanOps() as ran:
         masked_attention(q, q, q, backend=target.backend)
-    assert ran.names == [f"{target.backend}_fwd"]
+    assert ran.names == [f"{target.backend}_{forward_op(target.backend)}"]
     others = {record.name for record in backends()} - {target.backend}
     assert explanation.reasons.keys() == others and all(explanation.reasons.values())
 

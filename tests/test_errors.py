@@ -121,10 +121,13 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("function", [masked_attention, explain])
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input(name: str, function: Any) -> None:
+def test_bad_input(name: str, grad: bool, function: Any) -> None:
+    """With and without gradients, whose ways through the code differ."""
     kwargs, error, message = BAD[name]
-    with RanOps() as ran, pytest.raises(error, match=f"^{message}") as caught:
+    mode = torch.set_grad_enabled(grad)
+    with mode, RanOps() as ran, pytest.raises(error, match=f"^{message}") as caught:
         function(**kwargs)
     if type(caught.value) is not error or "\n" in str(caught.value) or ran.names:
         pytest.fail(f"expected one line of {error.__name__} before any work, got {caught.value!r}")

@@ -18,6 +18,7 @@ LAYERS = (
     ("backends",),
     ("ops",),
     ("functional",),
+    ("explanation",),
     ("nn",),
     ("models", "swap"),
     ("benchmark", "segmentation"),
@@ -27,7 +28,7 @@ LAYERS = (
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 # What each may import of the package besides: the public names are for those above functional.
 LEAVES = ("problem", "token_index", "_version")
-CORE = ("problem", "token_index", "backends", "ops", "functional")
+CORE = ("problem", "token_index", "backends", "ops", "functional", "explanation")
 EXTRAS = ("matplotlib", "skimage", "PIL", "numpy", "scipy", "lightning", "pytest", "tests", "bench")
 
 

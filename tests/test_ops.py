@@ -9,7 +9,7 @@ from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 from maskattn_kernels import masked_attention, select_tokens
-from maskattn_kernels.backends.base import SCHEMAS
+from maskattn_kernels.backends.base import OPTIONAL_SCHEMAS, SCHEMAS
 from maskattn_kernels.ops import OPS
 from maskattn_kernels.token_index import with_heads
 
@@ -48,13 +48,19 @@ def test_opcheck(backend: str, name: str) -> None:
     out, lse = ops.fwd(*args)
     dlse = x.dlse if x.key_bias is not None else None
     opcheck(ops.bwd, (x.dout, dlse, *args[:3], out, lse, *args[3:]))
+    if ops.infer is not None:
+        masks = (m if m is None else with_heads(m) for m in (x.query_mask, x.key_mask))
+        opcheck(ops.infer, (*args[:3], *masks, *args[-2:]))
 
 
-@pytest.mark.parametrize("name", SCHEMAS)
+@pytest.mark.parametrize("name", SCHEMAS | OPTIONAL_SCHEMAS)
 def test_all_backends_have_the_same_schemas(name: str) -> None:
     for backend, ops in OPS.items():
-        schema = str(getattr(ops, name)._schema).removeprefix(f"maskattn::{backend}_{name}")
-        assert schema == SCHEMAS[name]
+        op = getattr(ops, name)
+        assert op is not None or name in OPTIONAL_SCHEMAS
+        if op is not None:
+            schema = str(op._schema).removeprefix(f"maskattn::{backend}_{name}")
+            assert schema == (SCHEMAS | OPTIONAL_SCHEMAS)[name]
 
 
 def test_meta_tensors_give_shapes() -> None:
@@ -138,7 +144,7 @@ def test_flops_of_tensors_without_data() -> None:
 
 
 def test_mask_given_twice_is_listed_once(target: Target) -> None:
-    q = torch.randn(1, 1, 5, 8).to(target.dtype)
+    q = torch.randn(1, 1, 5, 8).to(target.dtype).requires_grad_()
     mask = torch.ones(1, 5, dtype=torch.bool)
     with RanOps() as ran:
         masked_attention(q, q, q, key_mask=mask, query_mask=mask, backend=target.backend)

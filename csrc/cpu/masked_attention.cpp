@@ -10,6 +10,7 @@
 
 #include "../checks.h"
 #include "../params.h"
+#include "schedule.h"
 
 namespace maskattn {
 namespace {
@@ -117,19 +118,77 @@ void fill_inputs(Inputs& in, double scale, ForwardParams& p) {
   }
 }
 
+std::tuple<Tensor, Tensor> forward(ForwardParams& p, const Tensor& query) {
+  Tensor out = new_like(query);
+  Tensor lse = torch::stable::new_empty(query, {p.batch, p.heads_q, p.seqlen_q}, ScalarType::Float);
+  p.out = view(out), p.lse = row_view(lse);
+  launch_cpu_fwd(p, torch_threads());
+  return {out, lse};
+}
+
+void check_mask(const Tensor& mask, const char* name) {
+  check_cpu(mask, name);
+  check_dtype(mask, ScalarType::Bool, name, "bool");
+  check_shape(mask, name, {-1, -1, -1});
+  if (mask.size(2) > INT32_MAX) fail(name, shape_of(mask), "a length below 2^31");
+}
+
+SelectParams select_params(const Tensor& mask, int32_t* indices, int32_t* counts) {
+  return {static_cast<const bool*>(mask.data_ptr()),
+          mask.stride(0),
+          mask.stride(1),
+          mask.stride(2),
+          mask.size(0),
+          mask.size(1),
+          mask.size(2),
+          indices,
+          counts};
+}
+
+// The selected tokens of a mask, listed for the length of one call.
+class ListedMask {
+ public:
+  ListedMask(const OptionalTensor& mask, const char* name, int64_t batch, int64_t heads, int64_t seqlen)
+      : memory_(mask ? check(*mask, name, batch, heads, seqlen) * (seqlen + 1) * 4 : 0) {
+    if (!mask) return;
+    const int64_t own_batches = mask->size(0), own_heads = mask->size(1);
+    auto* counts = reinterpret_cast<int32_t*>(memory_.at(0));
+    int32_t* indices = counts + own_batches * own_heads;
+    launch_cpu_select_tokens(select_params(*mask, indices, counts), torch_threads());
+    const int64_t h = own_heads == 1 ? 0 : 1, b = own_batches == 1 ? 0 : own_heads;
+    view = {indices, b * seqlen, h * seqlen, counts, b, h};
+  }
+
+  SelectionView view;
+
+ private:
+  // The number of lists.
+  static int64_t check(const Tensor& mask, const char* name, int64_t batch, int64_t heads, int64_t seqlen) {
+    check_mask(mask, name);
+    check_shape(mask, name, {batch, heads, -1}, true);
+    if (mask.size(2) != seqlen) check_shape(mask, name, {batch, heads, seqlen});
+    return mask.size(0) * mask.size(1);
+  }
+
+  Workspace memory_;
+};
+
+bool same_view(const OptionalTensor& a, const OptionalTensor& b) {
+  if (!a || !b || a->data_ptr() != b->data_ptr() || a->dim() != b->dim()) return false;
+  for (int64_t i = 0; i < a->dim(); ++i)
+    if (a->size(i) != b->size(i) || a->stride(i) != b->stride(i)) return false;
+  return true;
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor> cpu_select_tokens(const Tensor& mask) {
-  check_cpu(mask, "mask");
-  check_dtype(mask, ScalarType::Bool, "mask", "bool");
-  check_shape(mask, "mask", {-1, -1, -1});
+  check_mask(mask, "mask");
   const int64_t b = mask.size(0), h = mask.size(1), n = mask.size(2);
-  if (n > INT32_MAX) fail("mask", shape_of(mask), "a length below 2^31");
   Tensor indices = torch::stable::new_empty(mask, {b, h, n}, ScalarType::Int);
   Tensor counts = torch::stable::new_empty(mask, {b, h}, ScalarType::Int);
   launch_cpu_select_tokens(
-      {static_cast<const bool*>(mask.data_ptr()), mask.stride(0), mask.stride(1), mask.stride(2), b, h, n,
-       static_cast<int32_t*>(indices.data_ptr()), static_cast<int32_t*>(counts.data_ptr())},
+      select_params(mask, static_cast<int32_t*>(indices.data_ptr()), static_cast<int32_t*>(counts.data_ptr())),
       torch_threads());
   return {indices, counts};
 }
@@ -141,11 +200,20 @@ std::tuple<Tensor, Tensor> cpu_fwd(const Tensor& query, const Tensor& key, const
   Inputs in{query, key, value, query_indices, query_counts, key_indices, key_counts, key_bias};
   ForwardParams p;
   fill_inputs(in, scale, p);
-  Tensor out = new_like(query);
-  Tensor lse = torch::stable::new_empty(query, {p.batch, p.heads_q, p.seqlen_q}, ScalarType::Float);
-  p.out = view(out), p.lse = row_view(lse);
-  launch_cpu_fwd(p, torch_threads());
-  return {out, lse};
+  return forward(p, query);
+}
+
+std::tuple<Tensor, Tensor> cpu_infer(const Tensor& query, const Tensor& key, const Tensor& value,
+                                     const OptionalTensor& query_mask, const OptionalTensor& key_mask,
+                                     const OptionalTensor& key_bias, double scale) {
+  Inputs in{query, key, value, {}, {}, {}, {}, key_bias};
+  ForwardParams p;
+  fill_inputs(in, scale, p);
+  const ListedMask keys(key_mask, "key_mask", p.batch, p.heads_kv, p.seqlen_k);
+  const bool shared = same_view(query_mask, key_mask) && p.heads_q == p.heads_kv && p.seqlen_q == p.seqlen_k;
+  const ListedMask queries(shared ? OptionalTensor() : query_mask, "query_mask", p.batch, p.heads_q, p.seqlen_q);
+  p.keys = keys.view, p.queries = shared ? keys.view : queries.view;
+  return forward(p, query);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> cpu_bwd(
@@ -184,6 +252,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cpu_bwd(
 STABLE_TORCH_LIBRARY_IMPL(maskattn, CPU, m) {
   m.impl("cpu_select_tokens", TORCH_BOX(&cpu_select_tokens));
   m.impl("cpu_fwd", TORCH_BOX(&cpu_fwd));
+  m.impl("cpu_infer", TORCH_BOX(&cpu_infer));
   m.impl("cpu_bwd", TORCH_BOX(&cpu_bwd));
 }
 

@@ -112,24 +112,35 @@ class Workspace {
 // Waking a thread costs a few microseconds: a thread should find this many multiply-adds (or moved bytes) to do.
 constexpr int64_t kWorkPerThread = 1 << 18;
 
-// Runs task(i, scratch) for every i in [0, tasks): threads draw the next task from a counter, and each has
-// its own scratch. `work` estimates the multiply-adds of all tasks together.
+// Runs task(i, scratch) for every i in [0, tasks), each thread with scratch of its own. `work` estimates the
+// multiply-adds of all tasks together. A thread begins with its own share of neighbouring tasks, the same share in
+// every call, so that rows stay in the cache that has them; then it helps the others.
 template <class Task>
 void run_tasks(const ThreadPool& pool, int64_t tasks, int64_t work, int64_t scratch_bytes, const Task& task) {
   if (tasks <= 0) return;
   const int64_t workers = std::min({tasks, static_cast<int64_t>(pool.threads), 1 + work / kWorkPerThread});
   const int64_t stride = align64(scratch_bytes);
+  struct alignas(64) Share {
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+  std::vector<Share> shares(workers);
+  for (int64_t w = 0; w < workers; ++w) shares[w].next = w * tasks / workers, shares[w].end = (w + 1) * tasks / workers;
   const Workspace scratch(workers * stride);
   struct Shared {
     const Task& task;
     const Workspace& scratch;
-    int64_t tasks, stride;
-    std::atomic<int64_t> next{0};
-  } shared{task, scratch, tasks, stride};
+    std::vector<Share>& shares;
+    int64_t stride;
+  } shared{task, scratch, shares, stride};
   const auto run = [](void* ctx, int64_t worker) {
     auto& s = *static_cast<Shared*>(ctx);
     char* own = s.scratch.at(worker * s.stride);
-    for (int64_t i = s.next++; i < s.tasks; i = s.next++) s.task(i, own);
+    const int64_t workers = ssize(s.shares);
+    for (int64_t w = worker; w < worker + workers; ++w) {
+      Share& share = s.shares[w % workers];
+      for (int64_t i = share.next++; i < share.end; i = share.next++) s.task(i, own);
+    }
   };
   if (workers == 1) {
     run(&shared, 0);

@@ -3,7 +3,8 @@
 
 The ops of backend `X` are `maskattn::X_select_tokens`, `maskattn::X_fwd` and `maskattn::X_bwd`.
 Their schemas and these conventions are the same for all backends, so that `ops.py` writes fakes and
-gradients only once:
+gradients only once. A backend may bring a fourth, `maskattn::X_infer`: select_tokens and fwd in one
+call, for short sequences without a gradient.
 
 - mask bool `(B | 1, H | 1, N)`; indices int32 of that shape, ascending, entries past the count hold
   N; counts int32 `(B | 1, H | 1)`; None for both means that all tokens are selected
@@ -32,6 +33,12 @@ SCHEMAS = {
         "Tensor out, Tensor lse, Tensor? query_indices, Tensor? query_counts, "
         "Tensor? key_indices, Tensor? key_counts, Tensor? key_bias, float scale) "
         "-> (Tensor dq, Tensor dk, Tensor dv, Tensor dbias)"
+    ),
+}
+OPTIONAL_SCHEMAS = {
+    "infer": (
+        "(Tensor query, Tensor key, Tensor value, Tensor? query_mask, Tensor? key_mask, "
+        "Tensor? key_bias, float scale) -> (Tensor out, Tensor lse)"
     ),
 }
 
