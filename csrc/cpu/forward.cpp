@@ -123,7 +123,8 @@ struct Forward {
       keys += g.keys.count;
     }
     const Workspace packed(packed_bytes);
-    run_tasks(pool, ssize(packs), 2 * keys * p.head_dim, 0,
+    const int64_t moved_bytes = 2 * keys * p.head_dim * element_size(p.dtype) * 2;
+    run_tasks(pool, ssize(packs), moved_bytes, 0,
               [&](int64_t i, char*) { pack(packs[i], packed.at(packed_at[packs[i].group])); });
     run_tasks(
         pool, ssize(blocks), work(), engine.forward_scratch_bytes(p.head_dim),

@@ -91,7 +91,7 @@ def measure_network(trains: bool, seconds: float, with_memory: bool = True) -> d
     calls = {core: network_call(core, trains) for core in CORES}
     for call in calls.values():
         call()
-    times = race(calls, seconds, focus=("sparse", "identity"))
+    times = race(calls, seconds, focus=("sparse", "identity", "dense"))
     rows: dict[str, dict[str, Any]] = {}
     for core in CORES:
         rows[core] = asdict(times.timing(core)) | {"times_ours": times.ratio(core, "sparse")}
