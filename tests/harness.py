@@ -62,14 +62,6 @@ ONE_DTYPE_TARGETS = [Target("reference", torch.float32)]
 ONE_DTYPE_TARGETS += [Target("cpu", torch.float32, tier) for tier in ("generic", "avx2", "avx512")]
 ONE_DTYPE_TARGETS += [Target("cpu", torch.bfloat16, "amx")]
 ONE_DTYPE_TARGETS += [t for t in TRITON_TARGETS[:1] if t.device == "cpu"]
-# The Triton kernels need a GPU, or TRITON_INTERPRET=1: `make test` runs pytest once more with it.
-TRITON_DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
-TRITON_TARGETS = [
-    Target("triton", dtype, device=TRITON_DEVICE)
-    for dtype in FLOATS
-    if INTERPRETED or TRITON_DEVICE == "cuda"
-]
-TARGETS += TRITON_TARGETS
 
 
 def activate(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:

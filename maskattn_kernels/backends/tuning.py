@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 KERNELS = ("fwd", "dkdv", "dq")
 SHARED_MEMORY = {  # bytes that one program may have
-    "sm_80": 166_912,
+    "sm_80": 166_912, "sm_86": 101_376, "sm_87": 166_912, "sm_89": 101_376,
     "sm_90": 232_448,
-    "sm_100": 232_448,
-    "gfx942": 65_536,
-}
+    "sm_100": 232_448, "sm_103": 232_448, "sm_120": 101_376, "sm_121": 101_376,
+    "gfx90a": 65_536, "gfx942": 65_536, "gfx950": 65_536,
+}  # fmt: skip
 # Chips without entries of their own take those of the chip they resemble most.
 RELATIVES = {
     "sm_86": "sm_80", "sm_87": "sm_80", "sm_89": "sm_80", "sm_103": "sm_100", "sm_120": "sm_80",
@@ -214,13 +214,15 @@ def head_dim_pad(head_dim: int) -> int:
 
 def shared_memory(kernel: str, config: Config, bits: int, head_dim: int) -> int:
     """Bytes of shared memory that a kernel takes at most: what stays, what streams, two tiles of
-    scores. A loop of `stages` stages holds one tile less, the last one being in use."""
+    scores. A loop of `stages` stages holds one tile less, the last one being in use, but two where
+    products are asynchronous; without stages all that stays fits into registers."""
     block_m, block_n, _, stages = config
     row = head_dim_pad(head_dim) * bits // 8
     stays = {"fwd": block_m, "dkdv": 2 * block_n, "dq": 2 * block_m}[kernel]
     streams = 2 * (block_m if kernel == "dkdv" else block_n)
     scores = block_m * block_n * bits // 8
-    return (stays + streams * max(stages - 1, 1)) * row + 2 * scores
+    tiles = stays + streams * max(stages - 1, 2) if stages > 1 else streams
+    return tiles * row + 2 * scores
 
 
 def choose_config(
@@ -246,12 +248,12 @@ def choose_config(
     Raises:
         RuntimeError: no configuration fits; the message has the reason for each.
     """
+    limit = SHARED_MEMORY.get(arch) if limit is None else limit
     arch = RELATIVES.get(arch, arch)
     entry = find_entry(kernel, arch, bits, head_dim, "large")
     stays = entry.configs[0].block_n if kernel == "dkdv" else entry.configs[0].block_m
     if rows < stays * processors:
         entry = find_entry(kernel, arch, bits, head_dim, "small")
-    limit = SHARED_MEMORY.get(arch) if limit is None else limit
     why = []
     for config in entry.configs:
         refusal = refuse(kernel, config, bits, head_dim, limit)
