@@ -8,11 +8,11 @@ import random
 
 import pytest
 from cases import Case
-from harness import TARGETS, TRITON_TARGETS, Target, activate, check_against_oracle
+from harness import TARGETS, TRITON_TARGETS, Target, activate, check_against_oracle, is_slow
 
 SEEDS = range(int(os.environ.get("MASKATTN_SWEEP", "300")))
-FAST_TARGETS = [t for t in TARGETS if t.backend != "triton" or t.device == "cuda"]
-INTERPRETED_TARGETS = [t for t in TRITON_TARGETS if t.device == "cpu"]
+FAST_TARGETS = [t for t in TARGETS if not is_slow(t)]
+INTERPRETED_TARGETS = [t for t in TRITON_TARGETS if is_slow(t)]
 INTERPRETED_SEEDS = range(int(os.environ.get("MASKATTN_SWEEP", "8")))
 
 

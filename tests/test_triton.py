@@ -3,6 +3,7 @@
 that each check of the strict interpreter catches the bug it is for."""
 
 import ctypes
+import itertools
 import mmap
 import subprocess
 import sys
@@ -50,20 +51,18 @@ def test_every_tile(kernel: str, tile: tuple[int, int], monkeypatch: pytest.Monk
     check_against_oracle(Target("triton", torch.float32), RAGGED)
 
 
-@pytest.mark.parametrize("size", ["large", "small"])
-@pytest.mark.parametrize("head_dim", [1, 64, 65, 128, 129, 256])
-@pytest.mark.parametrize("bits", [16, 32])
 @pytest.mark.parametrize("arch", [*tuning.SHARED_MEMORY, "interpreter"])
 @pytest.mark.parametrize("kernel", tuning.KERNELS)
-def test_every_call_finds_a_tile(
-    kernel: str, arch: str, bits: int, head_dim: int, size: str
-) -> None:
-    rows = 10**6 if size == "large" else 1
-    config = tuning.choose_config(kernel, arch, bits, head_dim, rows, processors=100)
-    entry = tuning.find_entry(kernel, tuning.RELATIVES.get(arch, arch), bits, head_dim, size)
-    assert config in entry.configs and entry.measured
-    limit = tuning.SHARED_MEMORY.get(arch)
-    assert not tuning.refuse(kernel, config, bits, head_dim, limit)
+def test_every_call_finds_a_tile(kernel: str, arch: str) -> None:
+    relative, limit = tuning.RELATIVES.get(arch, arch), tuning.SHARED_MEMORY.get(arch)
+    for bits, head_dim, size in itertools.product(
+        (16, 32), (1, 64, 65, 128, 129, 256), ("large", "small")
+    ):
+        rows = 10**6 if size == "large" else 1
+        config = tuning.choose_config(kernel, arch, bits, head_dim, rows, processors=100)
+        entry = tuning.find_entry(kernel, relative, bits, head_dim, size)
+        assert config in entry.configs and entry.measured
+        assert not tuning.refuse(kernel, config, bits, head_dim, limit)
 
 
 def test_tile_that_does_not_fit_is_refused_and_the_next_is_taken() -> None:
