@@ -19,6 +19,8 @@ help: ## list the targets
 
 test: lint ## set up .venv, build, lint, and run every test
 	$(BIN)/pytest
+	$(BIN)/python -c "import triton" 2>/dev/null || { echo "no triton for this platform: its kernels are not tested"; exit 0; }; \
+	  TRITON_INTERPRET=1 $(BIN)/pytest -q -n 2 -k triton tests
 
 demo: $(VENV)/.built ## set up .venv, build, and compare dense with masked attention on photographs: out/demo/
 	$(BIN)/maskattn demo --out out/demo

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 # Threads that spin while they wait make small products ten times slower on a busy machine. This is
 # read when torch loads.
 os.environ["OMP_WAIT_POLICY"] = "passive"
+# Nor has numpy, which Triton's interpreter computes with, any use for threads on small tiles.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import pytest
 import torch

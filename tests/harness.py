@@ -3,18 +3,20 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from cases import Case, Inputs, make
+from interpreter import make_strict
 from oracle import assert_close, dense_attention, dense_by_lse
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskattn_kernels import backends, masked_attention, select_tokens
+from maskattn_kernels.backends.triton_ops import INTERPRETED
 
 RESULTS = ("out", "lse", "dq", "dk", "dv", "dbias")
 REORDERINGS = 3  # more looks at eager PyTorch's error, by other orders of summation
@@ -26,6 +28,7 @@ class Target:
     backend: str
     dtype: torch.dtype
     tier: str | None = None
+    device: str = "cpu"
 
     def __str__(self) -> str:
         parts = (self.backend, self.tier, str(self.dtype).removeprefix("torch."))
@@ -46,14 +49,23 @@ TARGETS += [
     Target("cpu", dtype, tier) for tier in ("generic", "avx2", "avx512") for dtype in FLOATS
 ]
 TARGETS += [Target("cpu", torch.bfloat16, "amx")]
+# The Triton kernels need a GPU, or TRITON_INTERPRET=1: `make test` runs pytest once more with it.
+TRITON_DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
+TRITON_TARGETS = [
+    Target("triton", dtype, device=TRITON_DEVICE)
+    for dtype in FLOATS
+    if INTERPRETED or TRITON_DEVICE == "cuda"
+]
+TARGETS += TRITON_TARGETS
 # One dtype a tier, for what does not depend on rounding.
 ONE_DTYPE_TARGETS = [Target("reference", torch.float32)]
 ONE_DTYPE_TARGETS += [Target("cpu", torch.float32, tier) for tier in ("generic", "avx2", "avx512")]
 ONE_DTYPE_TARGETS += [Target("cpu", torch.bfloat16, "amx")]
+ONE_DTYPE_TARGETS += [t for t in TRITON_TARGETS[:1] if t.device == "cpu"]
 
 
 def activate(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forces the target's tier, or skips the test and says why."""
+    """Forces the target's tier, or skips the test and says why; makes the interpreter strict."""
     if target.tier:
         monkeypatch.setenv("MASKATTN_CPU_TIER", target.tier)
     reason = target.missing()
@@ -62,6 +74,8 @@ def activate(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     if target.tier:
         record = next(r for r in backends() if r.name == target.backend)
         assert record.build["tier"] == target.tier
+    if target.backend == "triton" and INTERPRETED:
+        make_strict(monkeypatch)
 
 
 class RanOps(TorchDispatchMode):
@@ -106,8 +120,23 @@ def leaves(x: Inputs, dtype: torch.dtype | None = None) -> list[Tensor]:
     return [t.detach().to(dtype or t.dtype).requires_grad_() for t in tensors]
 
 
+def moved(x: Inputs, device: str) -> Inputs:
+    """The tensors on another device, in the same places of the same storages."""
+    if device == "cpu":
+        return x
+
+    def move(t: Tensor) -> Tensor:
+        there = torch.empty(0, dtype=t.dtype, device=device)
+        place = (t.storage_offset(), t.size(), t.stride())
+        return there.set_(t.untyped_storage().to(device=device), *place)
+
+    tensors = {f.name: getattr(x, f.name) for f in fields(x)}
+    return replace(x, **{name: move(t) for name, t in tensors.items() if isinstance(t, Tensor)})
+
+
 def run(target: Target, x: Inputs) -> dict[str, Tensor]:
     """Forward and backward of the op on the target."""
+    x = moved(x, target.device)
     inputs = leaves(x)
     bias = inputs[3] if x.key_bias is not None else None
     kwargs = arguments(x)
@@ -116,7 +145,8 @@ def run(target: Target, x: Inputs) -> dict[str, Tensor]:
             *inputs[:3], key_bias=bias, return_lse=True, backend=target.backend, **kwargs
         )
         grads = torch.autograd.grad((out, lse), inputs, (x.dout, x.dlse))
-    return dict(zip(RESULTS, (out.detach(), lse.detach(), *grads), strict=False))
+    results = (out.detach(), lse.detach(), *grads)
+    return {name: t.cpu() for name, t in zip(RESULTS, results, strict=False)}
 
 
 def run_dense(x: Inputs, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -176,6 +206,22 @@ def expected(case: Case, dtype: torch.dtype) -> tuple[dict[str, Tensor], list[di
         for results in (run_dense(y, dtype), run_by_lse(y)):
             eager.append({name: ways_back[name](t) for name, t in results.items()})
     return run_dense(x, torch.float64), eager
+
+
+def is_slow(target: Target) -> bool:
+    """Whether it runs in Triton's interpreter."""
+    return target.backend == "triton" and target.device == "cpu"
+
+
+def trimmed(case: Case, target: Target) -> Case:
+    """A case with fewer tokens for a slow target, where it is large; of the same kind."""
+    pairs = case.batch * case.heads * case.query_len * case.key_len
+    if not is_slow(target) or pairs < 50_000:
+        return case
+    if "tile_empty" in case.name:  # needs its three tiles
+        return replace(case, batch=1, heads=1, kv_heads=1)
+    shorter = {"query_len": min(case.query_len, 70), "key_len": min(case.key_len, 75)}
+    return replace(case, batch=min(case.batch, 2), **shorter)
 
 
 def check_against_oracle(target: Target, case: Case) -> None:

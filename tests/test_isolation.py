@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import BY_NAME, Inputs, make
-from harness import TARGETS, Target, run
+from harness import TARGETS, Target, run, trimmed
 from oracle import per_head
 from torch import Tensor
 
@@ -51,7 +51,7 @@ def put(t: Tensor, tokens: Tensor, value: float) -> Tensor:
 @pytest.mark.parametrize("target", TARGETS, ids=str, indirect=True)
 def test_unselected_tokens_are_invisible(target: Target, case: str) -> None:
     """NaN in masked K, V, Q or gradients leaks in peers through 0 * NaN and unfilled tile tails."""
-    x = make(BY_NAME[case], target.dtype)
+    x = make(trimmed(BY_NAME[case], target), target.dtype)
     clean = run(target, x)
     for poison in POISONS.values():
         for name, result in run(target, poisoned(x, FIELDS, poison)).items():
@@ -61,7 +61,7 @@ def test_unselected_tokens_are_invisible(target: Target, case: str) -> None:
 @pytest.mark.parametrize("field", FIELDS)
 def test_each_tensor_alone(target: Target, field: str) -> None:
     """NaN in K alone and in V alone take different ways through a kernel."""
-    x = make(BY_NAME["everything"], target.dtype)
+    x = make(trimmed(BY_NAME["everything"], target), target.dtype)
     clean = run(target, x)
     for name, result in run(target, poisoned(x, (field,), torch.nan)).items():
         assert torch.equal(result, clean[name]), f"{name} changed by NaN in {field}"
@@ -69,7 +69,7 @@ def test_each_tensor_alone(target: Target, field: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_own_results_are_exactly_zero(target: Target, case: str) -> None:
-    x = make(BY_NAME[case], target.dtype)
+    x = make(trimmed(BY_NAME[case], target), target.dtype)
     results = run(target, poisoned(x, FIELDS, torch.nan))
     for name in ("out", "dq", "dk", "dv"):
         rows = unselected(x, name).expand(results[name].shape[:3])

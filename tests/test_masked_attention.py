@@ -4,19 +4,22 @@
 import pytest
 import torch
 from cases import CASES, Case, make
-from harness import TARGETS, Target, arguments, check_against_oracle, ran_on
+from harness import TARGETS, Target, arguments, check_against_oracle, ran_on, trimmed
 
 from maskattn_kernels import masked_attention
+from maskattn_kernels.ops import OPS
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("target", TARGETS, ids=str, indirect=True)
 def test_results_and_gradients(target: Target, case: Case) -> None:
-    check_against_oracle(target, case)
+    check_against_oracle(target, trimmed(case, target))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("target", TARGETS, ids=str, indirect=True)
+@pytest.mark.parametrize(
+    "target", [t for t in TARGETS if OPS[t.backend].infer], ids=str, indirect=True
+)
 def test_without_gradients_the_same(target: Target, case: Case) -> None:
     """No gradient, no list of tokens to keep: a shorter way, to the same bits."""
     x = make(case, target.dtype)
@@ -24,8 +27,7 @@ def test_without_gradients_the_same(target: Target, case: Case) -> None:
     qkv = (x.query, x.key, x.value)
     leaves = [t.detach().requires_grad_() for t in qkv]
     long = masked_attention(*leaves, **kwargs, backend=target.backend)
-    named = [target.backend, None] if target.backend == "cpu" else [target.backend]
-    for backend in named:
+    for backend in (None, target.backend):
         with torch.no_grad(), ran_on(target.backend):
             short = masked_attention(*qkv, **kwargs, backend=backend)
         for got, expected in zip(short, long, strict=True):

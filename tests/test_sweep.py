@@ -8,15 +8,18 @@ import random
 
 import pytest
 from cases import Case
-from harness import TARGETS, activate, check_against_oracle
+from harness import TARGETS, TRITON_TARGETS, Target, activate, check_against_oracle, is_slow
 
 SEEDS = range(int(os.environ.get("MASKATTN_SWEEP", "300")))
+FAST_TARGETS = [t for t in TARGETS if not is_slow(t)]
+INTERPRETED_TARGETS = [t for t in TRITON_TARGETS if is_slow(t)]
+INTERPRETED_SEEDS = range(int(os.environ.get("MASKATTN_SWEEP", "8")))
 
 
-def random_case(seed: int) -> Case:
+def random_case(seed: int, longest: int = 300) -> Case:
     rng = random.Random(seed)
     kv_heads = rng.choice((1, 1, 2, 3))
-    query_len = rng.choice((0, 1, rng.randrange(2, 40), rng.randrange(2, 300)))
+    query_len = rng.choice((0, 1, rng.randrange(2, 40), rng.randrange(2, longest)))
     selections = (None, "none", "one", "all", 0.01, 0.1, 0.5, 0.9)
     as_index = rng.random() < 0.2
     return Case(
@@ -25,7 +28,7 @@ def random_case(seed: int) -> Case:
         heads=kv_heads * rng.choice((1, 1, 2, 3)),
         kv_heads=kv_heads,
         query_len=query_len,
-        key_len=rng.choice((query_len, 1, rng.randrange(0, 300))),
+        key_len=rng.choice((query_len, 1, rng.randrange(0, longest))),
         head_dim=rng.choice((1, 8, 16, 32, 64, rng.randrange(1, 257))),
         keys=rng.choice(selections[as_index:]),
         queries=rng.choice(selections[as_index:]),
@@ -39,6 +42,13 @@ def random_case(seed: int) -> Case:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_random_call(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = TARGETS[seed % len(TARGETS)]
+    target = FAST_TARGETS[seed % len(FAST_TARGETS)]
     activate(target, monkeypatch)
     check_against_oracle(target, random_case(seed))
+
+
+@pytest.mark.parametrize("seed", INTERPRETED_SEEDS)
+@pytest.mark.parametrize("target", INTERPRETED_TARGETS, ids=str, indirect=True)
+def test_random_call_interpreted(target: Target, seed: int) -> None:
+    """Smaller and fewer, since Triton's interpreter is slow."""
+    check_against_oracle(target, random_case(seed, longest=120))

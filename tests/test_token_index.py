@@ -98,6 +98,8 @@ def test_is_a_pytree() -> None:
 
 def test_indices_out_of_range_raise(target: Target) -> None:
     """A hand-made index that names a token past the end is refused, not read."""
+    if target.backend == "triton":
+        pytest.skip("a GPU cannot raise without waiting for it: see test_triton.py")
     q = torch.randn(1, 1, 8, 4).to(target.dtype)
     index = TokenIndex(
         torch.tensor([[[1, 8, 8, 8, 8, 8, 8, 8]]], dtype=torch.int32), torch.tensor([[2]]).int()

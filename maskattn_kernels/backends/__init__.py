@@ -7,10 +7,11 @@ from torch import Tensor
 from maskattn_kernels.backends.base import Backend
 from maskattn_kernels.backends.native import CpuBackend
 from maskattn_kernels.backends.reference import ReferenceBackend
+from maskattn_kernels.backends.triton_ops import TritonBackend
 from maskattn_kernels.problem import Problem
 
 # Best first. A new backend is one more entry here; see CONTRIBUTING.md.
-BACKENDS: tuple[Backend, ...] = (CpuBackend(), ReferenceBackend())
+BACKENDS: tuple[Backend, ...] = (CpuBackend(), TritonBackend(), ReferenceBackend())
 NAMES = tuple(backend.name for backend in BACKENDS)
 
 
