@@ -163,6 +163,7 @@ def dkdv_kernel(
         v_tile = tl.load(
             v + keys[:, None] * v_strides[2] + columns[None, :], mask=kv_mask, other=0.0
         )
+        # The row of a key that does not exist may come to hold anything, NaN too: it is not stored.
         dk_tile = tl.zeros((BLOCK_N, D_PAD), tl.float32)
         dv_tile = tl.zeros((BLOCK_N, D_PAD), tl.float32)
         bias = tl.zeros((BLOCK_N,), tl.float32)
