@@ -203,10 +203,11 @@ def _numerics(t: Tensor) -> dict[str, Any]:
 
 def _precision(dtype: torch.dtype) -> str:
     """How `tl.dot` multiplies: float32 truly, unless torch's own products may use TF32."""
-    if dtype is torch.bfloat16 and INTERPRETED:
-        return "widened"
-    allowed = torch.backends.cuda.matmul.fp32_precision
-    return "tf32" if dtype is torch.float32 and allowed == "tf32" and not INTERPRETED else "ieee"
+    if INTERPRETED:
+        return "widened" if dtype is torch.bfloat16 else "ieee"
+    if dtype is not torch.float32 or torch.version.hip:  # not every AMD chip has a TF32
+        return "ieee"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def _tile(config: tuning.Config) -> dict[str, int]:
