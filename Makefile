@@ -18,9 +18,9 @@ help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
 
 test: lint ## set up .venv, build, lint, and run every test
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 	$(BIN)/python -c "import triton" 2>/dev/null || { echo "no triton for this platform: its kernels are not tested"; exit 0; }; \
-	  TRITON_INTERPRET=1 $(BIN)/pytest -q -n 2 -k triton tests
+	  TRITON_INTERPRET=1 $(BIN)/pytest -n 2 -k triton tests
 
 demo: $(VENV)/.built ## set up .venv, build, and compare dense with masked attention on photographs: out/demo/
 	$(BIN)/maskattn demo --out out/demo

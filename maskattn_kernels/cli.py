@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The command ``maskattn``: info, bench, demo.
+"""The command ``maskattn``: info, bench, demo, tiles.
 
 Exit codes: 0 done, 1 failed while running, 2 wrong arguments, 130 interrupted. An error is one line
 on stderr. Progress goes to stderr, results to stdout.
@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import torch
 
 from maskattn_kernels import __version__, backends, explain
+from maskattn_kernels.backends.tuning import ARCHS
 from maskattn_kernels.benchmark import report, suite
 from maskattn_kernels.benchmark.cases import DTYPES
 from maskattn_kernels.benchmark.machine import machine_facts
@@ -50,6 +51,14 @@ def _dtypes(text: str) -> tuple[str, ...]:
     return names
 
 
+def _archs(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(text.split(",")))
+    for name in names:
+        if name not in ARCHS:
+            raise argparse.ArgumentTypeError(f"expected some of {','.join(ARCHS)}, got {name!r}")
+    return names
+
+
 def _folder(text: str) -> Path:
     """A folder that can be written to, made if it is not there."""
     path = Path(text)
@@ -69,7 +78,9 @@ def make_parser() -> argparse.ArgumentParser:
         prog="maskattn", description="Attention over selected tokens: see what it does here."
     )
     parser.add_argument("--version", action="version", version=f"maskattn_kernels {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{info,bench,demo}")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="{info,bench,demo,tiles}"
+    )
 
     commands.add_parser("info", help="versions, this machine, and which backend runs")
 
@@ -111,6 +122,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--out", default="out/demo", metavar="DIR", help="folder for the page (default out/demo)"
     )
     demo.add_argument("--threads", type=_threads, help="default: as many as torch chooses")
+
+    tiles = commands.add_parser(
+        "tiles", help="compile the Triton kernels for GPUs that need not be here, and look inside"
+    )
+    tiles.add_argument("--arch", type=_archs, default=ARCHS, help=f"default {','.join(ARCHS)}")
+    tiles.add_argument("--all", action="store_true", help="also the tiles that no call takes first")
     return parser
 
 
@@ -194,6 +211,28 @@ def demo(out: Path) -> int:
     return 0
 
 
+def tiles(archs: Sequence[str], every: bool) -> int:
+    """Print what compilers make of the Triton kernels; 1 if one of them is not as it must be."""
+    try:
+        from maskattn_kernels.backends import triton_compile
+    except ModuleNotFoundError as missing:
+        if missing.name != "triton":
+            raise
+        hint = "cannot run: triton is not installed; pip install triton"
+        print(f"maskattn tiles: {hint}", file=sys.stderr)
+        return 1
+    jobs = [j for j in triton_compile.jobs(tuple(archs)) if j.default or every]
+    print(triton_compile.HEADER)
+    faulty = 0
+    for number, job in enumerate(jobs, start=1):
+        print(f"\r[{number}/{len(jobs)}]", end="\r", file=sys.stderr, flush=True)
+        report = triton_compile.compile_job(job)
+        faulty += bool(triton_compile.faults(report))
+        print(triton_compile.line(report), flush=True)
+    print(f"{len(jobs)} kernels, {faulty} not as they must be")
+    return 1 if faulty else 0
+
+
 def _missing(error: ModuleNotFoundError, effect: str, extra: str) -> str:
     """The line about a missing extra; any other missing module is a fault of ours and is raised."""
     package = (error.name or "").split(".")[0]
@@ -206,6 +245,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "info":
         info()
         return 0
+    if arguments.command == "tiles":
+        return tiles(arguments.arch, arguments.all)
     suite.set_threads(arguments.threads)
     if arguments.command == "bench":
         return bench(arguments.grid, arguments.dtype, arguments.out)

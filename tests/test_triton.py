@@ -62,17 +62,17 @@ def test_every_call_finds_a_tile(kernel: str, arch: str) -> None:
         config = tuning.choose_config(kernel, arch, bits, head_dim, rows, processors=100)
         entry = tuning.find_entry(kernel, relative, bits, head_dim, size)
         assert config in entry.configs and entry.measured
-        assert not tuning.refuse(kernel, config, bits, head_dim, limit)
+        assert not tuning.refuse(kernel, config, bits, head_dim, relative, limit)
 
 
 def test_tile_that_does_not_fit_is_refused_and_the_next_is_taken() -> None:
     call = ("fwd", "sm_90", 16, 64, 10**6, 132)
-    first, second = tuning.find_entry("fwd", "sm_90", 16, 64, "large").configs
+    first, second, *_ = tuning.find_entry("fwd", "sm_90", 16, 64, "large").configs
     assert tuning.choose_config(*call) == first
-    needs = tuning.shared_memory("fwd", first, 16, 64)
+    needs = tuning.shared_memory("fwd", first, 16, 64, "sm_90")
     assert tuning.choose_config(*call, limit=needs) == first
     assert tuning.choose_config(*call, limit=needs - 1) == second
-    refusal = tuning.refuse("fwd", first, 16, 64, needs - 1)
+    refusal = tuning.refuse("fwd", first, 16, 64, "sm_90", needs - 1)
     assert str(needs) in refusal and str(needs - 1) in refusal
     with pytest.raises(RuntimeError, match=r"no configuration of fwd fits sm_90: .*1000"):
         tuning.choose_config(*call, limit=1000)

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Compiles the Triton kernels ahead of time, for chips that are not here, and reads what came out.
+
+What a compiler makes of a kernel decides half of its speed, and needs no GPU to be seen: registers
+and what did not fit into them, shared memory, whether products go to the tensor cores and gathers
+through asynchronous copies. `maskattn tiles` prints it as a table; the tests hold it to limits.
+"""
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from maskattn_kernels.backends import tuning
+from maskattn_kernels.backends.triton_backward import delta_kernel, dkdv_kernel, dq_kernel
+from maskattn_kernels.backends.triton_forward import LOG2E, combine_kernel, fwd_kernel
+from maskattn_kernels.backends.triton_index import select_tokens_kernel
+
+TILED = {"fwd": fwd_kernel, "dkdv": dkdv_kernel, "dq": dq_kernel}
+SMALL = {"select_tokens": select_tokens_kernel, "combine": combine_kernel, "delta": delta_kernel}
+OPTIONS = {"enable_fp_fusion": True}
+
+# Types of what pointers point to; None is the dtype of query, key and value.
+POINTERS = (
+    dict.fromkeys(("q", "k", "v", "out", "dout", "dq", "dk", "dv"))
+    | dict.fromkeys(("key_bias", "dbias", "lse", "lses", "deltas", "dlse"), "*fp32")
+    | dict.fromkeys(("part_out", "part_lse"), "*fp32")
+    | dict.fromkeys(("query_index", "query_counts", "key_index", "key_counts"), "*i32")
+    | {"mask": "*u8", "indices": "*i32", "counts": "*i32"}
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One kernel for one chip."""
+
+    kernel: str
+    arch: str
+    dtype: str  # "bf16" or "fp32"
+    head_dim: int
+    config: tuning.Config
+    default: bool  # the one that a call takes; the others stand in for it on smaller chips
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one compilation gave. Counts are of instructions in the machine code."""
+
+    job: Job
+    registers: int
+    stack: int  # bytes a thread keeps outside of its registers
+    spills: int
+    shared: int  # bytes a program keeps in shared memory
+    tensor: int  # products on the tensor cores: HGMMA, tcgen05, HMMA or MFMA
+    wgmma: int
+    async_copies: int
+    float_atomics: int
+    narrow_addresses: int  # rows of a tile addressed by 32-bit numbers
+
+
+def jobs(archs: tuple[str, ...] = tuning.ARCHS) -> Iterator[Job]:
+    """Every configuration of the table, and the kernels that need none, for these chips."""
+    seen = set()
+    for entry in tuning.TABLE:
+        for arch in (a for a in entry.archs if a in archs):
+            for place, config in enumerate(entry.configs):
+                dtype = "bf16" if entry.bits == 16 else "fp32"
+                job = Job(entry.kernel, arch, dtype, entry.head_dim, config, place == 0)
+                if job not in seen:
+                    yield job
+                seen.add(job)
+    for arch in archs:
+        for name in SMALL:
+            yield Job(name, arch, "bf16", 128, tuning.Config(64, 64, 4, 1), True)
+
+
+def compile_job(job: Job) -> Report:
+    """Compiles a kernel with all its options in use: indices, bias, heads in groups."""
+    kernel = (TILED | SMALL)[job.kernel]
+    signature, attributes = _signature(kernel, job.dtype)
+    constants = {(kernel.arg_names.index(n),): v for n, v in _constants(kernel, job).items()}
+    source = ASTSource(kernel, signature, constants, attributes)
+    options = OPTIONS | {"num_warps": job.config.warps, "num_stages": job.config.stages}
+    compiled = triton.compile(source, target=_target(job.arch), options=options)
+    text = compiled.asm["ttir"]
+    narrow = len(re.findall(r"tt\.addptr .*: tensor<\d+x1x!tt\.ptr<\w+>>, tensor<\d+x1xi32>", text))
+    facts = (
+        _amd(compiled.asm["amdgcn"]) if "amdgcn" in compiled.asm else _nvidia(compiled.asm["cubin"])
+    )
+    return Report(job, shared=compiled.metadata.shared, narrow_addresses=narrow, **facts)
+
+
+def _target(arch: str) -> GPUTarget:
+    if arch.startswith("sm_"):
+        return GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
+    return GPUTarget("hip", arch, 64)
+
+
+def _constants(kernel: Any, job: Job) -> dict[str, Any]:
+    values = {
+        "HAS_QUERY_INDEX": True, "HAS_KEY_INDEX": True, "HAS_BIAS": True, "HAS_DLSE": True,
+        "SPLITS": 1 if job.kernel == "fwd" else 4, "PRECISION": "ieee",
+        "UNIT": 1.0 if job.dtype == "fp32" else LOG2E.value,
+        "D": job.head_dim, "D_PAD": tuning.head_dim_pad(job.head_dim),
+        "BLOCK": 1024, "BLOCK_M": job.config.block_m, "BLOCK_N": job.config.block_n,
+    }  # fmt: skip
+    return {p.name: values[p.name] for p in kernel.params if p.is_constexpr}
+
+
+def _signature(kernel: Any, dtype: str) -> tuple[dict[str, Any], dict[tuple[int, ...], Any]]:
+    """Types of a kernel's arguments, and which are multiples of 16, as dense tensors have them.
+
+    Without the latter a gather loads number by number, and no copy is asynchronous.
+    """
+    aligned = [["tt.divisibility", 16]]
+    signature: dict[str, Any] = {}
+    attributes: dict[tuple[int, ...], Any] = {}
+    for place, parameter in enumerate(kernel.params):
+        name = parameter.name
+        if parameter.is_constexpr:
+            signature[name] = "constexpr"
+        elif name.endswith("strides"):
+            count = 4 if name.startswith(("query_index", "key_index")) else 3
+            signature[name] = ("i32",) * count
+            if POINTERS.get(name.removesuffix("_strides"), "") is None:
+                attributes |= {(place, i): aligned for i in range(count)}
+        elif name in POINTERS:
+            signature[name] = POINTERS[name] or f"*{dtype}"
+            attributes[place,] = aligned
+        else:
+            signature[name] = "fp32" if name in ("scale", "score_scale") else "i32"
+    return signature, attributes
+
+
+@cache
+def _tool(name: str) -> str:
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
+
+
+def _nvidia(cubin: bytes) -> dict[str, int]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+
+        def dump(option: str) -> str:
+            command = [_tool("cuobjdump"), option, file.name]
+            return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+        usage, code = dump("-res-usage"), dump("-sass")
+    return {
+        "registers": _number(r"REG:(\d+)", usage),
+        "stack": _number(r"STACK:(\d+)", usage),
+        "spills": _count(r"\b(LDL|STL)\b", code),
+        "tensor": _count(r"\b(HGMMA|HMMA|UTCHMMA|UTCQMMA)\b", code),
+        "wgmma": _count(r"\bHGMMA\b", code),
+        "async_copies": _count(r"\bLDGSTS\b", code),
+        "float_atomics": _count(r"\b(RED|REDG|ATOM|ATOMG)\b[.\w]*\.(F16|F32|BF16|FTZ)", code),
+    }
+
+
+def _amd(code: str) -> dict[str, int]:
+    return {
+        "registers": _number(r"\.vgpr_count:\s*(\d+)", code),
+        "stack": _number(r"\.private_segment_fixed_size:\s*(\d+)", code),
+        "spills": _number(r"\.vgpr_spill_count:\s*(\d+)", code),
+        "tensor": _count(r"\bv_mfma", code),
+        "wgmma": 0,
+        "async_copies": _count(r"\b(global|buffer)_load_lds", code),
+        "float_atomics": _count(r"_atomic_(pk_)?(add|fadd)_(f|bf)", code),
+    }
+
+
+def _count(pattern: str, text: str) -> int:
+    return len(re.findall(pattern, text))
+
+
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    if found is None:
+        raise RuntimeError(f"no {pattern!r} in what the compiler says of a kernel")
+    return int(found[1])
+
+
+def faults(report: Report) -> list[str]:
+    """What a kernel must not be, whatever it is tuned for."""
+    job, why = report.job, []
+    limit = tuning.SHARED_MEMORY[job.arch]
+    if report.shared > limit:
+        why.append(f"{report.shared} bytes of shared memory, the chip has {limit}")
+    if report.float_atomics:
+        why.append(f"{report.float_atomics} atomic additions of floats: not repeatable")
+    if report.narrow_addresses:
+        why.append(f"{report.narrow_addresses} rows addressed by 32-bit numbers")
+    if job.kernel in SMALL:
+        return why
+    bits = 16 if job.dtype == "bf16" else 32
+    expected = tuning.shared_memory(job.kernel, job.config, bits, job.head_dim, job.arch)
+    if report.shared > expected:
+        why.append(f"{report.shared} bytes of shared memory, tuning.py expects {expected} at most")
+    if not job.default:
+        return why
+    if report.stack or report.spills:
+        why.append(f"{report.stack} bytes of stack, {report.spills} spills")
+    if job.dtype == "bf16" and not report.tensor:
+        why.append("no product on the tensor cores")
+    if job.dtype == "bf16" and job.arch == "sm_90" and not report.wgmma:
+        why.append("no wgmma")
+    if job.arch.startswith("sm_") and not report.async_copies:
+        why.append("no asynchronous copy in its gathers")
+    return why
+
+
+HEADER = (
+    "kernel         arch    dtype    D  tile             regs  stack spills  shared tensor async"
+)
+
+
+def line(report: Report) -> str:
+    """A row of the table under HEADER."""
+    job = report.job
+    tile = f"{job.config.block_m}x{job.config.block_n} w{job.config.warps} s{job.config.stages}"
+    return (
+        f"{job.kernel:14} {job.arch:7} {job.dtype:5} {job.head_dim:4}  {tile:15} "
+        f"{report.registers:5} {report.stack:6} {report.spills:6} {report.shared:7} "
+        f"{report.tensor:6} {report.async_copies:5}  {'; '.join(faults(report))}"
+    ).rstrip()
