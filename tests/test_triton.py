@@ -66,15 +66,15 @@ def test_every_call_finds_a_tile(kernel: str, arch: str) -> None:
 
 
 def test_tile_that_does_not_fit_is_refused_and_the_next_is_taken() -> None:
-    call = ("fwd", "sm_90", 16, 64, 10**6, 132)
-    first, second, *_ = tuning.find_entry("fwd", "sm_90", 16, 64, "large").configs
+    call = ("fwd", "sm_80", 16, 128, 10**6, 108)
+    first, second = tuning.find_entry("fwd", "sm_80", 16, 128, "large").configs
     assert tuning.choose_config(*call) == first
-    needs = tuning.shared_memory("fwd", first, 16, 64, "sm_90")
+    needs = tuning.shared_memory("fwd", first, 16, 128, "sm_80")
     assert tuning.choose_config(*call, limit=needs) == first
     assert tuning.choose_config(*call, limit=needs - 1) == second
-    refusal = tuning.refuse("fwd", first, 16, 64, "sm_90", needs - 1)
+    refusal = tuning.refuse("fwd", first, 16, 128, "sm_80", needs - 1)
     assert str(needs) in refusal and str(needs - 1) in refusal
-    with pytest.raises(RuntimeError, match=r"no configuration of fwd fits sm_90: .*1000"):
+    with pytest.raises(RuntimeError, match=r"no configuration of fwd fits sm_80: .*1000"):
         tuning.choose_config(*call, limit=1000)
     with pytest.raises(RuntimeError, match="no entry for fwd on sm_50"):
         tuning.choose_config("fwd", "sm_50", 16, 64, 1, 1)
