@@ -125,7 +125,8 @@ void run_tasks(const ThreadPool& pool, int64_t tasks, int64_t work, int64_t scra
     int64_t end;
   };
   std::vector<Share> shares(workers);
-  for (int64_t w = 0; w < workers; ++w) shares[w].next = w * tasks / workers, shares[w].end = (w + 1) * tasks / workers;
+  for (int64_t w = 0; w < workers; ++w)
+    shares[w].next = w * tasks / workers, shares[w].end = (w + 1) * tasks / workers;
   const Workspace scratch(workers * stride);
   struct Shared {
     const Task& task;
