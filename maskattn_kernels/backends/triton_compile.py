@@ -23,10 +23,10 @@ from maskattn_kernels.backends import tuning
 from maskattn_kernels.backends.triton_backward import delta_kernel, dkdv_kernel, dq_kernel
 from maskattn_kernels.backends.triton_forward import LOG2E, combine_kernel, fwd_kernel
 from maskattn_kernels.backends.triton_index import select_tokens_kernel
+from maskattn_kernels.backends.triton_launch import OPTIONS, SELECT_BLOCK, small_block
 
 TILED = {"fwd": fwd_kernel, "dkdv": dkdv_kernel, "dq": dq_kernel}
 SMALL = {"select_tokens": select_tokens_kernel, "combine": combine_kernel, "delta": delta_kernel}
-OPTIONS = {"enable_fp_fusion": True}
 
 # Types of what pointers point to; None is the dtype of query, key and value.
 POINTERS = (
@@ -77,9 +77,10 @@ def jobs(archs: tuple[str, ...] = tuning.ARCHS) -> Iterator[Job]:
                 if job not in seen:
                     yield job
                 seen.add(job)
+    config = tuning.Config(small_block(128), 64, 4, 1)
     for arch in archs:
         for name in SMALL:
-            yield Job(name, arch, "bf16", 128, tuning.Config(64, 64, 4, 1), True)
+            yield Job(name, arch, "bf16", 128, config, True)
 
 
 def compile_job(job: Job) -> Report:
@@ -110,7 +111,7 @@ def _constants(kernel: Any, job: Job) -> dict[str, Any]:
         "SPLITS": 1 if job.kernel == "fwd" else 4, "PRECISION": "ieee",
         "UNIT": 1.0 if job.dtype == "fp32" else LOG2E.value,
         "D": job.head_dim, "D_PAD": tuning.head_dim_pad(job.head_dim),
-        "BLOCK": 1024, "BLOCK_M": job.config.block_m, "BLOCK_N": job.config.block_n,
+        "BLOCK": SELECT_BLOCK, "BLOCK_M": job.config.block_m, "BLOCK_N": job.config.block_n,
     }  # fmt: skip
     return {p.name: values[p.name] for p in kernel.params if p.is_constexpr}
 

@@ -100,7 +100,7 @@ def fwd(
             **_numerics(query), **_tile(config), **OPTIONS,
         )  # fmt: skip
         if splits > 1:
-            block = _small_block(d)
+            block = small_block(d)
             combine_kernel[(b * hq * triton.cdiv(nq, block),)](
                 target, target_lse, out, lse, queries.indices, queries.counts,
                 out.stride()[:3], queries.strides, b * hq, hq, nq,
@@ -139,7 +139,7 @@ def bwd(
     deltas, lses = query.new_empty(2, b, hq, nq, dtype=torch.float32)
 
     with _device_of(query):
-        block = _small_block(d)
+        block = small_block(d)
         delta_kernel[(b * hq * triton.cdiv(nq, block),)](
             dout, dlse, out, lse.contiguous(), deltas, lses, queries.indices, queries.counts,
             dout.stride()[:3], _strides(dlse), out.stride()[:3], queries.strides,
@@ -224,7 +224,7 @@ def _config(kernel: str, t: Tensor, rows: int, chip: Chip) -> tuning.Config:
     )
 
 
-def _small_block(head_dim: int) -> int:
+def small_block(head_dim: int) -> int:
     """Rows of a tile of TILE_NUMBERS numbers."""
     return max(16, TILE_NUMBERS // tuning.head_dim_pad(head_dim))
 
