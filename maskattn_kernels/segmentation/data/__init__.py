@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Data sets of labelled images, in their published folder layouts."""
