@@ -99,8 +99,8 @@ void forward_block(const ForwardBlock& block, void* scratch) {
   OnlineSoftmax softmax[kVectorsQ];
   for (int64_t begin = 0; begin < block.keys.count; begin += kBlockK) {
     const int64_t n = block.keys.count - begin < kBlockK ? block.keys.count - begin : kBlockK;
-    gemm<Mode::kBias>(n, vectors, head_dim, keys.k + begin * row, row, 1, qt, kBlockQ, st, kBlockQ,
-                      keys.bias + begin);
+    gemm<Mode::kBias, Operand::kFar>(n, vectors, head_dim, keys.k + begin * row, row, 1, qt, kBlockQ, st, kBlockQ,
+                                     keys.bias + begin);
     for (int v = 0; v < vectors; ++v) {
       float* s = st + v * kLanes;
       Vec block_max = load(s);
@@ -118,7 +118,7 @@ void forward_block(const ForwardBlock& block, void* scratch) {
         softmax[v].sum += p;
       }
     }
-    gemm<Mode::kAdd>(head_dim, vectors, n, keys.v + begin * row, 1, row, st, kBlockQ, ot, kBlockQ);
+    gemm<Mode::kAdd, Operand::kFar>(head_dim, vectors, n, keys.v + begin * row, 1, row, st, kBlockQ, ot, kBlockQ);
   }
 
   float inverse[kBlockQ];
@@ -207,8 +207,9 @@ void key_chunk(const KeyChunk& chunk, void* scratch) {
     for (int64_t begin = 0; begin < total; begin += kBlockK) {
       const int64_t n = total - begin < kBlockK ? total - begin : kBlockK;
       const float *k = keys.k + begin * row, *v = keys.v + begin * row;
-      gemm<Mode::kBias>(n, vectors, head_dim, k, row, 1, qt, kBlockQ, pt, kBlockQ, keys.bias + begin);
-      gemm<Mode::kSet>(n, vectors, head_dim, v, row, 1, dout_t, kBlockQ, dst, kBlockQ);
+      gemm<Mode::kBias, Operand::kFar>(n, vectors, head_dim, k, row, 1, qt, kBlockQ, pt, kBlockQ,
+                                       keys.bias + begin);
+      gemm<Mode::kSet, Operand::kFar>(n, vectors, head_dim, v, row, 1, dout_t, kBlockQ, dst, kBlockQ);
       for (int64_t j = 0; j < n; ++j) {
         Vec dbias{};
         for (int64_t i = 0; i < vectors * kLanes; i += kLanes) {
@@ -221,11 +222,11 @@ void key_chunk(const KeyChunk& chunk, void* scratch) {
         }
         if (chunk.dbias) chunk.dbias[begin + j] += sum_lanes(dbias);
       }
-      gemm<Mode::kAdd>(n, width / kLanes, count, pt, kBlockQ, 1, queries.dout, width, grads.dv + begin * width,
-                       width);
-      gemm<Mode::kAdd>(n, width / kLanes, count, dst, kBlockQ, 1, queries.q, width, grads.dk + begin * width,
-                       width);
-      const auto dq_gemm = begin == 0 ? gemm<Mode::kSet> : gemm<Mode::kAdd>;
+      gemm<Mode::kAdd, Operand::kNear>(n, width / kLanes, count, pt, kBlockQ, 1, queries.dout, width,
+                                       grads.dv + begin * width, width);
+      gemm<Mode::kAdd, Operand::kNear>(n, width / kLanes, count, dst, kBlockQ, 1, queries.q, width,
+                                       grads.dk + begin * width, width);
+      const auto dq_gemm = begin == 0 ? gemm<Mode::kSet, Operand::kFar> : gemm<Mode::kAdd, Operand::kFar>;
       dq_gemm(head_dim, vectors, n, k, 1, row, dst, kBlockQ, dqt, kBlockQ, nullptr);
     }
   }

@@ -7,7 +7,8 @@
 // B and C hold vectors along n; A is read one broadcast element at a time, so it may be transposed for free by
 // its strides. A tile of MR rows x NV vectors of C stays in registers over the whole k loop, which is the shape
 // of BLIS' micro-kernel (Van Zee and van de Geijn, 2015): MR * NV accumulators hide the FMA latency, and NV
-// loads plus MR broadcasts feed MR * NV FMAs.
+// loads plus MR broadcasts feed MR * NV FMAs. Where A is a panel larger than the first
+// cache, a tile asks for the cache lines of A that the next tile reads: the hardware does not foresee them.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +22,9 @@ namespace {
 // C = A B, C += A B, or C = A B + row_bias[i]. The bias comes last: a large one would round every partial sum.
 enum class Mode { kSet, kAdd, kBias };
 
+// Where A is: in the first cache, or in a panel larger than that.
+enum class Operand { kNear, kFar };
+
 // Rows of a register tile NV vectors wide: the most that leaves room for B's vectors and one broadcast among
 // the 32 (AVX-512, NEON) or 16 vector registers.
 #if defined(__AVX512F__) || defined(__aarch64__)
@@ -29,7 +33,21 @@ constexpr int tile_rows(int nv) { return nv == 3 ? 8 : 12; }
 constexpr int tile_rows(int nv) { return nv == 3 ? 4 : 6; }
 #endif
 
-template <Mode mode, int MR, int NV>
+constexpr int64_t kLineFloats = 16;  // of a cache line
+
+// `at` is A(0, k) of a tile of MR rows: asks for column k of the tile after it. An address past the end of A is
+// harmless.
+template <int MR>
+inline void prefetch_next_tile(const float* at, int64_t a_row, int64_t a_col, int64_t k) {
+  if (a_row == 1) {
+    __builtin_prefetch(at + kLineFloats);
+  } else if (a_col == 1 && k % kLineFloats == 0) {
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) __builtin_prefetch(at + (MR + i) * a_row);
+  }
+}
+
+template <Mode mode, Operand operand, int MR, int NV>
 inline void gemm_tile(int64_t depth, const float* a, int64_t a_row, int64_t a_col, const float* b, int64_t b_row,
                       float* c, int64_t c_row, const float* row_bias) {
   Vec acc[MR][NV];
@@ -47,6 +65,7 @@ inline void gemm_tile(int64_t depth, const float* a, int64_t a_row, int64_t a_co
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) bv[v] = load(b + k * b_row + v * kLanes);
     const float* ak = a + k * a_col;
+    if constexpr (operand == Operand::kFar) prefetch_next_tile<MR>(ak, a_row, a_col, k);
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
       const Vec av = splat(ak[i * a_row]);
@@ -64,14 +83,14 @@ inline void gemm_tile(int64_t depth, const float* a, int64_t a_row, int64_t a_co
 }
 
 // The rows that do not fill a tile, by the one template instance of just that height.
-template <Mode mode, int MR, int NV>
+template <Mode mode, Operand operand, int MR, int NV>
 inline void gemm_tail(int64_t rows, int64_t depth, const float* a, int64_t a_row, int64_t a_col, const float* b,
                       int64_t b_row, float* c, int64_t c_row, const float* row_bias) {
   if constexpr (MR > 0) {
     if (rows == MR) {
-      gemm_tile<mode, MR, NV>(depth, a, a_row, a_col, b, b_row, c, c_row, row_bias);
+      gemm_tile<mode, operand, MR, NV>(depth, a, a_row, a_col, b, b_row, c, c_row, row_bias);
     } else {
-      gemm_tail<mode, MR - 1, NV>(rows, depth, a, a_row, a_col, b, b_row, c, c_row, row_bias);
+      gemm_tail<mode, operand, MR - 1, NV>(rows, depth, a, a_row, a_col, b, b_row, c, c_row, row_bias);
     }
   }
 }
@@ -79,31 +98,31 @@ inline void gemm_tail(int64_t rows, int64_t depth, const float* a, int64_t a_row
 // row_bias is only read with Mode::kBias, and null otherwise.
 inline const float* offset(const float* row_bias, int64_t i) { return row_bias ? row_bias + i : nullptr; }
 
-template <Mode mode, int NV>
+template <Mode mode, Operand operand, int NV>
 inline void gemm_panel(int64_t rows, int64_t depth, const float* a, int64_t a_row, int64_t a_col, const float* b,
                        int64_t b_row, float* c, int64_t c_row, const float* row_bias) {
   constexpr int kRows = tile_rows(NV);
   int64_t i = 0;
   for (; i + kRows <= rows; i += kRows)
-    gemm_tile<mode, kRows, NV>(depth, a + i * a_row, a_row, a_col, b, b_row, c + i * c_row, c_row,
-                               offset(row_bias, i));
-  gemm_tail<mode, kRows - 1, NV>(rows - i, depth, a + i * a_row, a_row, a_col, b, b_row, c + i * c_row, c_row,
-                                 offset(row_bias, i));
+    gemm_tile<mode, operand, kRows, NV>(depth, a + i * a_row, a_row, a_col, b, b_row, c + i * c_row, c_row,
+                                        offset(row_bias, i));
+  gemm_tail<mode, operand, kRows - 1, NV>(rows - i, depth, a + i * a_row, a_row, a_col, b, b_row, c + i * c_row,
+                                          c_row, offset(row_bias, i));
 }
 
 // C is rows x (vectors * kLanes).
-template <Mode mode>
+template <Mode mode, Operand operand>
 inline void gemm(int64_t rows, int64_t vectors, int64_t depth, const float* a, int64_t a_row, int64_t a_col,
                  const float* b, int64_t b_row, float* c, int64_t c_row, const float* row_bias = nullptr) {
   while (vectors > 0) {
     // 4 splits as 2 + 2 and not 3 + 1: a one-vector tile is bound by its broadcasts.
     const int64_t width = vectors == 3 || vectors > 4 ? 3 : vectors >= 2 ? 2 : 1;
     if (width == 3) {
-      gemm_panel<mode, 3>(rows, depth, a, a_row, a_col, b, b_row, c, c_row, row_bias);
+      gemm_panel<mode, operand, 3>(rows, depth, a, a_row, a_col, b, b_row, c, c_row, row_bias);
     } else if (width == 2) {
-      gemm_panel<mode, 2>(rows, depth, a, a_row, a_col, b, b_row, c, c_row, row_bias);
+      gemm_panel<mode, operand, 2>(rows, depth, a, a_row, a_col, b, b_row, c, c_row, row_bias);
     } else {
-      gemm_panel<mode, 1>(rows, depth, a, a_row, a_col, b, b_row, c, c_row, row_bias);
+      gemm_panel<mode, operand, 1>(rows, depth, a, a_row, a_col, b, b_row, c, c_row, row_bias);
     }
     vectors -= width;
     b += width * kLanes;
