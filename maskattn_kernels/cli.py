@@ -22,7 +22,8 @@ from maskattn_kernels import __version__, backends, explain
 from maskattn_kernels.backends.tuning import ARCHS
 from maskattn_kernels.benchmark import report, suite
 from maskattn_kernels.benchmark.cases import DTYPES
-from maskattn_kernels.benchmark.machine import machine_facts
+from maskattn_kernels.benchmark.machine import gpu_facts, machine_facts
+from maskattn_kernels.benchmark.tune import tune_tiles
 
 
 class Interrupted(KeyboardInterrupt):
@@ -107,6 +108,15 @@ def make_parser() -> argparse.ArgumentParser:
         default=DTYPES,
         help=f"comma-separated, of float32,bfloat16,float16 (default {','.join(DTYPES)})",
     )
+    bench.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="default: a GPU if there is one",
+    )
+    bench.add_argument(
+        "--tune", action="store_true", help="measure the tiles of the Triton kernels on this GPU"
+    )
     bench.add_argument("--threads", type=_threads, help="default: as many as torch chooses")
     bench.add_argument(
         "--out",
@@ -173,10 +183,10 @@ def progress(number: int, steps: int, label: str, row: dict[str, Any] | None, st
     )
 
 
-def bench(grid: str, dtypes: Sequence[str], out: Path) -> int:
+def bench(grid: str, dtypes: Sequence[str], device: str, out: Path) -> int:
     """Run a grid; print the report; leave JSON and plots in a folder."""
-    steps = suite.plan(grid, dtypes)
-    results = suite.new_results(grid)
+    steps = suite.plan(grid, dtypes, device)
+    results = suite.new_results(grid, device)
     path = suite.result_path(out, grid, results["machine"])
     start = time.monotonic()
     try:
@@ -196,6 +206,17 @@ def bench(grid: str, dtypes: Sequence[str], out: Path) -> int:
             print(f"written: {picture}")
     wrong = any("wrong" in row for section in suite.SECTIONS for row in results[section])
     return 1 if wrong else 0
+
+
+def tune(dtypes: Sequence[str]) -> int:
+    """Print lines for the table of tiles, measured on this GPU, as soon as each is known."""
+    facts = gpu_facts()
+    print(f"# {facts['gpu']}, {facts['gpu_arch']}, triton {facts['triton']}", flush=True)
+    for ranking in tune_tiles(tuple(dtypes)):
+        print(f"{ranking.kernel} {ranking.bits}: {ranking.line()}", flush=True)
+        for tile, reason in ranking.failed.items():
+            print(f"#   {tuple(tile)}: {reason}", flush=True)
+    return 0
 
 
 def demo(out: Path) -> int:
@@ -249,7 +270,13 @@ def _run(arguments: argparse.Namespace) -> int:
         return tiles(arguments.arch, arguments.all)
     suite.set_threads(arguments.threads)
     if arguments.command == "bench":
-        return bench(arguments.grid, arguments.dtype, arguments.out)
+        if (arguments.tune or arguments.device == "cuda") and not torch.cuda.is_available():
+            wanted = "--tune" if arguments.tune else "--device cuda"
+            print(f"maskattn bench: {wanted} needs a GPU, and torch sees none", file=sys.stderr)
+            return 2
+        if arguments.tune:
+            return tune(arguments.dtype)
+        return bench(arguments.grid, arguments.dtype, arguments.device, arguments.out)
     return demo(arguments.out)
 
 

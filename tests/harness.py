@@ -31,7 +31,8 @@ class Target:
     device: str = "cpu"
 
     def __str__(self) -> str:
-        parts = (self.backend, self.tier, str(self.dtype).removeprefix("torch."))
+        device = "" if self.device in ("cpu", self.backend) else self.device
+        parts = (self.backend, device, self.tier, str(self.dtype).removeprefix("torch."))
         return "-".join(part for part in parts if part)
 
     def missing(self) -> str | None:

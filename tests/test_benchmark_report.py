@@ -5,6 +5,7 @@ import pytest
 
 from maskattn_kernels.benchmark import report, suite, summary
 from maskattn_kernels.benchmark.cases import FORWARD, TRAIN, Case
+from maskattn_kernels.benchmark.summary_gpu import gpu_goals
 
 
 def test_break_even():
@@ -118,3 +119,36 @@ def test_plots_are_pictures(tmp_path):
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in written)
     empty = fake_results() | {"keeps": [], "tokens": []}
     assert plots.plot_all(empty, tmp_path / "none") == []
+
+
+def fake_gpu_row(seconds: float, others: dict[str, float], **case) -> dict:
+    row = fake_row(dtype="bfloat16", **case)
+    row["case"]["device"] = "cuda"
+    row["floor_seconds"], row["matmul_gflops"], row["flops"] = 200e-6, 700e3, 140e9
+    row["peers"] = {name: {"times_ours": ratio} for name, ratio in others.items()}
+    row["peers"]["ours"] = {"graph": {"median": seconds}, "times_ours": 1.0}
+    return row
+
+
+def test_gpu_goals_by_hand():
+    """140 GFLOP at 700 TFLOP/s are 200 us: in 400 us that is half of the matmul rate."""
+    others = {"gather": 1.1, "sdpa": 4.0, "flex": 2.0}
+    rows = [
+        fake_gpu_row(400e-6, others, tokens=16384, phase=FORWARD),
+        fake_gpu_row(1000e-6, others, tokens=16384, phase=TRAIN),
+        fake_gpu_row(14e-6, others, tokens=1024, phase=FORWARD),
+    ]
+    rows[2]["floor_seconds"] = 3e-6
+    goals = {g.what.split(":")[0]: g for g in gpu_goals({"cells": rows})}
+    shares = "share of the matmul rate where the floor is over 100 us"
+    assert goals[f"forward, {shares}"].measured.startswith("50%")
+    assert not goals[f"forward+backward, {shares}"].met  # 20% of it
+    assert goals["forward, N=1024, time on the GPU"].met
+    assert goals["forward, N=256, time on the GPU"].met is None
+    best = goals["forward, best peer that does not wait for the GPU / ours"]
+    assert best.measured == "2.00x (2 cells)"  # gather waits, so FlexAttention it is
+    assert not goals["FlexAttention, mask built before / ours, keep 0.25, N >= 4096"].met
+
+
+def test_gpu_goals_without_measurements_are_no_success():
+    assert {goal.met for goal in gpu_goals({"cells": []})} == {None}

@@ -67,7 +67,7 @@ def short_plan(monkeypatch):
 
     def use(*functions):
         steps = [suite.Step("cells", f"step {i}", f) for i, f in enumerate(functions)]
-        monkeypatch.setattr(suite, "plan", lambda grid, dtypes: steps)
+        monkeypatch.setattr(suite, "plan", lambda grid, dtypes, device: steps)
         monkeypatch.setattr(suite, "set_threads", lambda threads: None)
 
     return use

@@ -7,6 +7,8 @@ stand in order of preference: one whose shared memory does not fit the chip is r
 reason, and the next one is taken. Nothing is tuned at a user's first call.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -256,6 +258,19 @@ def shared_memory(kernel: str, config: Config, bits: int, head_dim: int, arch: s
     return tiles * row + scores
 
 
+_forced: dict[str, Config] = {}
+
+
+@contextmanager
+def forced(kernel: str, config: Config) -> Iterator[None]:
+    """Calls inside take this configuration of a kernel: how tiles are measured. Not for threads."""
+    _forced[kernel] = config
+    try:
+        yield
+    finally:
+        del _forced[kernel]
+
+
 def choose_config(
     kernel: str,
     arch: str,
@@ -279,6 +294,8 @@ def choose_config(
     Raises:
         RuntimeError: no configuration fits; the message has the reason for each.
     """
+    if kernel in _forced:
+        return _forced[kernel]
     limit = SHARED_MEMORY.get(arch) if limit is None else limit
     arch = RELATIVES.get(arch, arch)
     entry = find_entry(kernel, arch, bits, head_dim, "large")

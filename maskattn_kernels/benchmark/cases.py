@@ -16,8 +16,8 @@ KEEPS = (0.5, 0.25, 0.1)
 DTYPES = ("float32", "bfloat16")
 FORWARD, TRAIN = "forward", "forward+backward"
 PASSES = (FORWARD, TRAIN)
-#: Longest sequence that is also measured with a batch of 8.
-MAX_BATCHED_TOKENS = 4096
+#: Longest sequence that is also measured with a batch of 8 on a device.
+MAX_BATCHED_TOKENS = {"cpu": 4096, "cuda": 16384}
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Case:
         keep: selected fraction of the tokens.
         dtype: name of a torch dtype.
         phase: ``"forward"`` (no grad) or ``"forward+backward"`` (gradients of q, k and v).
+        device: type of the torch device, ``"cpu"`` or ``"cuda"``.
     """
 
     tokens: int
@@ -41,6 +42,7 @@ class Case:
     keep: float = 0.25
     dtype: str = "float32"
     phase: str = FORWARD
+    device: str = "cpu"
 
     @property
     def name(self) -> str:
@@ -123,9 +125,11 @@ def make_inputs(case: Case, seed: int = 0) -> Inputs:
     generator = torch.Generator().manual_seed(seed)
     shape = (case.batch, 1, case.tokens, case.head_dim)
     q, k, v, dout = (torch.randn(shape, generator=generator).to(case.torch_dtype) for _ in range(4))
+    mask = make_mask(case.batch, case.tokens, case.selected_keys, seed)
+    q, k, v, mask, dout = (t.to(case.device) for t in (q, k, v, mask, dout))
     for t in (q, k, v):
         t.requires_grad_(case.trains)
-    return Inputs(q, k, v, make_mask(case.batch, case.tokens, case.selected_keys, seed), dout)
+    return Inputs(q, k, v, mask, dout)
 
 
 def _product(
@@ -133,27 +137,28 @@ def _product(
     batches: Iterable[int],
     keeps: Iterable[float],
     dtypes: Iterable[str],
-    phases: Iterable[str] = PASSES,
+    device: str,
 ) -> list[Case]:
     return [
-        Case(tokens, head_dim, batch, mode, keep, dtype, phase)
+        Case(tokens, head_dim, batch, mode, keep, dtype, phase, device)
         for batch in batches
         for tokens, head_dim in shapes
-        if batch == 1 or tokens <= MAX_BATCHED_TOKENS
+        if batch == 1 or tokens <= MAX_BATCHED_TOKENS[device]
         for dtype in dtypes
         for mode in MODES
         for keep in keeps
-        for phase in phases
+        for phase in PASSES
     ]
 
 
-def grid(name: str, dtypes: Iterable[str] = DTYPES) -> list[Case]:
+def grid(name: str, dtypes: Iterable[str] = DTYPES, device: str = "cpu") -> list[Case]:
     """The cases of a named grid.
 
     Args:
-        name: ``"full"`` (264 cases with two dtypes), ``"small"`` (one image, keep 0.25) or
-            ``"quick"`` (two shapes).
+        name: ``"full"`` (264 cases with two dtypes on a CPU), ``"small"`` (keep 0.25; one image, or
+            eight on a GPU, which one does not fill) or ``"quick"`` (two shapes).
         dtypes: names of torch dtypes.
+        device: "cpu" or "cuda".
 
     Example:
         >>> len(grid("full"))
@@ -162,10 +167,11 @@ def grid(name: str, dtypes: Iterable[str] = DTYPES) -> list[Case]:
         'N4096-D64-B1-K-keep0.25-fp32-fwd'
     """
     dtypes = tuple(dtypes)
+    usual_batch = 8 if device == "cuda" else 1
     if name == "full":
-        return _product(SHAPES, (1, 8), KEEPS, dtypes)
+        return _product(SHAPES, (1, 8), KEEPS, dtypes, device)
     if name == "small":
-        return _product(SHAPES, (1,), (0.25,), dtypes)
+        return _product(SHAPES, (usual_batch,), (0.25,), dtypes, device)
     if name == "quick":
-        return _product(((4096, 64), (1024, 128)), (1,), (0.25,), dtypes)
+        return _product(((4096, 64), (1024, 128)), (usual_batch,), (0.25,), dtypes, device)
     raise ValueError(f"grid: got {name!r}, expected 'quick', 'small' or 'full'")

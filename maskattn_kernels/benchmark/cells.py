@@ -11,7 +11,7 @@ import torch
 
 from maskattn_kernels.benchmark.cases import Case, Inputs, make_inputs
 from maskattn_kernels.benchmark.check import WrongResult, check, oracle
-from maskattn_kernels.benchmark.memory import in_fresh_process, peak_growth
+from maskattn_kernels.benchmark.memory import gpu_peak_growth, in_fresh_process, peak_growth
 from maskattn_kernels.benchmark.peers import (
     BY_NAME,
     GATHER,
@@ -22,20 +22,20 @@ from maskattn_kernels.benchmark.peers import (
     Unsupported,
     make_call,
 )
-from maskattn_kernels.benchmark.timing import fastest, race
+from maskattn_kernels.benchmark.timing import captured, fastest, race
 
 Row = dict[str, Any]
 
-#: Side of the square matmul whose rate is the yardstick.
-MATMUL_SIDE = 2048
+#: Side of the square matmul whose rate is the yardstick: large enough to fill the device.
+MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}
 
 
 def yardsticks(case: Case) -> dict[str, Callable[[], object]]:
     """What the machine can do: a large matmul in the case's dtype, a copy of the case's bytes."""
-    side = (MATMUL_SIDE, MATMUL_SIDE)
-    a, b = (torch.randn(side).to(case.torch_dtype) for _ in range(2))
-    product = torch.empty(side, dtype=case.torch_dtype)
-    source = torch.ones(case.bytes // 2, dtype=torch.uint8)  # a copy reads and writes
+    side, device = (MATMUL_SIDE[case.device],) * 2, case.device
+    a, b = (torch.randn(side, device=device).to(case.torch_dtype) for _ in range(2))
+    product = torch.empty_like(a)
+    source = torch.ones(case.bytes // 2, dtype=torch.uint8, device=device)  # read and written
     target = torch.empty_like(source)
     return {"matmul": lambda: torch.mm(a, b, out=product), "copy": lambda: target.copy_(source)}
 
@@ -55,7 +55,7 @@ def pick(
         answer = call()
         errors[variant.__name__] = check(case, answer, right) if peer.masked else None
         calls[variant.__name__], variants[variant.__name__] = call, variant
-    name = fastest(calls)
+    name = fastest(calls, device=case.device)
     return variants[name], errors[name]
 
 
@@ -73,7 +73,8 @@ def measure(
     Returns:
         a row fit for JSON: the case; for each peer its seconds (median, low, high), rounds, error,
         and ``times_ours`` (how many times longer than this package, median of the ratios of each
-        round), or the reason why it was ``skipped``; the floor and the rates.
+        round), or the reason why it was ``skipped``; the floor and the rates. On a GPU also its
+        seconds in a CUDA graph, ``graph``, or why it has none.
 
     Raises:
         WrongResult: when this package's own result is wrong. A wrong peer is only skipped.
@@ -100,19 +101,25 @@ def measure(
     calls_of_machine = yardsticks(case)
     for call in calls_of_machine.values():
         call()
-    times = race({**calls, **calls_of_machine}, seconds, focus=(OURS.name, GATHER.name))
+    contestants = {**calls, **calls_of_machine}
+    times = race(contestants, seconds, focus=(OURS.name, GATHER.name), device=case.device)
     for name in calls:
         rows[name] |= asdict(times.timing(name))
         rows[name]["times_ours"] = times.ratio(name, OURS.name)
-        if with_memory and BY_NAME[name].variants:  # else a process of its own would compile again
+        if case.device == "cuda":
+            rows[name]["peak_bytes"] = gpu_peak_growth(calls[name])
+        elif with_memory and BY_NAME[name].variants:  # else its process would compile once more
             rows[name]["peak_bytes"] = in_fresh_process(
                 peer_memory, case, name, rows[name]["variant"]
             )
-    matmul_rate = 2 * MATMUL_SIDE**3 / times.timing("matmul").median
+    if case.device == "cuda":
+        add_graphs(rows, calls, seconds)
+    matmul_flops = 2 * MATMUL_SIDE[case.device] ** 3
+    matmul_rate = matmul_flops / times.timing("matmul").median
     copy_seconds = times.timing("copy").median
     ours_rate = case.flops / times.timing(OURS.name).median
     # Share of the yardstick within each round: (flops / ours) / (matmul flops / matmul).
-    share = case.flops / (2 * MATMUL_SIDE**3) * times.ratio("matmul", OURS.name)
+    share = case.flops / matmul_flops * times.ratio("matmul", OURS.name)
     return {
         "name": case.name,
         "case": asdict(case),
@@ -125,6 +132,25 @@ def measure(
         "ours_gflops": ours_rate / 1e9,
         "matmul_share": share,
     }
+
+
+def add_graphs(
+    rows: dict[str, Row], calls: dict[str, Callable[[], object]], seconds: float
+) -> None:
+    """Race the calls as CUDA graphs; adds ``graph`` and ``graph_times_ours`` to the rows."""
+    graphs = {}
+    for name, call in calls.items():
+        if BY_NAME[name].waits:
+            rows[name]["graph"] = "waits for the GPU"
+            continue
+        try:
+            graphs[name] = captured(call)
+        except RuntimeError as error:
+            rows[name]["graph"] = str(error).strip().splitlines()[0][:120]
+    times = race(graphs, seconds, focus=(OURS.name,), device="cuda")
+    for name in graphs:
+        rows[name]["graph"] = asdict(times.timing(name))
+        rows[name]["graph_times_ours"] = times.ratio(name, OURS.name)
 
 
 def peer_memory(case: Case, peer_name: str, variant: str) -> int:

@@ -32,7 +32,8 @@ def oracle(case: Case, inputs: Inputs) -> tuple[Tensor, ...]:
     """
     names = 4 if case.trains else 1
     shape = inputs.query.shape
-    results = tuple(torch.zeros(shape, dtype=torch.float64) for _ in range(names))
+    device = inputs.query.device
+    results = tuple(torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(names))
     with torch.no_grad():
         for item in range(case.batch):
             _oracle_item(case, inputs, item, *(r[item, 0] for r in results))
@@ -50,7 +51,7 @@ def _oracle_item(
 ) -> None:
     """Writes the results of one batch item into (N, D) tensors that are zero."""
     keys = inputs.mask[item].nonzero().squeeze(1)
-    queries = keys if case.mode == "QK" else torch.arange(case.tokens)
+    queries = keys if case.mode == "QK" else torch.arange(case.tokens, device=keys.device)
     q, k, v, dout = (t[item, 0].double() for t in (*inputs.operands, inputs.dout))
     k, v = k[keys], v[keys]
     scale = 1 / math.sqrt(case.head_dim)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import platform
 import re
 import subprocess
@@ -43,8 +44,24 @@ def git_commit(folder: Path) -> str | None:
     return commit.stdout.strip() or None
 
 
-def machine_facts() -> dict[str, object]:
-    """CPU, versions, threads, instruction tier and date, as strings, numbers and lists for JSON."""
+def gpu_facts() -> dict[str, object]:
+    """The current GPU and what drives it."""
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "gpu": properties.name,
+        "gpu_arch": f"sm_{properties.major}{properties.minor}",
+        "gpu_processors": properties.multi_processor_count,
+        "gpu_bytes": properties.total_memory,
+        "cuda": torch.version.cuda,
+        "triton": importlib.metadata.version("triton"),
+    }
+
+
+def machine_facts(device: str = "cpu") -> dict[str, object]:
+    """CPU, versions, threads, instruction tier and date, as strings, numbers and lists for JSON.
+
+    With device "cuda" also those of the GPU; ``gpu`` is None otherwise.
+    """
     flags = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
     return {
         "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
@@ -66,4 +83,6 @@ def machine_facts() -> dict[str, object]:
             for b in backends()
         ],
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "gpu": None,
+        **(gpu_facts() if device == "cuda" else {}),
     }

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Peak memory of one call, as the operating system sees it.
+"""Peak memory of one call: as the operating system sees it, or on a GPU as torch's allocator does.
 
-Each measurement runs in a process of its own (forked from a server that has imported torch and done
-nothing with it), so what one peer leaves behind is never another's. There the inputs are made, the
-same code runs once on 64 tokens to load what it loads, the kernel's record of the peak is set back,
-the call runs, and the growth of the resident set from just before the call to its peak is reported.
-Results of the call and every scratch buffer count; the inputs do not.
+On the CPU each measurement runs in a process of its own (forked from a server that has imported
+torch and done nothing with it), so what one peer leaves behind is never another's. There the inputs
+are made, the same code runs once on 64 tokens to load what it loads, the kernel's record of the
+peak is set back, the call runs, and the growth of the resident set from just before the call to its
+peak is reported. Results of the call and every scratch buffer count; the inputs do not.
 
 Linux only: elsewhere the peak of a process cannot be set back, and the answer is None.
 """
@@ -41,6 +41,16 @@ def peak_growth(call: Callable[[], object]) -> int:
     peak = _status("VmHWM")
     del result
     return max(0, peak - before)
+
+
+def gpu_peak_growth(call: Callable[[], object]) -> int:
+    """Growth of what torch holds of the GPU's memory during a call."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def _child(sender: Any, threads: int, function: Callable[..., int], args: tuple[Any, ...]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from maskattn_kernels.benchmark.check import WrongResult
-from maskattn_kernels.benchmark.memory import in_fresh_process, peak_growth
+from maskattn_kernels.benchmark.memory import gpu_peak_growth, in_fresh_process, peak_growth
 from maskattn_kernels.benchmark.timing import race
 from maskattn_kernels.models import MaskAttnUNet
 
@@ -34,11 +34,13 @@ def make_image(side: int = SIDE) -> Tensor:
     return torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
-def network_call(core: str, trains: bool, side: int = SIDE) -> Callable[[], object]:
+def network_call(
+    core: str, trains: bool, side: int = SIDE, device: str = "cpu"
+) -> Callable[[], object]:
     """Forward in eval mode without grad, or forward+backward in train mode to all parameters."""
-    network, image = make_network(core).train(trains), make_image(side)
+    network, image = make_network(core).train(trains).to(device), make_image(side).to(device)
     parameters = list(network.parameters())
-    dout = torch.ones(1, CLASSES, side, side)
+    dout = torch.ones(1, CLASSES, side, side, device=device)
 
     def forward() -> object:
         with torch.no_grad():
@@ -55,17 +57,17 @@ def relative_error(answer: Tensor, right: Tensor) -> float:
     return float((answer.double() - right).norm() / right.norm())
 
 
-def network_errors() -> dict[str, float]:
+def network_errors(device: str = "cpu") -> dict[str, float]:
     """Error of the sparse and of the dense network against the dense one in float64.
 
     Raises:
         WrongResult: when the sparse one's is more than ``ACCURACY`` times the dense one's.
     """
-    image = make_image()
+    image = make_image().to(device)
     with torch.no_grad():
-        right = make_network("sdpa").double().eval()(image.double())
+        right = make_network("sdpa").to(device).double().eval()(image.double())
         errors = {
-            core: relative_error(make_network(core).eval()(image), right)
+            core: relative_error(make_network(core).to(device).eval()(image), right)
             for core in ("sparse", "dense")
         }
     if not errors["sparse"] <= ACCURACY * errors["dense"]:
@@ -81,21 +83,25 @@ def network_memory(core: str, trains: bool) -> int:
     return peak_growth(network_call(core, trains))
 
 
-def measure_network(trains: bool, seconds: float, with_memory: bool = True) -> dict[str, Any]:
+def measure_network(
+    trains: bool, seconds: float, with_memory: bool = True, device: str = "cpu"
+) -> dict[str, Any]:
     """Race the cores; the sparse network must agree with float64 first.
 
     Returns:
         a row fit for JSON: for each core its seconds, ``times_ours`` and peak bytes.
     """
-    errors = network_errors()
-    calls = {core: network_call(core, trains) for core in CORES}
+    errors = network_errors(device)
+    calls = {core: network_call(core, trains, device=device) for core in CORES}
     for call in calls.values():
         call()
-    times = race(calls, seconds, focus=("sparse", "identity", "dense"))
+    times = race(calls, seconds, focus=("sparse", "identity", "dense"), device=device)
     rows: dict[str, dict[str, Any]] = {}
     for core in CORES:
         rows[core] = asdict(times.timing(core)) | {"times_ours": times.ratio(core, "sparse")}
-        if with_memory:
+        if with_memory and device == "cuda":
+            rows[core]["peak_bytes"] = gpu_peak_growth(calls[core])
+        elif with_memory:
             rows[core]["peak_bytes"] = in_fresh_process(network_memory, core, trains)
     return {
         "phase": "forward+backward" if trains else "forward",

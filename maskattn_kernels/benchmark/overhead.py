@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from maskattn_kernels.benchmark.cases import Case, make_inputs
@@ -14,17 +14,18 @@ from maskattn_kernels.benchmark.timing import race
 TINY = Case(64, 64, mode="QK", keep=0.5)
 
 
-def measure_overhead(seconds: float) -> dict[str, Any]:
-    """Race whole calls on 64 tokens, the selection included.
+def measure_overhead(seconds: float, device: str = "cpu") -> dict[str, Any]:
+    """Race whole calls on 64 tokens, the selection included; on a GPU by the host's clock too.
 
     Returns:
         a row fit for JSON: for each peer its seconds and how it compares with SDPA without a mask.
     """
-    inputs = make_inputs(TINY)
-    calls = {peer.name: make_call(peer.variants[0], TINY, inputs) for peer in (OURS, DENSE, SDPA)}
-    check(TINY, calls[OURS.name](), oracle(TINY, inputs))
+    case = replace(TINY, device=device)
+    inputs = make_inputs(case)
+    calls = {peer.name: make_call(peer.variants[0], case, inputs) for peer in (OURS, DENSE, SDPA)}
+    check(case, calls[OURS.name](), oracle(case, inputs))
     for call in calls.values():
         call()
     times = race(calls, seconds, focus=tuple(calls))
     peers = {n: asdict(times.timing(n)) | {"times_sdpa": times.ratio(n, DENSE.name)} for n in calls}
-    return {"name": TINY.name, "case": asdict(TINY), "peers": peers}
+    return {"name": case.name, "case": asdict(case), "peers": peers}

@@ -28,8 +28,8 @@ Attention = Callable[[Tensor, Tensor, Tensor, Tensor, str], Tensor]
 EAGER_LIMIT_BYTES = 4 * 2**30
 #: From this number of scores on it takes seconds, and is measured at one keep ratio of the grid.
 EAGER_SLOW_SCORES, EAGER_SLOW_KEEPS = 2**27, (0.25,)
-#: (N, D, B, keep) of the cases with FlexAttention, which compiles C++ for each of them.
-FLEX_CASES = ((4096, 64, 1, 0.25), (1024, 128, 1, 0.25))
+#: The cases with FlexAttention, which compiles for each of them: (N, D, B) on the CPU, and keep.
+FLEX_CPU_SHAPES, FLEX_KEEP = ((4096, 64, 1), (1024, 128, 1)), 0.25
 
 
 def ours(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:
@@ -96,7 +96,7 @@ def gather_padded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode:
     largest = int(counts.max())
     order = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :largest]
     index = order[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[-1])
-    live = torch.arange(largest) < counts[:, None]
+    live = torch.arange(largest, device=mask.device) < counts[:, None]
     k, v = key.gather(2, index), value.gather(2, index)
     if mode == "K":
         return F.scaled_dot_product_attention(query, k, v, attn_mask=live[:, None, None, :])
@@ -120,12 +120,14 @@ class Peer:
         variants: functions of which the fastest for a case is timed; each must give the right
             answer.
         masked: False for attention without a mask: another answer, timed only to compare with.
+        waits: whether its call waits for the GPU, so that no CUDA graph can hold it.
     """
 
     name: str
     label: str
     variants: tuple[Attention, ...] = ()
     masked: bool = True
+    waits: bool = False
 
     def candidates(self, case: Case, inputs: Inputs) -> Sequence[Attention]:
         """The functions to try for a case.
@@ -163,9 +165,11 @@ class FlexPeer(Peer):
     prepare: Callable[[Tensor, str], Attention] = flex
 
     def candidates(self, case: Case, inputs: Inputs) -> Sequence[Attention]:
-        if case.trains:
+        on_cpu = case.device == "cpu"
+        if on_cpu and case.trains:
             raise Unsupported("FlexAttention has no backward on the CPU")
-        if (case.tokens, case.head_dim, case.batch, case.keep) not in FLEX_CASES:
+        shape = (case.tokens, case.head_dim, case.batch)
+        if case.keep != FLEX_KEEP or (on_cpu and shape not in FLEX_CPU_SHAPES):
             raise Unsupported("compiling takes about 10 s a case; a few cases stand for all")
         try:
             variant = self.prepare(inputs.mask, case.mode)
@@ -178,7 +182,7 @@ class FlexPeer(Peer):
 
 OURS = Peer("ours", "maskattn_kernels", (ours,))
 GATHER = GatherPeer(
-    "gather", "gather + SDPA + scatter", (gather_batched, gather_padded, gather_loop)
+    "gather", "gather + SDPA + scatter", (gather_batched, gather_padded, gather_loop), waits=True
 )
 SDPA = Peer("sdpa", "masked SDPA", (masked_sdpa,))
 EAGER = EagerPeer("eager", "eager dense", (eager,))

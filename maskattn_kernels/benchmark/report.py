@@ -16,6 +16,7 @@ from maskattn_kernels.benchmark.summary import (
     ratios,
     select,
 )
+from maskattn_kernels.benchmark.summary_gpu import gpu_goals
 
 Row = dict[str, Any]
 
@@ -146,15 +147,17 @@ def network_table(rows: Sequence[Row]) -> str:
 
 def goals_table(results: dict[str, Any]) -> str:
     marks = {True: "yes", False: "no", None: ""}
-    lines = [[g.what, g.goal, g.measured, marks[g.met]] for g in goals(results)]
+    found = gpu_goals(results) if results["machine"].get("gpu") else goals(results)
+    lines = [[g.what, g.goal, g.measured, marks[g.met]] for g in found]
     return table(["what", "goal", "measured", "met"], lines)
 
 
 def machine_line(facts: dict[str, Any]) -> str:
     """The machine in one line."""
     tiers = [b["build"].get("tier", b["name"]) for b in facts["backends"] if b["available"]]
+    gpu = f"{facts['gpu']} ({facts['gpu_arch']}), " if facts.get("gpu") else ""
     return (
-        f"{facts['cpu']}, {facts['threads']} threads, {tiers[0]}; torch {facts['torch']}, "
+        f"{gpu}{facts['cpu']}, {facts['threads']} threads, {tiers[0]}; torch {facts['torch']}, "
         f"maskattn_kernels {facts['maskattn_kernels']} ({facts['commit'] or 'no checkout'}), "
         f"{facts['date']}"
     )

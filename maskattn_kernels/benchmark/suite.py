@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -44,23 +45,27 @@ class Step:
     function: Callable[[], dict[str, Any]]
 
 
-def plan(grid_name: str, dtypes: Sequence[str]) -> list[Step]:
-    """The steps of a named grid; quick ones have less time each and no sweeps."""
+def plan(grid_name: str, dtypes: Sequence[str], device: str = "cpu") -> list[Step]:
+    """The steps of a named grid; quick ones have less time each, and only the CPU has sweeps."""
     quick = grid_name == "quick"
     seconds = 0.6 if quick else 0.8
-    steps = [
-        Step("overhead", "overhead of a call on 64 tokens", partial(measure_overhead, seconds))
-    ]
+    if device == "cuda":
+        seconds = 0.15
+    overhead = partial(measure_overhead, seconds, device)
+    steps = [Step("overhead", "overhead of a call on 64 tokens", overhead)]
     for trains in (False,) if quick else (False, True):
         label = f"U-Net {TRAIN if trains else FORWARD}"
-        steps.append(Step("network", label, partial(measure_network, trains, 6.0)))
-    for case in grid(grid_name, dtypes):
+        function = partial(measure_network, trains, 1.0 if device == "cuda" else 6.0, device=device)
+        steps.append(Step("network", label, function))
+    for case in grid(grid_name, dtypes, device):
         # Memory of a part of the grid: a process of its own for each number takes time.
         part = case.batch == 1 and case.keep == 0.25 and case.dtype == dtypes[0]
         with_memory = part and not quick
-        function = partial(measure, case, seconds, QUICK_PEERS if quick else PEERS, with_memory)
-        steps.append(Step("cells", case.name, function))
-    if quick:
+        case_peers = QUICK_PEERS if quick else PEERS
+        steps.append(
+            Step("cells", case.name, partial(measure, case, seconds, case_peers, with_memory))
+        )
+    if quick or device == "cuda":
         return steps
     for dtype in dtypes:
         for tokens, head_dim in SWEEP_SHAPES:
@@ -85,12 +90,13 @@ def measure_longest() -> dict[str, Any]:
 
 
 def result_path(folder: Path, grid_name: str, facts: dict[str, Any]) -> Path:
-    """``<folder>/<date>-<tier>-<threads>t-<grid>.json``."""
-    tiers = [b["build"].get("tier") for b in facts["backends"] if b["build"].get("tier")]
+    """``<folder>/<date>-<tier>-<threads>t-<grid>.json``, or with the GPU's name for the middle."""
     date = facts["date"][:19].replace("-", "").replace(":", "").replace("T", "-")
-    return (
-        folder / f"{date}-{tiers[0] if tiers else 'reference'}-{facts['threads']}t-{grid_name}.json"
-    )
+    tiers = [b["build"].get("tier") for b in facts["backends"] if b["build"].get("tier")]
+    where = f"{tiers[0] if tiers else 'reference'}-{facts['threads']}t"
+    if facts["gpu"]:
+        where = re.sub("[^A-Za-z0-9]+", "-", facts["gpu"])
+    return folder / f"{date}-{where}-{grid_name}.json"
 
 
 def run(
@@ -116,9 +122,9 @@ def run(
         yield number, step, row
 
 
-def new_results(grid_name: str) -> Results:
+def new_results(grid_name: str, device: str = "cpu") -> Results:
     """Results without rows, for this machine."""
-    return {"grid": grid_name, "machine": machine_facts(), "complete": False} | {
+    return {"grid": grid_name, "machine": machine_facts(device), "complete": False} | {
         section: [] for section in SECTIONS
     }
 

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
+import torch
+
 Call = Callable[[], object]
 
 #: Samples that everyone has at least, those in focus have at least, and anyone has at most. A call
@@ -71,23 +73,58 @@ def percentile(ordered: list[float], fraction: float) -> float:
 
 
 def sample(call: Call, repeats: int = 1) -> float:
-    """Seconds per call over some calls in a row."""
+    """Seconds per call over some calls in a row, by the host's clock."""
     start = time.perf_counter()
     for _ in range(repeats):
         call()
     return (time.perf_counter() - start) / repeats
 
 
-def fastest(calls: Mapping[str, Call], rounds: int = 3) -> str:
+def gpu_sample(call: Call, repeats: int = 1) -> float:
+    """Seconds per call over some calls in a row, by the GPU's clock: gaps between kernels count."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(repeats):
+        call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3 / repeats
+
+
+SAMPLERS: dict[str, Callable[[Call, int], float]] = {"cpu": sample, "cuda": gpu_sample}
+
+
+def captured(call: Call) -> Call:
+    """A CUDA graph of a call: replayed, it costs the GPU's time and next to none of the host's.
+
+    Raises:
+        RuntimeError: the call waits for the GPU, which no graph can hold.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # first calls allocate and compile, which a capture must not
+        for _ in range(2):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    graph.replay()
+    return graph.replay
+
+
+def fastest(calls: Mapping[str, Call], rounds: int = 3, device: str = "cpu") -> str:
     """Name of the contestant with the smallest best time over a few interleaved rounds."""
     best = dict.fromkeys(calls, float("inf"))
     for _ in range(rounds if len(calls) > 1 else 0):
         for name, call in calls.items():
-            best[name] = min(best[name], sample(call))
+            best[name] = min(best[name], SAMPLERS[device](call, 1))
     return min(best, key=best.__getitem__)
 
 
-def race(calls: Mapping[str, Call], seconds: float, focus: Collection[str] = ()) -> Race:
+def race(
+    calls: Mapping[str, Call], seconds: float, focus: Collection[str] = (), device: str = "cpu"
+) -> Race:
     """Time contestants in interleaved rounds.
 
     Args:
@@ -96,13 +133,14 @@ def race(calls: Mapping[str, Call], seconds: float, focus: Collection[str] = ())
         seconds: time to spend, about. Each contestant leaves after an equal share of it; those in
             ``focus`` use up what is left. The least numbers of rounds come before the time.
         focus: names of the contestants whose ratio is the point of the race.
+        device: whose clock is used, see `SAMPLERS`.
 
     Returns:
         the samples. The contestants change places from round to round, so that none always runs
         after the same neighbour.
     """
-    start = time.perf_counter()
-    once = {name: sample(call) for name, call in calls.items()}
+    start, sample = time.perf_counter(), SAMPLERS[device]
+    once = {name: sample(call, 1) for name, call in calls.items()}
     repeats = {n: max(1, min(100, round(MIN_SAMPLE_SECONDS / t))) for n, t in once.items()}
     least = {
         n: (FOCUS_ROUNDS if n in focus else MIN_ROUNDS) - (once[n] > SLOW_SECONDS) for n in calls

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What only a GPU can show: CUDA graphs, streams, devices, no waiting. Skipped where there is none.
+
+The case table, isolation, strides, determinism and the random sweep run on the GPU's targets too.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from cases import Case, make
+from harness import RESULTS, Target, moved, run
+from torch import Tensor
+
+from maskattn_kernels import masked_attention
+
+GPU_TARGETS = [Target("triton", dtype, device="cuda") for dtype in (torch.float32, torch.bfloat16)]
+CASE = Case("gpu", heads=2, query_len=300, key_len=300, bias="normal", keys=0.4, queries=0.5)
+REPEATS = 1000
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+
+
+class Call:
+    """Forward and backward on tensors that stay where they are, as a CUDA graph needs."""
+
+    def __init__(self, target: Target, case: Case = CASE) -> None:
+        x = moved(make(case, target.dtype), "cuda")
+        self.backend, self.dout = target.backend, x.dout
+        self.inputs = [t.detach().requires_grad_() for t in (x.query, x.key, x.value, x.key_bias)]
+        self.masks = {"key_mask": x.key_mask, "query_mask": x.query_mask}
+
+    def __call__(self) -> dict[str, Tensor]:
+        *qkv, bias = self.inputs
+        out, lse = masked_attention(
+            *qkv, key_bias=bias, return_lse=True, backend=self.backend, **self.masks
+        )
+        grads = torch.autograd.grad(out, self.inputs, self.dout)
+        return dict(zip(RESULTS, (out.detach(), lse.detach(), *grads), strict=True))
+
+    def new_masks(self, seed: int) -> None:
+        generator = torch.Generator("cuda").manual_seed(seed)
+        for mask in self.masks.values():
+            drawn = torch.rand(mask.shape, generator=generator, device="cuda")
+            mask.copy_(drawn < 0.1 * (seed + 1))
+
+
+def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    for name, t in a.items():
+        assert torch.equal(t, b[name]), name
+
+
+@pytest.mark.parametrize("target", GPU_TARGETS, ids=str)
+def test_graph_replayed_with_other_masks(target: Target) -> None:
+    """Captured once; every replay answers the masks that are there then."""
+    call = Call(target)
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = call()
+    for seed in (0, 3, 9):
+        call.new_masks(seed)
+        graph.replay()
+        assert_equal(captured, call())
+
+
+@pytest.mark.parametrize("target", GPU_TARGETS, ids=str)
+def test_nothing_waits_for_the_gpu(target: Target) -> None:
+    call = Call(target)
+    call()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("target", GPU_TARGETS, ids=str)
+def test_a_thousand_repeats(target: Target) -> None:
+    call = Call(target)
+    first = {name: t.clone() for name, t in call().items()}
+    for _ in range(REPEATS):
+        assert_equal(call(), first)
+
+
+@pytest.mark.parametrize("target", GPU_TARGETS, ids=str)
+def test_streams_and_threads(target: Target) -> None:
+    """Eight threads, each on a stream of its own."""
+    right = Call(target)()
+    torch.cuda.synchronize()
+
+    def on_a_stream(_: int) -> None:
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            call = Call(target)
+            for _ in range(8):
+                result = call()
+        stream.synchronize()
+        assert_equal(result, right)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(on_a_stream, range(16)))
+
+
+@pytest.mark.parametrize("target", GPU_TARGETS, ids=str)
+def test_tensors_of_the_last_device(target: Target) -> None:
+    """The launch goes where the tensors are, not to the current device."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU only")
+    x = moved(make(CASE, target.dtype), f"cuda:{torch.cuda.device_count() - 1}")
+    there = masked_attention(x.query, x.key, x.value, key_mask=x.key_mask, backend=target.backend)
+    x = moved(make(CASE, target.dtype), "cuda:0")
+    here = masked_attention(x.query, x.key, x.value, key_mask=x.key_mask, backend=target.backend)
+    assert torch.equal(there.cpu(), here.cpu())
+
+
+@pytest.mark.parametrize("target", GPU_TARGETS, ids=str)
+def test_offsets_beyond_int32(target: Target) -> None:
+    """The last batch item lies 2**31 numbers behind the first."""
+    tokens, head_dim = 64, 64
+    step = 2**31 + 2**20
+    if torch.cuda.mem_get_info()[0] < 3 * (step + 2**20) * target.dtype.itemsize:
+        pytest.skip("the GPU has not enough free memory")
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def spread() -> Tensor:
+        storage = torch.empty(step + tokens * head_dim, dtype=target.dtype, device="cuda")
+        t = storage.as_strided((2, 1, tokens, head_dim), (step, 0, head_dim, 1))
+        values = torch.randn(t.shape, generator=generator, device="cuda")
+        return t.copy_(values)
+
+    query, key, value = spread(), spread(), spread()
+    mask = torch.rand(2, tokens, generator=generator, device="cuda") < 0.5
+    far = masked_attention(query, key, value, key_mask=mask, backend=target.backend)
+    near = masked_attention(
+        *(t.contiguous() for t in (query, key, value)), key_mask=mask, backend=target.backend
+    )
+    assert torch.equal(far, near)
+
+
+@pytest.mark.parametrize("target", GPU_TARGETS, ids=str)
+def test_more_programs_than_a_grid_dimension_has(target: Target) -> None:
+    """70,000 heads: grids of other dimensions than the first end at 65,535."""
+    case = Case("wide", batch=70, heads=1000, query_len=2, key_len=3, head_dim=16)
+    result = run(target, make(case, target.dtype))
+    reference = run(Target("reference", target.dtype), make(case, target.dtype))
+    for name, t in result.items():
+        torch.testing.assert_close(t, reference[name], rtol=2e-2, atol=2e-2)

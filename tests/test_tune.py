@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Measuring tiles: which are tried, what is printed, and, in the interpreter, the measurement."""
+
+import pytest
+from harness import INTERPRETED
+
+from maskattn_kernels.backends.tuning import KERNELS, Config, choose_config, forced, refuse
+from maskattn_kernels.benchmark import tune
+from maskattn_kernels.benchmark.cases import TRAIN, Case
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("bits", [16, 32])
+@pytest.mark.parametrize("head_dim", tune.HEAD_DIMS)
+def test_candidates_fit_the_chip(kernel: str, bits: int, head_dim: int) -> None:
+    tiles = tune.candidates(kernel, "sm_90", bits, head_dim, 232_448)
+    assert tiles and len(set(tiles)) == len(tiles)
+    assert not any(refuse(kernel, tile, bits, head_dim, "sm_90", 232_448) for tile in tiles)
+    assert len(tune.candidates(kernel, "sm_90", bits, head_dim, None)) >= len(tiles)
+
+
+def test_a_line_of_the_table() -> None:
+    seconds = {Config(64, 64, 4, 2): 3e-5, Config(128, 64, 8, 3): 2e-5}
+    ranking = tune.Ranking("fwd", 16, 64, "large", seconds, {})
+    assert ranking.line() == '(64, "large"): ((128, 64, 8, 3), (64, 64, 4, 2),),  # us: 20.0, 30.0'
+    assert "no tile ran" in tune.Ranking("dq", 16, 64, "small", {}, {}).line()
+
+
+def test_a_forced_tile_is_taken_until_the_end() -> None:
+    usual = choose_config("fwd", "sm_90", 16, 64, 10**6, 132)
+    with pytest.raises(KeyError), forced("fwd", Config(32, 32, 4, 2)):
+        assert choose_config("fwd", "sm_90", 16, 64, 10**6, 132) == (32, 32, 4, 2)
+        assert choose_config("dq", "sm_90", 16, 64, 10**6, 132) != (32, 32, 4, 2)
+        raise KeyError
+    assert choose_config("fwd", "sm_90", 16, 64, 10**6, 132) == usual
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1, as `make test` sets it")
+def test_triton_tiles_are_checked_and_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(40, 16, 1, "K", 0.5, "float32", TRAIN)
+    good, bad = Config(16, 32, 1, 1), Config(24, 32, 1, 1)  # 24 is no power of two
+    seconds, failed = tune.measure_tiles(case, "dkdv", [good, bad])
+    assert list(seconds) == [good] and seconds[good] > 0
+    assert list(failed) == [bad] and failed[bad]
