@@ -26,7 +26,9 @@ from maskattn_kernels.backends.triton_forward import LOG2E
 from maskattn_kernels.backends.triton_index import (
     count_of,
     dot,
+    load_rows,
     selected_rows,
+    store_rows,
     tile_mask,
     unselected_rows,
 )
@@ -71,12 +73,8 @@ def delta_kernel(
         mask = tile_mask(sees_keys, columns, D, D_PAD)
         dout += b * dout_strides[0] + h * dout_strides[1]
         out += b * out_strides[0] + h * out_strides[1]
-        dout_tile = tl.load(
-            dout + rows[:, None] * dout_strides[2] + columns[None, :], mask=mask, other=0.0
-        )
-        out_tile = tl.load(
-            out + rows[:, None] * out_strides[2] + columns[None, :], mask=mask, other=0.0
-        )
+        dout_tile = load_rows(dout, rows, dout_strides, columns, mask)
+        out_tile = load_rows(out, rows, out_strides, columns, mask)
         delta = tl.sum(dout_tile.to(tl.float32) * out_tile.to(tl.float32), 1)
         if HAS_DLSE:
             dlse += b * dlse_strides[0] + h * dlse_strides[1]
@@ -144,10 +142,10 @@ def dkdv_kernel(
     key_count = count_of(key_counts, key_index_strides, b, kv_h, nk, HAS_KEY_INDEX)
     if HAS_KEY_INDEX:
         rows, zero = unselected_rows(key_index, key_count, first, nk, BLOCK_N)
-        nothing = tl.zeros((BLOCK_N, D_PAD), dk.dtype.element_ty)
+        nothing = tl.zeros((BLOCK_N, D_PAD), tl.float32)
         mask = tile_mask(zero, columns, D, D_PAD)
-        tl.store(dk + rows[:, None] * dk_strides[2] + columns[None, :], nothing, mask=mask)
-        tl.store(dv + rows[:, None] * dv_strides[2] + columns[None, :], nothing, mask=mask)
+        store_rows(dk, rows, dk_strides, columns, nothing, mask)
+        store_rows(dv, rows, dv_strides, columns, nothing, mask)
         if HAS_BIAS:
             tl.store(dbias + rows, tl.zeros((BLOCK_N,), tl.float32), mask=zero)
 
@@ -157,12 +155,8 @@ def dkdv_kernel(
         kv_mask = tile_mask(is_key, columns, D, D_PAD)
         k += b * k_strides[0] + kv_h * k_strides[1]
         v += b * v_strides[0] + kv_h * v_strides[1]
-        k_tile = tl.load(
-            k + keys[:, None] * k_strides[2] + columns[None, :], mask=kv_mask, other=0.0
-        )
-        v_tile = tl.load(
-            v + keys[:, None] * v_strides[2] + columns[None, :], mask=kv_mask, other=0.0
-        )
+        k_tile = load_rows(k, keys, k_strides, columns, kv_mask)
+        v_tile = load_rows(v, keys, v_strides, columns, kv_mask)
         # The row of a key that does not exist may come to hold anything, NaN too: it is not stored.
         dk_tile = tl.zeros((BLOCK_N, D_PAD), tl.float32)
         dv_tile = tl.zeros((BLOCK_N, D_PAD), tl.float32)
@@ -190,11 +184,7 @@ def dkdv_kernel(
                 delta = tl.load(deltas + places_of_head + query_places, mask=in_index, other=0.0)
                 queries, _ = selected_rows(index, query_places, query_count, nq, HAS_QUERY_INDEX)
                 q_mask = tile_mask(lse != float("inf"), columns, D, D_PAD)
-                q_tile = tl.load(
-                    q_head + queries[:, None] * q_strides[2] + columns[None, :],
-                    mask=q_mask,
-                    other=0.0,
-                )
+                q_tile = load_rows(q_head, queries, q_strides, columns, q_mask)
                 s = dot(
                     k_tile, tl.trans(q_tile), tl.zeros((BLOCK_N, BLOCK_M), tl.float32), PRECISION
                 )
@@ -202,11 +192,7 @@ def dkdv_kernel(
                 if HAS_BIAS:
                     s += bias[:, None]
                 p = tl.exp2((s - lse[None, :]) * (LOG2E / UNIT))
-                dout_tile = tl.load(
-                    dout_head + queries[:, None] * dout_strides[2] + columns[None, :],
-                    mask=q_mask,
-                    other=0.0,
-                )
+                dout_tile = load_rows(dout_head, queries, dout_strides, columns, q_mask)
                 dv_tile = dot(p.to(dout_tile.dtype), dout_tile, dv_tile, PRECISION)
                 dp = dot(
                     v_tile,
@@ -219,16 +205,8 @@ def dkdv_kernel(
                     dbias_tile += tl.sum(ds, 1)
                 dk_tile = dot(ds.to(q_tile.dtype), q_tile, dk_tile, PRECISION)
 
-        tl.store(
-            dk + keys[:, None] * dk_strides[2] + columns[None, :],
-            (dk_tile * scale).to(dk.dtype.element_ty),
-            mask=kv_mask,
-        )
-        tl.store(
-            dv + keys[:, None] * dv_strides[2] + columns[None, :],
-            dv_tile.to(dv.dtype.element_ty),
-            mask=kv_mask,
-        )
+        store_rows(dk, keys, dk_strides, columns, dk_tile * scale, kv_mask)
+        store_rows(dv, keys, dv_strides, columns, dv_tile, kv_mask)
         if HAS_BIAS:
             tl.store(dbias + keys, dbias_tile, mask=is_key)
 
@@ -290,9 +268,9 @@ def dq_kernel(
     query_count = count_of(query_counts, query_index_strides, b, h, nq, HAS_QUERY_INDEX)
     if HAS_QUERY_INDEX:
         rows, zero = unselected_rows(query_index, query_count, first, nq, BLOCK_M)
-        nothing = tl.zeros((BLOCK_M, D_PAD), dq.dtype.element_ty)
+        nothing = tl.zeros((BLOCK_M, D_PAD), tl.float32)
         mask = tile_mask(zero, columns, D, D_PAD)
-        tl.store(dq + rows[:, None] * dq_strides[2] + columns[None, :], nothing, mask=mask)
+        store_rows(dq, rows, dq_strides, columns, nothing, mask)
 
     if first < query_count:
         places = first + tl.arange(0, BLOCK_M)
@@ -304,24 +282,16 @@ def dq_kernel(
         q_mask = tile_mask(lse != float("inf"), columns, D, D_PAD)
         q += b * q_strides[0] + h * q_strides[1]
         dout += b * dout_strides[0] + h * dout_strides[1]
-        q_tile = tl.load(
-            q + queries[:, None] * q_strides[2] + columns[None, :], mask=q_mask, other=0.0
-        )
-        dout_tile = tl.load(
-            dout + queries[:, None] * dout_strides[2] + columns[None, :], mask=q_mask, other=0.0
-        )
+        q_tile = load_rows(q, queries, q_strides, columns, q_mask)
+        dout_tile = load_rows(dout, queries, dout_strides, columns, q_mask)
         dq_tile = tl.zeros((BLOCK_M, D_PAD), tl.float32)
         key_count = count_of(key_counts, key_index_strides, b, kv_h, nk, HAS_KEY_INDEX)
         for start in range(0, key_count, BLOCK_N):
             key_places = start + tl.arange(0, BLOCK_N)
             keys, is_key = selected_rows(key_index, key_places, key_count, nk, HAS_KEY_INDEX)
             kv_mask = tile_mask(is_key, columns, D, D_PAD)
-            k_tile = tl.load(
-                k + keys[:, None] * k_strides[2] + columns[None, :], mask=kv_mask, other=0.0
-            )
-            v_tile = tl.load(
-                v + keys[:, None] * v_strides[2] + columns[None, :], mask=kv_mask, other=0.0
-            )
+            k_tile = load_rows(k, keys, k_strides, columns, kv_mask)
+            v_tile = load_rows(v, keys, v_strides, columns, kv_mask)
             s = dot(q_tile, tl.trans(k_tile), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION)
             s = s * score_scale
             if HAS_BIAS:
@@ -334,8 +304,11 @@ def dq_kernel(
             )
             ds = p * (dp - delta[:, None])
             dq_tile = dot(ds.to(k_tile.dtype), k_tile, dq_tile, PRECISION)
-        tl.store(
-            dq + queries[:, None] * dq_strides[2] + columns[None, :],
-            (dq_tile * scale).to(dq.dtype.element_ty),
-            mask=tile_mask(is_query, columns, D, D_PAD),
+        store_rows(
+            dq,
+            queries,
+            dq_strides,
+            columns,
+            dq_tile * scale,
+            tile_mask(is_query, columns, D, D_PAD),
         )

@@ -25,7 +25,9 @@ import triton.language as tl
 from maskattn_kernels.backends.triton_index import (
     count_of,
     dot,
+    load_rows,
     selected_rows,
+    store_rows,
     tile_mask,
     unselected_rows,
 )
@@ -94,18 +96,16 @@ def fwd_kernel(
     query_count = count_of(query_counts, query_index_strides, b, h, nq, HAS_QUERY_INDEX)
     if HAS_QUERY_INDEX and SPLITS == 1:
         rows, zero = unselected_rows(query_index, query_count, first, nq, BLOCK_M)
-        nothing = tl.zeros((BLOCK_M, D_PAD), out.dtype.element_ty)
+        nothing = tl.zeros((BLOCK_M, D_PAD), tl.float32)
         mask = tile_mask(zero, columns, D, D_PAD)
-        tl.store(out + rows[:, None] * out_strides[2] + columns[None, :], nothing, mask=mask)
+        store_rows(out, rows, out_strides, columns, nothing, mask)
         tl.store(lse + rows, tl.full((BLOCK_M,), float("-inf"), tl.float32), mask=zero)
 
     if first < query_count:
         places = first + tl.arange(0, BLOCK_M)
         rows, counts = selected_rows(query_index, places, query_count, nq, HAS_QUERY_INDEX)
         q_mask = tile_mask(counts, columns, D, D_PAD)
-        q_tile = tl.load(
-            q + rows[:, None] * q_strides[2] + columns[None, :], mask=q_mask, other=0.0
-        )
+        q_tile = load_rows(q, rows, q_strides, columns, q_mask)
 
         key_count = count_of(key_counts, key_index_strides, b, kv_h, nk, HAS_KEY_INDEX)
         share = tl.cdiv(tl.cdiv(key_count, BLOCK_N), SPLITS) * BLOCK_N
@@ -119,9 +119,7 @@ def fwd_kernel(
             key_places = start + tl.arange(0, BLOCK_N)
             keys, is_key = selected_rows(key_index, key_places, end, nk, HAS_KEY_INDEX)
             kv_mask = tile_mask(is_key, columns, D, D_PAD)
-            k_tile = tl.load(
-                k + keys[:, None] * k_strides[2] + columns[None, :], mask=kv_mask, other=0.0
-            )
+            k_tile = load_rows(k, keys, k_strides, columns, kv_mask)
             s = dot(q_tile, tl.trans(k_tile), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION)
             s = s * score_scale
             if HAS_BIAS:
@@ -134,9 +132,7 @@ def fwd_kernel(
             p = tl.exp2((s - level[:, None]) * (LOG2E / UNIT))
             shrink = tl.exp2((m - level) * (LOG2E / UNIT))
             total = total * shrink + tl.sum(p, 1)
-            v_tile = tl.load(
-                v + keys[:, None] * v_strides[2] + columns[None, :], mask=kv_mask, other=0.0
-            )
+            v_tile = load_rows(v, keys, v_strides, columns, kv_mask)
             acc = dot(p.to(v_tile.dtype), v_tile, acc * shrink[:, None], PRECISION)
             m = m_next
 
@@ -145,11 +141,7 @@ def fwd_kernel(
         targets = rows
         if SPLITS > 1:
             targets = places.to(tl.int64)
-        tl.store(
-            out + targets[:, None] * out_strides[2] + columns[None, :],
-            acc.to(out.dtype.element_ty),
-            mask=q_mask,
-        )
+        store_rows(out, targets, out_strides, columns, acc, q_mask)
         tl.store(lse + targets, m / UNIT + tl.log(total), mask=counts)
 
 
@@ -189,9 +181,9 @@ def combine_kernel(
     query_count = count_of(query_counts, query_index_strides, b, h, nq, HAS_QUERY_INDEX)
     if HAS_QUERY_INDEX:
         rows, zero = unselected_rows(query_index, query_count, first, nq, BLOCK_M)
-        nothing = tl.zeros((BLOCK_M, D_PAD), out.dtype.element_ty)
+        nothing = tl.zeros((BLOCK_M, D_PAD), tl.float32)
         mask = tile_mask(zero, columns, D, D_PAD)
-        tl.store(out + rows[:, None] * out_strides[2] + columns[None, :], nothing, mask=mask)
+        store_rows(out, rows, out_strides, columns, nothing, mask)
         tl.store(lse + rows, tl.full((BLOCK_M,), float("-inf"), tl.float32), mask=zero)
 
     if first < query_count:
@@ -212,9 +204,5 @@ def combine_kernel(
             total += weight
         total = tl.where(total == 0.0, 1.0, total)
         acc = acc / total[:, None]
-        tl.store(
-            out + rows[:, None] * out_strides[2] + columns[None, :],
-            acc.to(out.dtype.element_ty),
-            mask=mask,
-        )
+        store_rows(out, rows, out_strides, columns, acc, mask)
         tl.store(lse + rows, m + tl.log(total), mask=counts)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Token selection, and how every other kernel reads a selection.
+"""Token selection, and how every other kernel reads a selection, and rows by it.
 
 `select_tokens_kernel` turns one row of a mask into the ascending positions of its selected tokens.
 One program owns one row: it walks over the mask in blocks, gives each selected token the next free
@@ -98,6 +98,19 @@ def tile_mask(rows_count, columns, D: tl.constexpr, D_PAD: tl.constexpr):
     if D != D_PAD:
         mask = mask & (columns < D)[None, :]
     return mask
+
+
+@triton.jit
+def load_rows(base, rows, strides, columns, mask):
+    """A tile of the rows of a head, in their dtype; 0 where the mask is not set."""
+    return tl.load(base + rows[:, None] * strides[2] + columns[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def store_rows(base, rows, strides, columns, tile, mask):
+    """Writes a float32 tile to the rows of a head, rounded to their dtype."""
+    target = base + rows[:, None] * strides[2] + columns[None, :]
+    tl.store(target, tile.to(base.dtype.element_ty), mask=mask)
 
 
 @triton.jit
