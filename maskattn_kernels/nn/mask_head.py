@@ -65,10 +65,8 @@ class MaskHead(nn.Module):
 
     def forward(self, features: Tensor, previous: Tensor | None = None) -> Tensor:
         features = at_least_float32(features)
-        weight, bias = (
-            None if parameter is None else parameter.to(features.dtype)
-            for parameter in (self.conv.weight, self.conv.bias)
-        )
+        weight, bias = self.conv.weight.to(features.dtype), self.conv.bias
+        bias = None if bias is None else bias.to(features.dtype)
         with _without_autocast(features.device.type):
             logits = F.conv2d(features, weight, bias)
         if self.carry is None or previous is None:
