@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from statistics import NormalDist
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +61,7 @@ class MaskHead(nn.Module):
             # Logits of normalised features have a standard deviation near 1/sqrt(3) with the
             # default weights; carried logits bring their share of the shift with them.
             share = 1.0 - _CARRY if joins_previous else 1.0
-            quantile = math.sqrt(2.0) * float(torch.erfinv(torch.tensor(2 * _inner(start) - 1)))
+            quantile = NormalDist().inv_cdf(min(max(start, 0.001), 0.999))  # infinite at 0 and 1
             nn.init.constant_(self.conv.bias, share * quantile / math.sqrt(3.0))
 
     def forward(self, features: Tensor, previous: Tensor | None = None) -> Tensor:
@@ -77,11 +78,6 @@ class MaskHead(nn.Module):
 
 
 _CARRY = 0.5
-
-
-def _inner(fraction: float) -> float:
-    """0 and 1 would need an infinite bias."""
-    return min(max(fraction, 0.001), 0.999)
 
 
 def _without_autocast(device: str) -> AbstractContextManager[object]:
