@@ -61,7 +61,7 @@ def test_every_parameter_gets_a_gradient(selector):
 
 
 def test_overfits_a_few_images_with_learned_masks():
-    """In seconds; the mask heads move, and what they select is where the loss wants attention."""
+    """In seconds, and the mask heads and what they select move on the way."""
     batch = scenes(4, size=32)
     net = network(width=8, depth=3, selector="topk", keep=0.25)
     heads = {n: p.detach().clone() for n, p in net.named_parameters() if "mask_head" in n}

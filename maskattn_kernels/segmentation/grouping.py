@@ -26,7 +26,7 @@ class Panoptic(NamedTuple):
     """Every pixel's class and object.
 
     Attributes:
-        semantic: int64 (B,H,W), classes.
+        semantic: int64 (B,H,W), classes; the pixels of an object have the class of the object.
         instance: int64 (B,H,W), the number of the object here, 0 = none. A thing pixel has 0 only
             where no centre was found in the whole image.
         labels: int64 (B,K), the class of object 1 to K; `VOID` for numbers without a pixel.
