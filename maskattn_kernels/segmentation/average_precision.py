@@ -104,11 +104,10 @@ class AveragePrecision(Metric):
         self, sizes: list[dict[str, Any]], truth: list[dict[str, Any]], found: list[dict[str, Any]]
     ) -> np.ndarray:
         """Precision by (IoU threshold, recall, thing class); -1 = no labelled object."""
+        ids = [self.classes.ids[number] for number in self.classes.things]
         if not found:
-            place = {self.classes.ids[n]: i for i, n in enumerate(self.classes.things)}
-            nothing = np.full((1, 1, len(place)), -1.0)
-            nothing[..., [place[row["category_id"]] for row in truth]] = 0
-            return nothing
+            labelled = {row["category_id"] for row in truth}
+            return np.array([[[0.0 if number in labelled else -1.0 for number in ids]]])
         with contextlib.redirect_stdout(io.StringIO()):
             labels = COCO()
             labels.dataset = {
@@ -121,9 +120,10 @@ class AveragePrecision(Metric):
             }
             labels.createIndex()
             run = COCOeval(labels, labels.loadRes(found), "segm")
-            run.params.catIds = [self.classes.ids[number] for number in self.classes.things]
+            run.params.catIds = ids
             run.params.areaRng, run.params.areaRngLbl = [[0, 1e10]], ["all"]
             run.params.maxDets = [100]
             run.evaluate()
             run.accumulate()
-        return run.eval["precision"][..., 0, 0]
+        # COCOeval sorts the categories by id.
+        return run.eval["precision"][..., np.argsort(np.argsort(ids)), 0, 0]
