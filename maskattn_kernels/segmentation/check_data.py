@@ -100,7 +100,7 @@ def report(split: str, found: Findings, classes: Classes) -> str:
     everything = int(found.pixels.sum())
     lines.append(f"  void      {found.pixels[VOID] / everything:.1%} of the pixels")
     known = found.pixels[: len(classes)] / max(1, everything - int(found.pixels[VOID]))
-    longest = max(len(name) for name in classes.names)
+    longest = max(len(name) for name in (*classes.names, "class"))
     lines.append(f"  {'class':{longest}}  kind    pixels  images")
     for number, name in enumerate(classes.names):
         kind = "thing" if classes.is_thing[number] else "stuff"
