@@ -261,7 +261,8 @@ def test_selector_draws_and_its_bias_arrives():
     _, attention = make_pair()
     attention.selector = Scored()
     x = torch.randn(2, 16, 4, 6)
-    mask, bias = attention.select(x)
+    selection = attention.select(x)
+    mask, bias = selection.mask, selection.key_bias
     y = attention(x)
     assert torch.equal(y, attention(x, mask, bias))
     (y * torch.randn_like(y)).sum().backward()

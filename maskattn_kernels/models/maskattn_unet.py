@@ -20,7 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskattn_kernels.models.blocks import ConvBlock, Down, Up
-from maskattn_kernels.nn import AttentionCore, MaskAttention2d, RandomSelector
+from maskattn_kernels.nn import (
+    AttentionCore,
+    GumbelSelector,
+    MaskAttention2d,
+    Selection,
+    make_selector,
+)
 from maskattn_kernels.nn.checks import check_positive_int
 from maskattn_kernels.token_index import TokenIndex
 
@@ -48,8 +54,11 @@ class MaskAttnUNet(nn.Module):
         depth: how often the size is halved; there are ``2 * depth`` attention modules.
         bottleneck: channels inside the bottleneck; None = twice those of the deepest level.
         num_heads: of every attention module.
-        keep: fraction of pixels selected, at random, where no mask is given.
-        seed: of those random masks; each scale draws its own.
+        selector: who selects pixels where no mask is given: "random", "topk", "threshold" or
+            "gumbel" (learned, see `maskattn_kernels.nn`), or "none" for all pixels.
+        keep: fraction of pixels selected, as the selector takes it.
+        min_keep: learned selectors keep at least so many pixels.
+        seed: of random masks; each scale draws its own.
         sparsity: "qk" or "k", see `MaskAttention2d`.
         core: "sparse", or "dense" and others for comparison, see `MaskAttention2d`; the
             ``state_dict`` is the same with any.
@@ -83,7 +92,9 @@ class MaskAttnUNet(nn.Module):
         depth: int = 3,
         bottleneck: int | None = None,
         num_heads: int = 1,
+        selector: str = "random",
         keep: float = 0.25,
+        min_keep: int = 1,
         seed: int = 0,
         sparsity: str = "qk",
         core: str | AttentionCore = "sparse",
@@ -104,7 +115,10 @@ class MaskAttnUNet(nn.Module):
             return MaskAttention2d(
                 channels,
                 num_heads,
-                selector=RandomSelector(keep, (seed + place) % 2**32),
+                selector=make_selector(
+                    selector, keep, seed=(seed + place) % 2**32, min_keep=min_keep
+                ),
+                joins_previous=place > 0,
                 sparsity=sparsity,
                 core=core,
                 backend=backend,
@@ -197,18 +211,44 @@ class MaskAttnUNet(nn.Module):
             logits (B,classes,H,W); with ``return_masks`` also a dict from names in `scales` to the
             mask used there.
         """
+        x, selections = self.features(image, masks)
+        logits = self.head(x)
+        if not return_masks:
+            return logits
+        used = {name: None if s is None else s.mask for name, s in selections.items()}
+        return logits, used
+
+    def features(
+        self, image: Tensor, masks: Masks | None = None
+    ) -> tuple[Tensor, dict[str, Selection | None]]:
+        """What the head classifies, and what attention selected on the way.
+
+        Args:
+            image, masks: as in `forward`.
+
+        Returns:
+            (B,width,H,W), and the `Selection` of each scale; None where all pixels took part.
+
+        Example:
+            >>> import torch
+            >>> from maskattn_kernels.models import MaskAttnUNet
+            >>> network = MaskAttnUNet(width=8, depth=1, selector="topk", keep=0.5)
+            >>> features, selections = network.features(torch.randn(1, 3, 8, 8))
+            >>> {name: selection.keep_ratio.item() for name, selection in selections.items()}
+            {'down1': 0.5, 'up1': 0.5}
+        """
         self._check(image)
         x = image.contiguous(memory_format=torch.channels_last)
         given = self._masks_by_name(masks, image)
-        used: dict[str, Mask | None] = {}
+        selections: dict[str, Selection | None] = {}
+        previous: Selection | None = None
 
         def attend(attention: Any, name: str, x: Tensor) -> Tensor:
-            mask, key_bias = given.get(name), None
-            selection = attention.select(x) if mask is None else None
-            if selection is not None:
-                mask, key_bias = selection
-            used[name] = mask
-            return attention(x, mask, key_bias)
+            nonlocal previous
+            mask = given.get(name)
+            previous = attention.select(x, previous) if mask is None else Selection(mask)
+            selections[name] = previous
+            return attention(x, previous)
 
         names = iter(self.scales)
         x = self.stem(x)
@@ -219,8 +259,13 @@ class MaskAttnUNet(nn.Module):
         x = self.bottleneck(x)
         for up, attention in zip(self.ups, self.up_attention, strict=True):
             x = attend(attention, next(names), up(x, skips.pop()))
-        logits = self.head(x)
-        return (logits, used) if return_masks else logits
+        return x, selections
+
+    def anneal(self, progress: float) -> None:
+        """Tells Gumbel selectors how far training is, from 0 to 1; nothing for other selectors."""
+        for module in self.modules():
+            if isinstance(module, GumbelSelector):
+                module.anneal(progress)
 
     def _masks_by_name(self, masks: Masks | None, image: Tensor) -> Mapping[str, Mask]:
         if masks is None:

@@ -10,19 +10,37 @@ from maskattn_kernels.nn.cores import (
     SparseAttentionCore,
     make_core,
 )
+from maskattn_kernels.nn.mask_head import MaskHead
 from maskattn_kernels.nn.multihead import MaskedMultiheadAttention
+from maskattn_kernels.nn.score_selectors import (
+    SELECTORS,
+    GumbelSelector,
+    ScoreSelector,
+    ThresholdSelector,
+    TopKSelector,
+    keep_ratio_loss,
+    make_selector,
+)
 from maskattn_kernels.nn.selectors import RandomSelector, Selection, Selector
 
 __all__ = [
+    "SELECTORS",
     "AttentionCore",
     "DenseAttentionCore",
+    "GumbelSelector",
     "IdentityAttentionCore",
     "MaskAttention2d",
+    "MaskHead",
     "MaskedMultiheadAttention",
     "RandomSelector",
     "SDPAAttentionCore",
+    "ScoreSelector",
     "Selection",
     "Selector",
     "SparseAttentionCore",
+    "ThresholdSelector",
+    "TopKSelector",
+    "keep_ratio_loss",
     "make_core",
+    "make_selector",
 ]

@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 from maskattn_kernels.nn.checks import check_heads, kind_of
 from maskattn_kernels.nn.cores import AttentionCore, make_core
+from maskattn_kernels.nn.mask_head import MaskHead
+from maskattn_kernels.nn.score_selectors import ScoreSelector
 from maskattn_kernels.nn.selectors import Selection, Selector
+from maskattn_kernels.nn.straight_through import straight_through
 from maskattn_kernels.token_index import TokenIndex
 
 __all__ = ["MaskAttention2d"]
@@ -32,7 +35,10 @@ class MaskAttention2d(nn.Module):
     Args:
         channels: C of the feature map.
         num_heads: divides ``channels``; ``channels / num_heads`` is at most 256.
-        selector: draws the mask when `forward` is given none; None = all pixels.
+        selector: draws the mask when `forward` is given none; None = all pixels. With a
+            `ScoreSelector` (top-k, threshold, Gumbel) the module gets a `MaskHead`, and the mask
+            is learned.
+        joins_previous: the mask head joins the logits of the previous scale, see `select`.
         sparsity: "qk" = only selected pixels ask and answer, work O(n^2) for n selected of N
             pixels; "k" = all pixels ask, only selected ones answer, work O(N n).
         core: "sparse", "dense", "sdpa", "identity" or an `AttentionCore`; same ``state_dict`` with
@@ -44,7 +50,8 @@ class MaskAttention2d(nn.Module):
 
     Shapes:
         ``x`` (B,C,H,W), any H and W, floating point; output the same shape, and channels_last if
-        ``x`` is. Gradients flow to ``x``, the parameters and ``key_bias``.
+        ``x`` is. Gradients flow to ``x``, the parameters and ``key_bias``; to the mask head through
+        ``key_bias`` and, where the choice was hard, by the estimate of `straight_through`.
 
     Example:
         >>> import torch
@@ -65,6 +72,7 @@ class MaskAttention2d(nn.Module):
         num_heads: int = 1,
         *,
         selector: Selector | None = None,
+        joins_previous: bool = False,
         sparsity: str = "qk",
         core: str | AttentionCore = "sparse",
         backend: str | None = None,
@@ -82,9 +90,16 @@ class MaskAttention2d(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels, bias=False)
         self.core = make_core(core, backend)
         self.norm = nn.LayerNorm(channels)
+        self.mask_head: MaskHead | None = None
+        if isinstance(selector, ScoreSelector):
+            self.mask_head = MaskHead(channels, joins_previous=joins_previous, start=selector.start)
 
-    def select(self, x: Tensor) -> Selection | None:
+    def select(self, x: Tensor, previous: Selection | None = None) -> Selection | None:
         """What `forward` would attend to for ``x`` when given no mask; None = all pixels.
+
+        Args:
+            x: (B,C,H,W).
+            previous: of the previous scale, at any size; its logits join those of the mask head.
 
         Example:
             >>> import torch
@@ -93,12 +108,17 @@ class MaskAttention2d(nn.Module):
             >>> attention.select(torch.randn(1, 8, 4, 4)).mask.sum()
             tensor(8)
         """
-        return None if self.selector is None else self.selector(x)
+        if self.selector is None:
+            return None
+        if self.mask_head is None:
+            return self.selector(x)
+        logits = None if previous is None else previous.logits
+        return self.selector(self.mask_head(x, None if logits is None else logits.unsqueeze(1)))
 
     def forward(
         self,
         x: Tensor,
-        mask: Tensor | TokenIndex | None = None,
+        mask: Tensor | TokenIndex | Selection | None = None,
         key_bias: Tensor | None = None,
     ) -> Tensor:
         """Attends among the selected pixels of ``x``.
@@ -106,18 +126,22 @@ class MaskAttention2d(nn.Module):
         Args:
             x: (B,C,H,W).
             mask: bool, True = selected: (B,H,W), (B,1,H,W) or (B,H*W), B may be 1; or a
-                `TokenIndex` over H*W tokens. None = the selector draws it.
+                `TokenIndex` over H*W tokens; or what `select` gave. None = the selector draws it.
             key_bias: float (B,H,W), (B,1,H,W) or (B,H*W), added to the scaled score of each key;
-                needs ``mask`` (a selector brings its own).
+                needs ``mask`` (a `Selection` brings its own).
 
         Returns:
             (B,C,H,W) in the memory format of ``x``.
         """
-        self._check(x, mask, key_bias)
         if mask is None:
-            selection = self.select(x)
-            if selection is not None:
-                mask, key_bias = selection
+            self._check(x, None, key_bias)
+            mask = self.select(x)
+        score = None
+        if isinstance(mask, Selection):
+            if key_bias is not None:
+                raise ValueError("key_bias: expected None, as a Selection brings its own")
+            mask, key_bias, score, _ = mask
+        self._check(x, mask, key_bias)
         if isinstance(mask, Tensor):
             mask = mask.flatten(1)
         if key_bias is not None:
@@ -133,6 +157,9 @@ class MaskAttention2d(nn.Module):
         # The same object twice: masked_attention then selects once for queries and keys.
         query_mask = mask if self.sparsity == "qk" else None
         out = self.core(query, key, value, key_mask=mask, query_mask=query_mask, key_bias=key_bias)
+        if score is not None and score.requires_grad:
+            queries = self.sparsity == "qk"
+            out = straight_through(out, score.flatten(1), value.detach(), mask, queries=queries)
         out = out.transpose(1, 2).reshape(batch, height * width, channels)
         y = self.norm(tokens + out)
         y = y.view(batch, height, width, channels).permute(0, 3, 1, 2)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Argument checks that modules share: one line, naming the argument, the expected, the given."""
 
+import torch
 from torch import Tensor
 
 MAX_HEAD_DIM = 256
@@ -12,6 +13,14 @@ def check_positive_int(name: str, value: object) -> None:
         raise TypeError(f"{name}: expected a positive int, got {type(value).__name__}")
     if value < 1:
         raise ValueError(f"{name}: expected a positive int, got {value}")
+
+
+def check_fraction(name: str, value: object) -> None:
+    """Raises unless `value` is a number from 0 to 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number from 0 to 1, got {type(value).__name__}")
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name}: expected a number from 0 to 1, got {value}")
 
 
 def check_heads(name: str, channels: int, num_heads: int) -> None:
@@ -30,3 +39,8 @@ def check_heads(name: str, channels: int, num_heads: int) -> None:
 def kind_of(value: object) -> str:
     """How an error message calls what came: a tensor's dtype, or a type."""
     return f"dtype {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def at_least_float32(t: Tensor) -> Tensor:
+    """`t`, in float32 if its dtype is of lower precision."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))

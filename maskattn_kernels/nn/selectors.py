@@ -2,9 +2,9 @@
 """Token selectors: which tokens of a feature map take part in attention.
 
 A selector is a module that looks at a feature map and gives a `Selection`. `RandomSelector` looks
-at its shape only. A learnable one subclasses `Selector`, computes its scores from the features,
-returns the hard choice as ``mask``, and lets gradients reach the scores through ``key_bias``, which
-attention adds to the scaled scores of each key and which is differentiable.
+at its shape only. Those in `score_selectors` choose by the logits of a `MaskHead` and learn: they
+return the hard choice as ``mask`` and let gradients reach the logits through ``key_bias``, which
+attention adds to the scaled scores of each key, and through ``score``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from maskattn_kernels.nn.checks import check_fraction
 
 __all__ = ["RandomSelector", "Selection", "Selector"]
 
@@ -23,10 +25,25 @@ class Selection(NamedTuple):
     Attributes:
         mask: bool (B,H,W) or (1,H,W), True = selected.
         key_bias: None, or float (B,H,W) added to the scaled score of each key; differentiable.
+        score: None, or float (B,H,W) from 0 to 1: how much each token was wanted; differentiable.
+        logits: None, or float (B,H,W): what the mask head of the next scale joins with its own.
+
+    Example:
+        >>> import torch
+        >>> from maskattn_kernels.nn import Selection
+        >>> Selection(torch.tensor([[[True, False], [True, True]]])).keep_ratio
+        tensor([0.7500])
     """
 
     mask: Tensor
     key_bias: Tensor | None = None
+    score: Tensor | None = None
+    logits: Tensor | None = None
+
+    @property
+    def keep_ratio(self) -> Tensor:
+        """float32 (B,): the fraction of tokens selected in each image, on the mask's device."""
+        return self.mask.flatten(1).float().mean(1)
 
 
 class Selector(nn.Module):
@@ -78,10 +95,7 @@ class RandomSelector(Selector):
 
     def __init__(self, keep: float, seed: int = 0) -> None:
         super().__init__()
-        if isinstance(keep, bool) or not isinstance(keep, (int, float)):
-            raise TypeError(f"keep: expected a number from 0 to 1, got {type(keep).__name__}")
-        if not 0.0 <= keep <= 1.0:
-            raise ValueError(f"keep: expected a number from 0 to 1, got {keep}")
+        check_fraction("keep", keep)
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise TypeError(f"seed: expected an int from 0 to 2**32 - 1, got {type(seed).__name__}")
         if not 0 <= seed <= _MASK32:

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`MaskHead`: how much each pixel of a feature map wants to take part in attention."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskattn_kernels.nn.checks import at_least_float32, check_fraction, check_positive_int
+
+__all__ = ["MaskHead"]
+
+
+class MaskHead(nn.Module):
+    """A 1x1 convolution on the features, joined with the mask logits of the previous scale.
+
+        logit = conv1x1(features) + carry * resize(previous)
+
+    which is one 1x1 convolution over the features with the previous logits as one more channel.
+    Computed in float32 (float64 for float64) whatever the dtype of the features, and under
+    autocast: in bfloat16 many pixels would tie.
+
+    Args:
+        channels: C of the features.
+        joins_previous: learn ``carry``; needs logits of the previous scale.
+        start: about this fraction of normalised features has a positive logit at first; None = no
+            bias, for selectors that only compare logits with each other.
+
+    Raises:
+        TypeError, ValueError: one line naming the argument, what came, and what was expected.
+
+    Shapes:
+        features (B,C,H,W), previous (B,1,h,w) of any size or None; logits float32 (B,1,H,W).
+        Gradients flow to the features, the previous logits and the parameters.
+
+    Source: Cheng et al., MaskAttn-UNet, arXiv 2503.10686.
+
+    Example:
+        >>> import torch
+        >>> from maskattn_kernels.nn import MaskHead
+        >>> above = MaskHead(8)(torch.randn(2, 8, 16, 16))
+        >>> MaskHead(32, joins_previous=True)(torch.randn(2, 32, 8, 8), above).shape
+        torch.Size([2, 1, 8, 8])
+    """
+
+    def __init__(
+        self, channels: int, *, joins_previous: bool = False, start: float | None = 0.5
+    ) -> None:
+        super().__init__()
+        check_positive_int("channels", channels)
+        if start is not None:
+            check_fraction("start", start)
+        self.conv = nn.Conv2d(channels, 1, 1, bias=start is not None)
+        self.carry = nn.Parameter(torch.tensor(_CARRY)) if joins_previous else None
+        if self.conv.bias is not None and start is not None:
+            # Logits of normalised features have a standard deviation near 1/sqrt(3) with the
+            # default weights; carried logits bring their share of the shift with them.
+            share = 1.0 - _CARRY if joins_previous else 1.0
+            quantile = math.sqrt(2.0) * float(torch.erfinv(torch.tensor(2 * _inner(start) - 1)))
+            nn.init.constant_(self.conv.bias, share * quantile / math.sqrt(3.0))
+
+    def forward(self, features: Tensor, previous: Tensor | None = None) -> Tensor:
+        features = at_least_float32(features)
+        weight, bias = (
+            None if parameter is None else parameter.to(features.dtype)
+            for parameter in (self.conv.weight, self.conv.bias)
+        )
+        with _without_autocast(features.device.type):
+            logits = F.conv2d(features, weight, bias)
+        if self.carry is None or previous is None:
+            return logits
+        size = logits.shape[-2:]
+        resized = F.interpolate(previous, size=size, mode="bilinear", align_corners=False)
+        return logits + self.carry.to(logits.dtype) * resized
+
+
+_CARRY = 0.5
+
+
+def _inner(fraction: float) -> float:
+    """0 and 1 would need an infinite bias."""
+    return min(max(fraction, 0.001), 0.999)
+
+
+def _without_autocast(device: str) -> AbstractContextManager[object]:
+    if torch.amp.is_autocast_available(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()

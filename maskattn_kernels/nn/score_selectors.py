@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Selectors that learn: from the logits of a `MaskHead` to the tokens that attend.
+
+The choice is hard and made by one rule in training and inference. Two things let it learn:
+
+* ``key_bias`` is the log of the soft score, so the softmax weight of a selected key is multiplied
+  by its score: a true gradient, no estimate. A softmax does not feel a shift of all biases; what
+  it teaches is which selected keys are worth more than others.
+* ``score`` is what `straight_through` differentiates: the worth of a query's output, and what
+  tokens that were left out would have brought.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maskattn_kernels.nn.checks import at_least_float32, check_fraction, check_positive_int
+from maskattn_kernels.nn.selectors import RandomSelector, Selection, Selector
+
+__all__ = [
+    "SELECTORS",
+    "GumbelSelector",
+    "ScoreSelector",
+    "ThresholdSelector",
+    "TopKSelector",
+    "keep_ratio_loss",
+    "make_selector",
+]
+
+
+class ScoreSelector(Selector):
+    """Base of selectors over the logits of a `MaskHead`: ``forward((B,1,H,W)) -> Selection``.
+
+    `MaskAttention2d` makes the head for such a selector. Logits that are NaN count as the lowest.
+
+    Args:
+        keep: fraction of tokens, 0 to 1; what it means is the subclass's to say.
+        min_keep: at least so many tokens (or all there are) are selected, whatever the logits.
+
+    Raises:
+        TypeError, ValueError: one line naming the argument, what came, and what was expected.
+    """
+
+    def __init__(self, keep: float = 0.25, *, min_keep: int = 1) -> None:
+        super().__init__()
+        check_fraction("keep", keep)
+        check_positive_int("min_keep", min_keep)
+        self.keep = float(keep)
+        self.min_keep = min_keep
+
+    @property
+    def start(self) -> float | None:
+        """What the mask head's bias should select at first; None: it needs no bias."""
+        return self.keep
+
+    def extra_repr(self) -> str:
+        return f"keep={self.keep}, min_keep={self.min_keep}"
+
+
+class TopKSelector(ScoreSelector):
+    """Selects exactly ``max(min_keep, round(keep * H * W))`` tokens: those of the highest logits.
+
+    Ties go to the token that comes first. The score is ``sigmoid(logit - k-th highest logit)``:
+    0.5 on the border, where a token is closest to changing sides and its gradient is largest.
+    Raising all logits alike changes nothing, so the gradient to the logits sums to 0 in each image;
+    only the order is learned, and scores cannot all drift into saturation.
+
+    Example:
+        >>> import torch
+        >>> from maskattn_kernels.nn import TopKSelector
+        >>> selection = TopKSelector(keep=0.5)(torch.tensor([[[[3.0, 1.0], [2.0, 0.0]]]]))
+        >>> selection.mask
+        tensor([[[ True, False],
+                 [ True, False]]])
+        >>> selection.keep_ratio
+        tensor([0.5000])
+    """
+
+    @property
+    def start(self) -> None:
+        return None
+
+    def forward(self, features: Tensor) -> Selection:
+        logits = _finite(features)
+        tokens = logits[0].numel()
+        count = min(max(self.min_keep, round(self.keep * tokens)), tokens)
+        logits = logits - logits.mean((1, 2), keepdim=True)
+        mask, border = _highest(logits.detach(), count)
+        return _selection(mask, logits - border)
+
+
+class ThresholdSelector(ScoreSelector):
+    """Selects the tokens whose score ``sigmoid(logit)`` is above 0.5, as many as there are.
+
+    How many is up to the head: train it with `keep_ratio_loss`, or it may select everything.
+    ``keep`` is the fraction at the start of training.
+
+    Example:
+        >>> import torch
+        >>> from maskattn_kernels.nn import ThresholdSelector
+        >>> ThresholdSelector()(torch.tensor([[[[3.0, -1.0], [2.0, 0.0]]]])).mask
+        tensor([[[ True, False],
+                 [ True, False]]])
+    """
+
+    def forward(self, features: Tensor) -> Selection:
+        return self._choose(_finite(features))
+
+    def _choose(self, logits: Tensor) -> Selection:
+        tokens = logits[0].numel()
+        floor, _ = _highest(logits.detach(), min(self.min_keep, tokens))
+        return _selection((logits > 0) | floor, logits)
+
+
+class GumbelSelector(ThresholdSelector):
+    """`ThresholdSelector` that explores: in training, logits get logistic noise.
+
+    A token is selected with probability ``sigmoid(logit / temperature)`` in training (the
+    Gumbel-softmax trick for two choices; Jang et al., Maddison et al., 2017), and where its logit
+    is positive in inference. The rule is the same, and so is the result once the temperature is
+    annealed to near 0: call `anneal` as training goes on.
+
+    Args:
+        keep, min_keep: as in `ThresholdSelector`.
+        temperature: scale of the noise at the start and at the end of training.
+
+    The current temperature is part of the ``state_dict``. The noise comes from torch's global
+    generator.
+
+    Example:
+        >>> import torch
+        >>> from maskattn_kernels.nn import GumbelSelector
+        >>> selector = GumbelSelector(temperature=(1.0, 0.01))
+        >>> selector.anneal(0.5)
+        >>> selector.temperature
+        tensor(0.1000)
+    """
+
+    temperature: Tensor
+
+    def __init__(
+        self,
+        keep: float = 0.25,
+        *,
+        min_keep: int = 1,
+        temperature: tuple[float, float] = (1.0, 0.05),
+    ) -> None:
+        super().__init__(keep, min_keep=min_keep)
+        start, end = (float(t) for t in temperature)
+        if not (0.0 < end <= start < float("inf")):
+            raise ValueError(f"temperature: expected start >= end > 0, got {temperature}")
+        self.range = (start, end)
+        self.register_buffer("temperature", torch.tensor(start))
+
+    def anneal(self, progress: float) -> None:
+        """Sets the temperature for ``progress`` of training, 0 to 1: geometric from start to end.
+
+        Raises:
+            TypeError, ValueError: progress is not a number from 0 to 1.
+        """
+        check_fraction("progress", progress)
+        start, end = self.range
+        self.temperature.fill_(start * (end / start) ** progress)
+
+    def forward(self, features: Tensor) -> Selection:
+        logits = _finite(features)
+        if not self.training:
+            return self._choose(logits)
+        uniform = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)
+        noise = uniform.log() - torch.log1p(-uniform)
+        return self._choose(logits + self.temperature.to(noise.dtype) * noise)
+
+
+def keep_ratio_loss(selections: Iterable[Selection], target: float) -> Tensor:
+    """Mean over scales and images of ``(fraction selected - target) ** 2``.
+
+    The fraction is that of the hard mask; its gradient is that of the mean score (straight
+    through), so the loss is at rest exactly where the masks are as large as asked. It is a mean
+    over images, so processes with equal shares of a batch average to the loss of the whole batch.
+    `TopKSelector` keeps its ratio by itself and gets no gradient worth the name from it.
+
+    Args:
+        selections: of learned selectors, one a scale; those without a score are passed over.
+        target: fraction of tokens, 0 to 1.
+
+    Returns:
+        float32 (); 0 without any score.
+
+    Source: the ratio loss of Rao et al., DynamicViT, 2021.
+
+    Example:
+        >>> import torch
+        >>> from maskattn_kernels.nn import ThresholdSelector, keep_ratio_loss
+        >>> selection = ThresholdSelector()(torch.tensor([[[[3.0, -1.0], [2.0, 4.0]]]]))
+        >>> keep_ratio_loss([selection], target=0.25)
+        tensor(0.2500)
+    """
+    check_fraction("target", target)
+    losses = []
+    for selection in selections:
+        if selection.score is None:
+            continue
+        soft = selection.score.mean((1, 2))
+        ratio = selection.keep_ratio + (soft - soft.detach())
+        losses.append((ratio - target).square().mean())
+    return torch.stack(losses).mean() if losses else torch.zeros(())
+
+
+SELECTORS = ("random", "topk", "threshold", "gumbel", "none")
+"""The names that `make_selector` knows."""
+
+
+def make_selector(
+    name: str, keep: float = 0.25, *, seed: int = 0, min_keep: int = 1
+) -> Selector | None:
+    """The selector of a name in `SELECTORS`; None for "none", which selects all tokens.
+
+    Args:
+        name: which.
+        keep: fraction of tokens, as each selector takes it.
+        seed: of `RandomSelector`.
+        min_keep: of the learned ones.
+
+    Raises:
+        TypeError, ValueError: one line naming the argument, what came, and what was expected.
+
+    Example:
+        >>> from maskattn_kernels.nn import make_selector
+        >>> make_selector("topk", keep=0.1)
+        TopKSelector(keep=0.1, min_keep=1)
+    """
+    if name == "none":
+        return None
+    if name == "random":
+        return RandomSelector(keep, seed)
+    learned = {"topk": TopKSelector, "threshold": ThresholdSelector, "gumbel": GumbelSelector}
+    if name not in learned:
+        names = ", ".join(f'"{known}"' for known in SELECTORS)
+        raise ValueError(f"selector: expected one of {names}, got {name!r}")
+    return learned[name](keep, min_keep=min_keep)
+
+
+_LIMIT = 1e4  # a gate is 0 or 1 to the last bit long before, and sums of such logits stay finite
+
+
+def _finite(features: Tensor) -> Tensor:
+    """Logits (B,1,H,W) as (B,H,W), float32 at least, without NaN or Inf."""
+    logits = at_least_float32(features)
+    logits = torch.nan_to_num(logits, nan=-_LIMIT, posinf=_LIMIT, neginf=-_LIMIT)
+    return logits.clamp(-_LIMIT, _LIMIT).squeeze(1)
+
+
+def _highest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` highest logits of each image as a mask (B,H,W), and the lowest of them."""
+    flat = logits.flatten(1)
+    tokens = flat.shape[1]
+    if count == 0 or flat.shape[0] == 0:
+        return torch.zeros_like(logits, dtype=torch.bool), logits.new_zeros(len(flat), 1, 1)
+    border = flat.kthvalue(tokens - count + 1, dim=1, keepdim=True).values
+    above, ties = flat > border, flat == border
+    free = count - above.sum(1, keepdim=True)
+    mask = above | (ties & (ties.cumsum(1) <= free))
+    return mask.view_as(logits), border.unsqueeze(-1)
+
+
+def _selection(mask: Tensor, logits: Tensor) -> Selection:
+    return Selection(mask, F.logsigmoid(logits), logits.sigmoid(), logits)

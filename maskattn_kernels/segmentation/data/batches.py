@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Batches for Lightning: any data set of the package, resized, augmented, in a repeatable order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from maskattn_kernels.segmentation.data.augmentation import Augmentation, Square, fit
+from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.data.images import ImageFiles
+from maskattn_kernels.segmentation.data.opening import open_dataset
+from maskattn_kernels.segmentation.data.order import PADDING, Draw, Order, ResumableLoader
+from maskattn_kernels.segmentation.sample import VOID, Classes, SegmentationDataset
+
+__all__ = ["Batches"]
+
+Transform = Callable[..., Square]
+
+
+class Batches(pl.LightningDataModule):
+    """Loads a data set as batches of S x S images with labels.
+
+    A batch is a dict: ``image`` uint8 (B,3,S,S); ``semantic`` int64 (B,S,S), class numbers or 255 =
+    void; ``instance`` int64 (B,S,S), 0 = no object; ``name`` list of str; ``original_size`` int64
+    (B,2), height and width; ``index`` int64 (B,), the sample's number in the set, -1 for an image
+    of padding, whose labels are all void.
+
+    Order and augmentation depend on (seed, epoch, index) alone: they are the same for any number of
+    workers, after a resume in mid-epoch, and over any number of processes for one global batch.
+
+    Args:
+        name: of the data set, see `open_dataset`.
+        root: its folder; None for digit-scenes.
+        size: S.
+        batch_size: images per process.
+        workers: processes that load; 0 = the training process itself.
+        seed: of order, augmentation and of the choice under `limit`.
+        limit: train with so many images; those of a smaller limit are among those of a larger one.
+        augment: whether training images are changed at random.
+        predict: image or folder of images for `predict_dataloader`; None = the validation set.
+        val_options: options for the validation set where they differ (``{"textures": "shifted"}``).
+        options: for the data set, see `open_dataset`.
+
+    Raises:
+        DataError: data or options that cannot be used, when first needed.
+
+    Example:
+        >>> batches = Batches("digit-scenes", batch_size=4, count=8)
+        >>> batch = next(iter(batches.train_dataloader()))
+        >>> batch["image"].shape, batch["semantic"].dtype, len(batches.classes)
+        (torch.Size([4, 3, 128, 128]), torch.int64, 18)
+    """
+
+    def __init__(
+        self,
+        name: str = "digit-scenes",
+        root: Path | None = None,
+        size: int = 128,
+        batch_size: int = 16,
+        workers: int = 0,
+        seed: int = 0,
+        limit: int | None = None,
+        augment: bool = True,
+        predict: Path | None = None,
+        val_options: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        counts = {"size": size, "batch_size": batch_size, "limit": limit, "workers": workers}
+        for argument, value in counts.items():
+            least = 0 if argument == "workers" else 1
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise DataError(f"{argument}: expected a whole number from {least}, got {value!r}")
+        self.dataset_name = name
+        self.root = root
+        self.size = size
+        self.batch_size = batch_size
+        self.workers = workers
+        self.seed = seed
+        self.limit = limit
+        self.augment = augment
+        self.predict = predict
+        self.options = {"train": options, "val": {**options, **(val_options or {})}}
+        self._sets: dict[str, SegmentationDataset] = {}
+
+    def dataset(self, split: str) -> SegmentationDataset:
+        """The samples of a split at their own size; `index` of a batch counts in it.
+
+        Raises:
+            DataError: data that cannot be used.
+        """
+        if split not in self._sets:
+            found = open_dataset(self.dataset_name, self.root, split, **self.options[split])
+            for other in self._sets.values():
+                if other.classes != found.classes:
+                    raise DataError(f"{self.root}: the classes of train and val differ")
+            self._sets[split] = found
+        return self._sets[split]
+
+    @property
+    def classes(self) -> Classes:
+        """The classes of the data set."""
+        return self.dataset("train").classes
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open what a stage needs, so that bad data stops a run before it starts."""
+        for split in ("train", "val") if stage == "fit" else ("val",):
+            if stage != "predict":
+                self.dataset(split)
+
+    def labelled(self) -> np.ndarray:
+        """Ascending numbers of the training images in use: all, or `limit` of them."""
+        size = len(self.dataset("train"))
+        if self.limit is None or self.limit >= size:
+            return np.arange(size)
+        rng = np.random.Generator(np.random.PCG64(self.seed))
+        return np.sort(rng.permutation(size)[: self.limit])
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled and augmented; its place in the epoch is saved in checkpoints."""
+        # A mirrored digit is another sign.
+        augmentation = (
+            Augmentation(mirror=self.dataset_name != "digit-scenes") if self.augment else None
+        )
+        chosen = self.labelled()
+        items = _Items(self.dataset("train"), chosen, self.size, self.seed, augmentation)
+        order = Order(len(chosen), self.batch_size, shuffle=True, seed=self.seed)
+        return ResumableLoader(items, order, **self._loader_options())
+
+    def val_dataloader(self) -> DataLoader:
+        """In order, as they are."""
+        return self._plain(self.dataset("val"))
+
+    def test_dataloader(self) -> DataLoader:
+        """The validation set: published test sets have no labels."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader:
+        """The images of `predict`, labels all void; or the validation set."""
+        if self.predict is None:
+            return self.val_dataloader()
+        return self._plain(ImageFiles(self.predict, self.classes))
+
+    def _plain(self, samples: SegmentationDataset) -> DataLoader:
+        items = _Items(samples, np.arange(len(samples)), self.size, self.seed, None)
+        order = Order(len(samples), self.batch_size, shuffle=False)
+        options = self._loader_options()
+        return DataLoader(items, batch_size=self.batch_size, sampler=order, **options)
+
+    def _loader_options(self) -> dict[str, Any]:
+        return {
+            "num_workers": self.workers,
+            "persistent_workers": self.workers > 0,
+            "collate_fn": _collate,
+            "pin_memory": torch.cuda.is_available(),
+        }
+
+
+class _Items(Dataset):
+    """Samples as the entries of a batch; asked for by `Draw`."""
+
+    def __init__(
+        self,
+        samples: SegmentationDataset,
+        chosen: np.ndarray,
+        size: int,
+        seed: int,
+        augmentation: Augmentation | None,
+    ) -> None:
+        self.samples = samples
+        self.chosen = chosen
+        self.size = size
+        self.seed = seed
+        self.augmentation = augmentation
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        index = int(self.chosen[max(draw.index, 0)])
+        sample = self.samples[index]
+        if self.augmentation is None:
+            square = fit(sample, self.size)
+        else:
+            key = (self.seed, draw.epoch, index, draw.turn)
+            square = self.augmentation(sample, self.size, np.random.Generator(np.random.PCG64(key)))
+        if draw.index == PADDING:
+            void = np.full_like(square.semantic, VOID)
+            square = Square(square.image, void, np.zeros_like(square.instance))
+        return {
+            "image": np.ascontiguousarray(square.image.transpose(2, 0, 1)),
+            "semantic": square.semantic,
+            "instance": square.instance,
+            "name": sample.name,
+            "original_size": sample.image.shape[:2],
+            "index": index if draw.index != PADDING else PADDING,
+        }
+
+
+def _collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    batch: dict[str, Any] = {"name": [item["name"] for item in items]}
+    for key in ("image", "semantic", "instance", "original_size", "index"):
+        stacked: Tensor = torch.from_numpy(np.stack([item[key] for item in items]))
+        batch[key] = stacked if key == "image" else stacked.long()
+    return batch

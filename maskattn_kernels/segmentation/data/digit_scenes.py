@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Digit scenes: handwritten digits as things on textures and photographs as stuff, 128 x 128.
+
+The digits are scikit-learn's (the test set of UCI's "Optical Recognition of Handwritten Digits"),
+the pictures scikit-image's; both come with the packages, nothing is downloaded. A scene has three
+to five regions of different stuff with wavy borders, three to eight digits of any size, ink and
+slant that hide parts of each other, and scratches and blots in the same inks that belong to no
+object. Train and val share no digit and no pixel of a picture. Labels are those of the pixel on
+top: a digit is its strokes. A scene depends on nothing but (seed, split, index).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageDraw
+from sklearn.datasets import load_digits
+
+from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.data.textures import TEXTURES, texture_pictures
+from maskattn_kernels.segmentation.sample import Classes, Sample
+
+__all__ = ["SIDE", "DigitScenes"]
+
+SIDE = 128
+COUNTS = {"train": 2048, "val": 256}
+REGIONS = (3, 5)
+DIGITS = (3, 8)
+DIGIT_SIDES = (16, 48)
+VAL_SHARE = 0.2
+#: A digit is not placed where it would leave less than this share of another one in sight.
+IN_SIGHT = 0.6
+#: Least difference of brightness between ink and what lies below, of 255.
+CONTRAST = 70.0
+_MARGIN = 1  # empty pixels around an 8 x 8 digit, so that strokes end softly inside the picture
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+_DIGIT_COLORS = (
+    (230, 25, 75),
+    (60, 180, 75),
+    (255, 225, 25),
+    (0, 130, 200),
+    (245, 130, 48),
+    (145, 30, 180),
+    (70, 240, 240),
+    (240, 50, 230),
+    (210, 245, 60),
+    (0, 128, 128),
+)
+
+
+class DigitScenes:
+    """Generated scenes with semantic and instance labels; the set that needs no download.
+
+    Args:
+        split: "train" or "val".
+        count: scenes; None = 2048 to train and 256 to validate.
+        seed: of all scenes. Scene i of a seed and split is the same whatever the count.
+        textures: "plain", or "shifted": other colours, less contrast and a blur in all stuff.
+
+    Raises:
+        DataError: an option that is not as above.
+
+    Example:
+        >>> scene = DigitScenes("val")[0]
+        >>> scene.image.shape, scene.semantic.shape, int(scene.instance.max()) >= 3
+        ((128, 128, 3), (128, 128), True)
+    """
+
+    classes = Classes(
+        names=(*(f"digit {digit}" for digit in range(10)), *(t.name for t in TEXTURES)),
+        is_thing=(True,) * 10 + (False,) * len(TEXTURES),
+        colors=(*_DIGIT_COLORS, *(texture.color for texture in TEXTURES)),
+        ids=tuple(range(10 + len(TEXTURES))),
+    )
+
+    def __init__(
+        self,
+        split: str = "train",
+        count: int | None = None,
+        seed: int = 0,
+        textures: str = "plain",
+    ) -> None:
+        if split not in COUNTS:
+            raise DataError(f"split: expected train or val for digit-scenes, got {split!r}")
+        if textures not in ("plain", "shifted"):
+            raise DataError(f"textures: expected plain or shifted, got {textures!r}")
+        for name, value, least in (("count", count, 1), ("seed", seed, 0)):
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise DataError(f"{name}: expected a whole number from {least}, got {value!r}")
+        self.split = split
+        self.count = COUNTS[split] if count is None else count
+        self.seed = seed
+        self._stuff = texture_pictures(split, textures == "shifted")
+        self._digits = split_digits(split)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < self.count:
+            raise IndexError(f"index: expected 0 to {self.count - 1}, got {index}")
+        key = (self.seed, list(COUNTS).index(self.split), index)
+        rng = np.random.Generator(np.random.PCG64(key))
+        image, semantic = _background(rng, self._stuff)
+        _scratches(rng, image)
+        instance = np.zeros((SIDE, SIDE), dtype=np.int32)
+        _write_digits(rng, self._digits, image, semantic, instance)
+        pixels = np.clip(image, 0, 255).astype(np.uint8)
+        return Sample(f"{self.split}-{index:05d}", pixels, semantic, instance)
+
+
+@lru_cache(maxsize=2)
+def split_digits(split: str) -> tuple[tuple[Image.Image, ...], ...]:
+    """The handwritten samples of a split: for each of the ten digits, pictures of its samples."""
+    numbers = _digit_numbers(split)
+    images, targets = load_digits(return_X_y=True)
+    by_digit: list[list[Image.Image]] = [[] for _ in range(10)]
+    for number in numbers:
+        ink = np.pad(images[number].reshape(8, 8) / 16 * 255, _MARGIN).astype(np.uint8)
+        by_digit[targets[number]].append(Image.fromarray(ink))
+    return tuple(tuple(pictures) for pictures in by_digit)
+
+
+def _digit_numbers(split: str) -> np.ndarray:
+    """Which of scikit-learn's samples belong to a split."""
+    order = np.random.Generator(np.random.PCG64(0)).permutation(len(load_digits().target))
+    cut = round(VAL_SHARE * len(order))
+    return order[:cut] if split == "val" else order[cut:]
+
+
+@lru_cache(maxsize=1)
+def _waves() -> np.ndarray:
+    """Smooth random fields (8, 2*SIDE, 2*SIDE), about -1 to 1; crops of them bend borders."""
+    rng = np.random.Generator(np.random.PCG64(1))
+    coarse = rng.uniform(-1.5, 1.5, (8, 12, 12)).astype(np.float32)
+    side = (2 * SIDE, 2 * SIDE)
+    fine = [Image.fromarray(f).resize(side, Image.Resampling.BICUBIC) for f in coarse]
+    return np.stack([np.asarray(f) for f in fine])
+
+
+_ROWS, _COLUMNS = np.mgrid[:SIDE, :SIDE].astype(np.float32)
+
+
+def _between(rng: np.random.Generator, low: float, high: float) -> float:
+    return low + (high - low) * float(rng.random())
+
+
+def _background(
+    rng: np.random.Generator, stuff: tuple[tuple[np.ndarray, ...], ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Regions of different stuff: float32 (SIDE,SIDE,3) image and uint8 (SIDE,SIDE) classes."""
+    count = int(rng.integers(REGIONS[0], REGIONS[1] + 1))
+    kinds = rng.permutation(len(stuff))[:count]
+    region = _regions(rng, count)
+    image = np.empty((SIDE, SIDE), dtype=np.uint32)
+    for number, kind in enumerate(kinds):
+        picture = stuff[kind][int(rng.integers(len(stuff[kind])))]
+        top = int(rng.integers(picture.shape[0] - SIDE + 1))
+        left = int(rng.integers(picture.shape[1] - SIDE + 1))
+        crop = picture[top : top + SIDE, left : left + SIDE]
+        if rng.random() < 0.5:
+            crop = crop[:, ::-1]
+        np.copyto(image, crop, where=region == number)
+    light = 0.7 + 0.5 * rng.random((count, 1), dtype=np.float32)
+    tint = 0.8 + 0.4 * rng.random((count, 3), dtype=np.float32)
+    semantic = np.take((10 + kinds).astype(np.uint8), region)
+    pixels = image.view(np.uint8).reshape(SIDE, SIDE, 4)[..., :3]
+    return pixels * np.take(light * tint, region, axis=0), semantic
+
+
+def _regions(rng: np.random.Generator, count: int) -> np.ndarray:
+    """The number (SIDE,SIDE) of the nearest of some random points; borders are wavy."""
+    waves = _waves()
+    bent = []
+    for axis in (_ROWS, _COLUMNS):
+        field = waves[int(rng.integers(len(waves)))]
+        top, left = rng.integers(SIDE, size=2)
+        bent.append(axis + 12 * field[top : top + SIDE, left : left + SIDE])
+    points = rng.uniform(0, SIDE, (count, 2)).astype(np.float32)
+    region = np.zeros((SIDE, SIDE), dtype=np.intp)
+    nearest = np.full((SIDE, SIDE), np.inf, dtype=np.float32)
+    for number, (y, x) in enumerate(points):
+        distance = (bent[0] - y) ** 2 + (bent[1] - x) ** 2
+        region[distance < nearest] = number
+        np.minimum(nearest, distance, out=nearest)
+    return region
+
+
+def _ink(rng: np.random.Generator, below: np.ndarray) -> np.ndarray:
+    """A random colour that can be seen on top of the pixels `below` (H,W,3)."""
+    level = float((below[::2, ::2] @ _LUMA).mean())
+    for _ in range(4):
+        color = rng.integers(0, 256, 3).astype(np.float32)
+        if abs(float(color @ _LUMA) - level) >= CONTRAST:
+            return color
+    return np.full(3, 0 if level > 127 else 255, dtype=np.float32)
+
+
+def _scratches(rng: np.random.Generator, image: np.ndarray) -> None:
+    """Long thin lines and blots of ink: marks that are no digits and leave the labels alone."""
+    for _ in range(int(rng.integers(0, 4))):
+        layer = Image.new("L", (SIDE, SIDE))
+        draw = ImageDraw.Draw(layer)
+        x, y = rng.uniform(0, SIDE, 2)
+        if rng.random() < 0.5:
+            angle, reach = _between(rng, 0, np.pi), _between(rng, 40, 90)
+            dx, dy = reach * np.cos(angle), reach * np.sin(angle)
+            draw.line((x - dx, y - dy, x + dx, y + dy), fill=230, width=int(rng.integers(2, 4)))
+        else:
+            radius = _between(rng, 2, 5)
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=230)
+        box = layer.getbbox()
+        if box is not None:
+            place = np.s_[box[1] : box[3], box[0] : box[2]]
+            _paint(
+                image[place], np.asarray(layer)[place] / np.float32(255), _ink(rng, image[place])
+            )
+
+
+def _paint(image: np.ndarray, cover: np.ndarray, color: np.ndarray) -> None:
+    """Lay a colour over an image, in place, where and as strongly as `cover` (0 to 1) says."""
+    image += cover[..., None] * (color - image)
+
+
+def _write_digits(
+    rng: np.random.Generator,
+    digits: tuple[tuple[Image.Image, ...], ...],
+    image: np.ndarray,
+    semantic: np.ndarray,
+    instance: np.ndarray,
+) -> None:
+    """Write digits into a scene, in place, each over those before it."""
+    wanted = int(rng.integers(DIGITS[0], DIGITS[1] + 1))
+    areas = [0]  # by instance number: pixels when it was written
+    seen = [0]  # by instance number: pixels still in sight
+    digit = int(rng.integers(10))
+    for _ in range(4 * wanted):
+        if len(areas) > wanted:
+            break
+        if rng.random() < 0.7:  # otherwise the same digit once more, in another hand and ink
+            digit = int(rng.integers(10))
+        cover = _stroke(rng, digits[digit][int(rng.integers(len(digits[digit])))])
+        side = len(cover)
+        top, left = rng.integers(0, SIDE - side + 1, size=2)
+        place = np.s_[top : top + side, left : left + side]
+        solid = cover > 0.5
+        hidden = np.bincount(instance[place][solid], minlength=len(areas))
+        sights = [seen[k] - int(hidden[k]) for k in range(1, len(areas))]
+        if any(left_over < IN_SIGHT * areas[k] for k, left_over in enumerate(sights, start=1)):
+            continue
+        _paint(image[place], cover * _between(rng, 0.8, 1.0), _ink(rng, image[place]))
+        semantic[place][solid] = digit
+        instance[place][solid] = len(areas)
+        area = int(solid.sum())
+        areas.append(area)
+        seen[1:] = [*sights, area]
+
+
+def _stroke(rng: np.random.Generator, ink: Image.Image) -> np.ndarray:
+    """How much a digit covers each pixel (side, side), 0 to 1, at a random size and slant."""
+    side = int(rng.integers(DIGIT_SIDES[0], DIGIT_SIDES[1] + 1))
+    angle, slant = _between(rng, -0.25, 0.25), _between(rng, -0.2, 0.2)
+    step = ink.width / side
+    cos, sin = step * np.cos(angle), step * np.sin(angle)
+    xx, xy, yx, yy = cos, sin + slant * step, -sin, cos
+    middle = (side - 1) / 2
+    centre = (ink.width - 1) / 2
+    terms = (xx, xy, centre - middle * (xx + xy), yx, yy, centre - middle * (yx + yy))
+    grown = ink.transform((side, side), Image.Transform.AFFINE, terms, Image.Resampling.BICUBIC)
+    soft = np.asarray(grown, dtype=np.float32) / 255
+    # The sharper the larger, so that strokes have edges of about two pixels at every size.
+    return np.clip((soft - 0.38) * side / 12 + 0.5, 0, 1)

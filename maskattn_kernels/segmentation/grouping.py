@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""From per-pixel outputs to objects: the grouping of Panoptic-DeepLab (Cheng et al., 2020).
+
+Peaks of the heatmap are centres; a pixel of a thing belongs to the centre nearest to where its
+offset points; an object's class is that of most of its pixels. On the device, batched, and with
+shapes that depend on the outputs' shapes alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maskattn_kernels.segmentation.network import Outputs
+from maskattn_kernels.segmentation.sample import VOID
+from maskattn_kernels.segmentation.targets import MAX_INSTANCES, is_thing
+
+__all__ = ["Panoptic", "group"]
+
+
+class Panoptic(NamedTuple):
+    """Every pixel's class and object.
+
+    Attributes:
+        semantic: int64 (B,H,W), classes.
+        instance: int64 (B,H,W), the number of the object here, 0 = none. A thing pixel has 0 only
+            where no centre was found in the whole image.
+        labels: int64 (B,K), the class of object 1 to K; `VOID` for numbers without a pixel.
+        scores: float32 (B,K), 0 to 1, how sure that object is: the peak of its centre times the
+            mean probability of its class over its pixels.
+    """
+
+    semantic: Tensor
+    instance: Tensor
+    labels: Tensor
+    scores: Tensor
+
+
+@torch.no_grad()
+def group(
+    outputs: Outputs,
+    things: Sequence[int],
+    *,
+    threshold: float = 0.1,
+    window: int = 7,
+    max_instances: int = MAX_INSTANCES,
+) -> Panoptic:
+    """Groups pixels of things into objects.
+
+    Args:
+        outputs: of a `SegmentationNetwork`; without ``center`` there are no objects.
+        things: classes whose objects are counted.
+        threshold: a centre's heatmap is above it.
+        window: odd; a centre is the highest of so many pixels by so many.
+        max_instances: K; the highest centres.
+
+    Returns:
+        A `Panoptic`; objects are numbered by falling height of their centres.
+
+    Example:
+        >>> import torch
+        >>> from maskattn_kernels.segmentation.grouping import group
+        >>> from maskattn_kernels.segmentation.network import Outputs
+        >>> center = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.9]).view(1, 1, 1, 5)
+        >>> logits = torch.tensor([0.0, 9.0]).view(1, 2, 1, 1).expand(1, 2, 1, 5)
+        >>> outputs = Outputs(logits, center, torch.zeros(1, 2, 1, 5), None, {})
+        >>> group(outputs, things=[1], window=3).instance
+        tensor([[[1, 1, 1, 2, 2]]])
+    """
+    if window < 1 or window % 2 == 0:
+        raise ValueError(f"window: expected an odd number from 1, got {window}")
+    logits = outputs.semantic.float()
+    batch, classes = logits.shape[:2]
+    semantic = logits.argmax(1)
+    if outputs.center is None or outputs.offset is None:
+        nothing = torch.zeros_like(semantic)
+        labels = torch.full((batch, max_instances), VOID, device=logits.device)
+        return Panoptic(semantic, nothing, labels, torch.zeros_like(labels, dtype=torch.float32))
+
+    heights, places = _centers(outputs.center.float(), threshold, window, max_instances)
+    instance = _nearest(outputs.offset.float(), heights > 0, places)
+    instance = torch.where(is_thing(semantic, things), instance, 0)
+
+    # Votes: how many pixels of each object (row 0: of none) have each class.
+    flat, objects = instance.flatten(1), max_instances + 1
+    votes = torch.zeros(batch, objects * classes, dtype=torch.int64, device=flat.device)
+    votes.scatter_add_(1, flat * classes + semantic.flatten(1), torch.ones_like(flat))
+    votes = votes.view(batch, objects, classes)
+    winners, area = votes.argmax(2), votes.sum(2)
+    merged = torch.where(flat > 0, winners.gather(1, flat), semantic.flatten(1))
+
+    surety = logits.softmax(1).flatten(2).gather(1, merged.unsqueeze(1)).squeeze(1)
+    sums = torch.zeros(batch, objects, device=flat.device, dtype=torch.float64)
+    sums.scatter_add_(1, flat, surety.double())
+    mean = (sums / area.clamp_min(1)).float()[:, 1:]
+    found = area[:, 1:] > 0
+    labels = torch.where(found, winners[:, 1:], VOID)
+    scores = torch.where(found, heights.clamp_max(1) * mean, 0.0)
+    return Panoptic(merged.view_as(semantic), instance, labels, scores)
+
+
+def _centers(
+    center: Tensor, threshold: float, window: int, max_instances: int
+) -> tuple[Tensor, Tensor]:
+    """The K highest peaks: heights (B,K), 0 where there are fewer, and places (B,K)."""
+    height, width = center.shape[2:]
+    highest = F.max_pool2d(center, window, stride=1, padding=window // 2)
+    is_peak = (center == highest) & (center > max(threshold, 0.0))
+    # Of equal neighbours, as low precision makes them, the first one is the peak.
+    order = torch.arange(height * width, device=center.device, dtype=torch.float32)
+    order = torch.where(is_peak, -order.view(1, 1, height, width), float("-inf"))
+    is_peak &= order == F.max_pool2d(order, 3, stride=1, padding=1)
+    peaks = torch.where(is_peak, center, 0.0).flatten(1)
+    peaks = F.pad(peaks, (0, max(max_instances - height * width, 0)))
+    # A stable sort and not topk: equal heights keep the order of their places on any device.
+    heights, places = peaks.sort(dim=1, descending=True, stable=True)
+    return heights[:, :max_instances], places[:, :max_instances]
+
+
+def _nearest(offset: Tensor, exists: Tensor, places: Tensor) -> Tensor:
+    """For each pixel the centre, 1 to K, nearest to where its offset points; 0 if there is none."""
+    height, width = offset.shape[2:]
+    ys = torch.arange(height, device=offset.device).view(1, height, 1)
+    xs = torch.arange(width, device=offset.device).view(1, 1, width)
+    aim_y, aim_x = (offset[:, 0] + ys).unsqueeze(1), (offset[:, 1] + xs).unsqueeze(1)
+    center_y = (places // width)[:, :, None, None]
+    center_x = (places % width)[:, :, None, None]
+    distance = (aim_y - center_y).square() + (aim_x - center_x).square()
+    distance = distance.masked_fill(~exists[:, :, None, None], float("inf"))
+    nearest = distance.argmin(1) + 1
+    return torch.where(exists.any(1)[:, None, None], nearest, 0)

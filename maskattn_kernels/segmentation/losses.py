@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Losses of segmentation, each a module, and their weighted sum.
+
+Every loss is a mean over the pixels of an image that count, then a mean over images: an image
+without any (all void) adds 0 and no gradient, and processes with equal shares of a batch average
+to the loss of the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskattn_kernels.nn import keep_ratio_loss
+from maskattn_kernels.segmentation.network import TASKS, Outputs
+from maskattn_kernels.segmentation.sample import VOID
+from maskattn_kernels.segmentation.targets import instance_targets
+
+__all__ = [
+    "CenterLoss",
+    "InstanceContrastiveLoss",
+    "OffsetLoss",
+    "SegmentationLoss",
+    "SemanticLoss",
+]
+
+
+class SemanticLoss(nn.Module):
+    """Cross-entropy of logits (B,C,H,W) and classes int64 (B,H,W); `VOID` pixels do not count.
+
+    Example:
+        >>> import torch
+        >>> from maskattn_kernels.segmentation.losses import SemanticLoss
+        >>> SemanticLoss()(torch.zeros(1, 2, 1, 3), torch.tensor([[[0, 1, 255]]]))
+        tensor(0.6931)
+    """
+
+    def forward(self, logits: Tensor, semantic: Tensor) -> Tensor:
+        losses = F.cross_entropy(logits.float(), semantic, ignore_index=VOID, reduction="none")
+        return _mean(losses, semantic != VOID)
+
+
+class CenterLoss(nn.Module):
+    """Squared error of centre heatmaps, both (B,1,H,W), where ``counts`` is True.
+
+    Example:
+        >>> import torch
+        >>> from maskattn_kernels.segmentation.losses import CenterLoss
+        >>> ones = torch.ones(1, 1, 2, 2)
+        >>> CenterLoss()(ones, 3 * ones, ones.bool())
+        tensor(4.)
+    """
+
+    def forward(self, center: Tensor, target: Tensor, counts: Tensor) -> Tensor:
+        return _mean((center.float() - target).square(), counts)
+
+
+class OffsetLoss(nn.Module):
+    """Absolute error in pixels, |dy| + |dx|, of offsets (B,2,H,W), where ``counts`` is True.
+
+    Example:
+        >>> import torch
+        >>> from maskattn_kernels.segmentation.losses import OffsetLoss
+        >>> ones = torch.ones(1, 2, 2, 2)
+        >>> OffsetLoss()(ones, 3 * ones, torch.ones(1, 1, 2, 2, dtype=torch.bool))
+        tensor(4.)
+    """
+
+    def forward(self, offset: Tensor, target: Tensor, counts: Tensor) -> Tensor:
+        return _mean((offset.float() - target).abs().sum(1, keepdim=True), counts)
+
+
+class InstanceContrastiveLoss(nn.Module):
+    """L_IC of MaskAttn-UNet: a triplet margin loss on the embeddings of pixels within an image.
+
+        mean of relu(|a - p| - |a - n| + margin)    a, p in one object, n in another
+
+    over all such triplets among the sampled pixels of an image. Small objects are sampled as
+    often as large ones. The sample is a fixed function of ``numbers``: no generator and no reading
+    of device values on the host. Distances are Euclidean.
+
+    Args:
+        margin: by how much another object should be farther.
+        samples: pixels of an image.
+
+    Shapes:
+        embedding (B,E,H,W); numbers int64 (B,H,W), objects from 1, 0 = none (see `Targets`).
+
+    Example:
+        >>> import torch
+        >>> from maskattn_kernels.segmentation.losses import InstanceContrastiveLoss
+        >>> numbers = torch.tensor([[[1, 1, 2, 2]]])
+        >>> InstanceContrastiveLoss(margin=1.0)(torch.zeros(1, 8, 1, 4), numbers)
+        tensor(1.)
+        >>> InstanceContrastiveLoss(margin=1.0)(numbers.float().unsqueeze(1) * 5, numbers)
+        tensor(0.)
+    """
+
+    def __init__(self, margin: float = 1.0, samples: int = 48) -> None:
+        super().__init__()
+        self.margin = margin
+        self.samples = samples
+
+    def forward(self, embedding: Tensor, numbers: Tensor) -> Tensor:
+        numbers = numbers.flatten(1)
+        places = self._sample(numbers)
+        sampled = numbers.gather(1, places)
+        flat = embedding.float().flatten(2)
+        points = flat.gather(2, places.unsqueeze(1).expand(-1, flat.shape[1], -1))
+        difference = points.unsqueeze(3) - points.unsqueeze(2)
+        # The square root of 0 has no finite gradient.
+        distance = difference.square().sum(1).clamp_min(1e-12).sqrt()
+        valid = sampled > 0
+        both = valid.unsqueeze(2) & valid.unsqueeze(1)
+        same = sampled.unsqueeze(2) == sampled.unsqueeze(1)
+        itself = torch.eye(sampled.shape[1], dtype=torch.bool, device=sampled.device)
+        positive, negative = both & same & ~itself, both & ~same
+        triplets = (distance.unsqueeze(3) - distance.unsqueeze(2) + self.margin).relu()
+        return _mean(triplets, positive.unsqueeze(3) & negative.unsqueeze(2))
+
+    def _sample(self, numbers: Tensor) -> Tensor:
+        """Places (B,P) of the P pixels with the smallest keys: -log(u) * area of the object.
+
+        That is a weighted sample without replacement, weights 1 / area (Efraimidis and Spirakis,
+        2006). The draws u come from a fixed low-discrepancy sequence over the pixels.
+        """
+        pixels = numbers.shape[1]
+        steps = torch.arange(1, pixels + 1, device=numbers.device, dtype=torch.float64)
+        draws = ((steps * _GOLDEN) % 1.0).clamp(1e-9, 1 - 1e-9)
+        area = torch.zeros(
+            numbers.shape[0], pixels + 1, dtype=torch.int64, device=numbers.device
+        ).scatter_add_(1, numbers, torch.ones_like(numbers))
+        keys = -draws.log() * area.gather(1, numbers)
+        keys = keys.masked_fill(numbers == 0, float("inf"))
+        return keys.topk(min(self.samples, pixels), dim=1, largest=False).indices
+
+
+class SegmentationLoss(nn.Module):
+    """The weighted sum of what a task needs.
+
+    Args:
+        things: classes whose objects are counted.
+        task: "semantic", "instance" or "panoptic".
+        keep: fraction of pixels that learned selectors should keep; None = no such loss.
+        semantic_weight, center_weight, offset_weight, contrastive_weight, keep_weight: factors.
+        sigma: of the centres' Gaussians, in pixels.
+
+    Shapes:
+        ``outputs`` of a `SegmentationNetwork`; ``batch`` a dict with "semantic" integer (B,H,W)
+        and, unless the task is "semantic", "instance" integer (B,H,W). Returns a dict of scalars:
+        "loss", the total, and its parts without their weights ("semantic", "center", "offset",
+        "contrastive", "keep").
+
+    Example:
+        >>> import torch
+        >>> from maskattn_kernels.segmentation.losses import SegmentationLoss
+        >>> from maskattn_kernels.segmentation.network import SegmentationNetwork
+        >>> network = SegmentationNetwork(3, things=[2], width=8, depth=1)
+        >>> semantic = torch.full((1, 16, 16), 255)
+        >>> outputs = network(torch.rand(1, 3, 16, 16))
+        >>> batch = {"semantic": semantic, "instance": torch.zeros_like(semantic)}
+        >>> losses = SegmentationLoss(things=[2])(outputs, batch)
+        >>> losses["loss"].item()
+        0.0
+    """
+
+    def __init__(
+        self,
+        things: Sequence[int] = (),
+        task: str = "panoptic",
+        *,
+        keep: float | None = None,
+        semantic_weight: float = 1.0,
+        center_weight: float = 50.0,
+        offset_weight: float = 0.05,
+        contrastive_weight: float = 0.1,
+        keep_weight: float = 10.0,
+        sigma: float = 3.0,
+    ) -> None:
+        super().__init__()
+        if task not in TASKS:
+            raise ValueError(f"task: expected one of {TASKS}, got {task!r}")
+        self.things = tuple(things)
+        self.task = task
+        self.keep = keep
+        self.sigma = sigma
+        self.weights = {
+            "semantic": semantic_weight,
+            "center": center_weight,
+            "offset": offset_weight,
+            "contrastive": contrastive_weight,
+            "keep": keep_weight,
+        }
+        self.semantic = SemanticLoss()
+        self.center = CenterLoss()
+        self.offset = OffsetLoss()
+        self.contrastive = InstanceContrastiveLoss()
+
+    def forward(self, outputs: Outputs, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        semantic = batch["semantic"].long()
+        losses = {"semantic": self.semantic(outputs.semantic, semantic)}
+        if outputs.center is not None and outputs.offset is not None:
+            targets = instance_targets(semantic, batch["instance"], self.things, sigma=self.sigma)
+            losses["center"] = self.center(outputs.center, targets.center, targets.center_counts)
+            losses["offset"] = self.offset(outputs.offset, targets.offset, targets.offset_counts)
+            if outputs.embedding is not None:
+                losses["contrastive"] = self.contrastive(outputs.embedding, targets.numbers)
+        learned = [s for s in outputs.selections.values() if s.score is not None]
+        if self.keep is not None and learned:
+            losses["keep"] = keep_ratio_loss(learned, self.keep)
+        total = sum(self.weights[name] * loss for name, loss in losses.items())
+        return {"loss": total, **losses}
+
+
+_GOLDEN = 0.6180339887498949
+
+
+def _mean(losses: Tensor, counts: Tensor) -> Tensor:
+    """The mean over images of the mean over what counts; where nothing does, 0."""
+    kept = torch.where(counts, losses, 0.0).flatten(1).sum(1)
+    return (kept / counts.flatten(1).sum(1).clamp_min(1)).mean()

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`SegmentationNetwork`: a `MaskAttnUNet` with the heads that its task needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from maskattn_kernels.models import PRESETS, MaskAttnUNet
+from maskattn_kernels.models.maskattn_unet import Masks
+from maskattn_kernels.nn import Selection
+
+__all__ = ["TASKS", "Outputs", "SegmentationNetwork"]
+
+TASKS = ("semantic", "instance", "panoptic")
+
+
+class Outputs(NamedTuple):
+    """What a `SegmentationNetwork` says about each pixel.
+
+    Attributes:
+        semantic: (B,C,H,W), logits of the classes.
+        center: (B,1,H,W), near 1 at the centre of an object and 0 elsewhere; None for task
+            "semantic", as the next two.
+        offset: (B,2,H,W), (dy, dx) in pixels from here to the centre of the object here.
+        embedding: (B,E,H,W), close for pixels of one object and apart for others; None for E = 0.
+        selections: what attention selected, by the name of the scale (`MaskAttnUNet.scales`); no
+            entry where all pixels took part.
+    """
+
+    semantic: Tensor
+    center: Tensor | None
+    offset: Tensor | None
+    embedding: Tensor | None
+    selections: dict[str, Selection]
+
+
+class SegmentationNetwork(nn.Module):
+    """Semantic logits, and for tasks with objects centres, offsets and embeddings of their pixels.
+
+    "instance" and "panoptic" have the same outputs; they differ in what is scored. Centres and
+    offsets are those of Panoptic-DeepLab (Cheng et al., 2020); embeddings serve the contrastive
+    loss of MaskAttn-UNet.
+
+    Args:
+        classes: how many.
+        things: numbers of the classes whose objects are counted; needed unless "semantic".
+        task: "semantic", "instance" or "panoptic".
+        preset: a name in `PRESETS`, for the four sizes that are None.
+        width, depth, bottleneck, num_heads: as in `MaskAttnUNet`.
+        selector, keep, min_keep, seed, sparsity, core, backend: as in `MaskAttnUNet`.
+        embedding: E, channels of the embedding; 0 = none.
+
+    Raises:
+        TypeError, ValueError: one line naming the argument, what came, and what was expected.
+
+    Shapes:
+        image (B,3,H,W), uint8 from 0 to 255 or floating from 0 to 1, RGB; normalised inside, by the
+        buffers ``mean`` and ``std``.
+
+    ``config`` holds all arguments, ready for JSON: ``SegmentationNetwork(**config)`` builds the
+    network that a checkpoint's weights fit.
+
+    Example:
+        >>> import torch
+        >>> from maskattn_kernels.segmentation.network import SegmentationNetwork
+        >>> network = SegmentationNetwork(5, things=[3, 4], width=8, depth=2, selector="topk")
+        >>> outputs = network(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+        >>> outputs.semantic.shape, outputs.offset.shape
+        (torch.Size([1, 5, 32, 32]), torch.Size([1, 2, 32, 32]))
+        >>> sorted(outputs.selections)
+        ['down1', 'down2', 'up1', 'up2']
+        >>> SegmentationNetwork(**network.config).config == network.config
+        True
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        classes: int,
+        things: Sequence[int] = (),
+        task: str = "panoptic",
+        *,
+        preset: str = "edge",
+        width: int | None = None,
+        depth: int | None = None,
+        bottleneck: int | None = None,
+        num_heads: int | None = None,
+        selector: str = "topk",
+        keep: float = 0.25,
+        min_keep: int = 1,
+        seed: int = 0,
+        sparsity: str = "qk",
+        core: str = "sparse",
+        backend: str | None = None,
+        embedding: int = 8,
+    ) -> None:
+        super().__init__()
+        things = tuple(int(thing) for thing in things)
+        _check(classes, things, task, preset, embedding)
+        sizes = {"width": width, "depth": depth, "bottleneck": bottleneck, "num_heads": num_heads}
+        chosen = {
+            "selector": selector,
+            "keep": keep,
+            "min_keep": min_keep,
+            "seed": seed,
+            "sparsity": sparsity,
+            "core": core,
+            "backend": backend,
+        }
+        self.config: dict[str, Any] = {
+            "classes": classes,
+            "things": list(things),
+            "task": task,
+            "preset": preset,
+            **sizes,
+            **chosen,
+            "embedding": embedding,
+        }
+        self.task = task
+        self.things = things
+        given = {name: size for name, size in sizes.items() if size is not None}
+        self.unet = MaskAttnUNet.from_preset(preset, classes=classes, **given, **chosen)
+        self.objects: nn.Module | None = None
+        if task != "semantic":
+            channels = self.unet.head.in_channels
+            self.objects = nn.Sequential(
+                nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+                nn.BatchNorm2d(channels),
+                nn.GELU(),
+                nn.Conv2d(channels, 3 + embedding, 1),
+            ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # Of ImageNet: customary, and near enough for photographs.
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
+
+    def forward(self, image: Tensor, masks: Masks | None = None) -> Outputs:
+        """What the network says about ``image``; ``masks`` as in `MaskAttnUNet.forward`."""
+        if isinstance(image, Tensor) and image.dtype == torch.uint8:
+            image = image.to(self.mean.dtype) / 255
+        if not isinstance(image, Tensor) or not image.is_floating_point():
+            kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
+            raise TypeError(f"image: expected a uint8 or floating point Tensor, got {kind}")
+        if image.dim() != 4 or image.shape[1] != 3:
+            raise ValueError(f"image: expected shape (B, 3, H, W), got {tuple(image.shape)}")
+        features, selections = self.unet.features((image - self.mean) / self.std, masks)
+        semantic = self.unet.head(features)
+        made = {name: chosen for name, chosen in selections.items() if chosen is not None}
+        if self.objects is None:
+            return Outputs(semantic, None, None, None, made)
+        objects = self.objects(features)
+        embedding = objects[:, 3:] if objects.shape[1] > 3 else None
+        return Outputs(semantic, objects[:, :1], objects[:, 1:3] * _REACH, embedding, made)
+
+    def anneal(self, progress: float) -> None:
+        """Tells Gumbel selectors how far training is, from 0 to 1; nothing for other selectors."""
+        self.unet.anneal(progress)
+
+
+_REACH = 16.0  # pixels per unit of the last convolution: offsets start at the scale of objects
+
+
+def _check(classes: Any, things: tuple[int, ...], task: Any, preset: Any, embedding: Any) -> None:
+    if task not in TASKS:
+        names = ", ".join(f'"{known}"' for known in TASKS)
+        raise ValueError(f"task: expected one of {names}, got {task!r}")
+    if preset not in PRESETS:
+        names = ", ".join(f'"{known}"' for known in PRESETS)
+        raise ValueError(f"preset: expected one of {names}, got {preset!r}")
+    if isinstance(classes, bool) or not isinstance(classes, int) or not 1 <= classes <= 255:
+        raise ValueError(f"classes: expected an int from 1 to 255, got {classes!r}")
+    if any(not 0 <= thing < classes for thing in things) or len(set(things)) < len(things):
+        raise ValueError(f"things: expected different classes below {classes}, got {things}")
+    if task != "semantic" and not things:
+        raise ValueError(f'things: expected classes to count for task "{task}", got none')
+    if isinstance(embedding, bool) or not isinstance(embedding, int) or embedding < 0:
+        raise ValueError(f"embedding: expected an int from 0, got {embedding!r}")

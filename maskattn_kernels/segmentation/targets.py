@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""From label maps to what an instance branch should say: centres, offsets, and where they count.
+
+All on the device of the labels, batched, with shapes that depend on the labels' shapes alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from maskattn_kernels.segmentation.sample import VOID
+
+__all__ = ["MAX_INSTANCES", "Targets", "instance_targets", "is_thing", "renumbered"]
+
+MAX_INSTANCES = 64
+"""Objects of an image that are learned, and found, at most."""
+
+
+class Targets(NamedTuple):
+    """Attributes:
+    center: float32 (B,1,H,W), a Gaussian of height 1 on each object's centre pixel.
+    center_counts: bool (B,1,H,W), where it is known what ``center`` should be.
+    offset: float32 (B,2,H,W), (dy, dx) in pixels to the centre pixel of the object here.
+    offset_counts: bool (B,1,H,W), where there is an object.
+    numbers: int64 (B,H,W), the object here, 1 to MAX_INSTANCES, 0 = none.
+    """
+
+    center: Tensor
+    center_counts: Tensor
+    offset: Tensor
+    offset_counts: Tensor
+    numbers: Tensor
+
+
+def instance_targets(
+    semantic: Tensor,
+    instance: Tensor,
+    things: Sequence[int],
+    *,
+    sigma: float = 3.0,
+    max_instances: int = MAX_INSTANCES,
+) -> Targets:
+    """The targets of Panoptic-DeepLab (Cheng et al., 2020).
+
+    A centre is the mean place of an object's pixels, rounded to a pixel. Not known, and so not
+    counted, are: void pixels, pixels of things without an object, and objects beyond
+    ``max_instances`` (those with the highest numbers).
+
+    Args:
+        semantic: integer (B,H,W), classes or `VOID`.
+        instance: integer (B,H,W), 0 = none; any numbers from 1, unique within an image.
+        things: classes whose objects are counted; objects elsewhere are passed over.
+        sigma: of the Gaussians, in pixels.
+        max_instances: K.
+
+    Example:
+        >>> import torch
+        >>> from maskattn_kernels.segmentation.targets import instance_targets
+        >>> instance = torch.tensor([[[7, 7, 7, 0]]])
+        >>> targets = instance_targets((instance > 0).long(), instance, things=[1])
+        >>> targets.offset[0, 1]
+        tensor([[ 1.,  0., -1.,  0.]])
+        >>> targets.numbers
+        tensor([[[1, 1, 1, 0]]])
+    """
+    batch, height, width = semantic.shape
+    device = semantic.device
+    thing = is_thing(semantic, things)
+    numbers = renumbered(torch.where(thing, instance.long(), 0))
+    numbers = torch.where(numbers <= max_instances, numbers, 0)
+    ys = torch.arange(height, device=device, dtype=torch.float32)
+    xs = torch.arange(width, device=device, dtype=torch.float32)
+
+    # Sums over each object's pixels; row 0 gathers what is none. Whole numbers: exact in float32
+    # up to 2**24, and so the same in any order of addition.
+    flat = numbers.flatten(1)
+    places = torch.stack([torch.ones(height, width, device=device), *_grid(ys, xs)])
+    sums = torch.zeros(batch, 3, max_instances + 1, device=device, dtype=torch.float64)
+    index = flat.unsqueeze(1).expand(-1, 3, -1)
+    sums.scatter_add_(2, index, places.flatten(1).double().expand(batch, -1, -1))
+    area = sums[:, :1]
+    centers = (sums[:, 1:] / area.clamp_min(1)).round().float()  # (B, 2, K + 1)
+
+    exists = area[:, :, 1:] > 0
+    bumps_y = torch.exp(-((ys - centers[:, 0, 1:, None]) ** 2) / (2 * sigma**2))
+    bumps_x = torch.exp(-((xs - centers[:, 1, 1:, None]) ** 2) / (2 * sigma**2))
+    bumps_y = bumps_y * exists.transpose(1, 2)
+    center = (bumps_y.unsqueeze(3) * bumps_x.unsqueeze(2)).amax(1, keepdim=True)
+
+    own = centers.gather(2, flat.unsqueeze(1).expand(-1, 2, -1)).view(batch, 2, height, width)
+    has_object = (numbers > 0).unsqueeze(1)
+    offset = torch.where(has_object, own - torch.stack(_grid(ys, xs)), 0.0)
+    known = (semantic != VOID) & ~(thing & (numbers == 0))
+    return Targets(center, known.unsqueeze(1), offset, has_object, numbers)
+
+
+def is_thing(semantic: Tensor, things: Sequence[int]) -> Tensor:
+    """bool, in the shape of ``semantic``: whether the class there is one of ``things``."""
+    found = torch.zeros_like(semantic, dtype=torch.bool)
+    for thing in things:
+        found |= semantic == thing
+    return found
+
+
+def renumbered(instance: Tensor) -> Tensor:
+    """The numbers of each image's objects, in the same order, as 1, 2, 3, ..; 0 stays 0.
+
+    Example:
+        >>> import torch
+        >>> from maskattn_kernels.segmentation.targets import renumbered
+        >>> renumbered(torch.tensor([[[26001, 0, 9, 26001]]]))
+        tensor([[[2, 0, 1, 2]]])
+    """
+    ordered, order = instance.flatten(1).sort(1)
+    is_new = torch.zeros_like(ordered)
+    is_new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    is_new[:, :1] = ordered[:, :1] > 0
+    ranks = is_new.cumsum(1)
+    return torch.zeros_like(ordered).scatter_(1, order, ranks).view_as(instance)
+
+
+def _grid(ys: Tensor, xs: Tensor) -> tuple[Tensor, Tensor]:
+    """The row and the column of each pixel, both (H,W)."""
+    return tuple(torch.meshgrid(ys, xs, indexing="ij"))  # type: ignore[return-value]
