@@ -25,7 +25,6 @@ from maskattn_kernels.benchmark import report, suite
 from maskattn_kernels.benchmark.cases import DTYPES
 from maskattn_kernels.benchmark.machine import machine_facts
 
-
 #: What the extras bring, as it is imported.
 EXTRAS = (
     "PIL",

@@ -112,11 +112,11 @@ def test_hostile_state_is_refused_and_not_run(tmp_path, unbroken):
     out = tmp_path / "run"
     out.mkdir()
     torch.save({"loops": Bomb()}, out / "last.ckpt")
-    with pytest.raises(CheckpointError, match="it holds code or objects that are not loaded$"):
+    with pytest.raises(CheckpointError, match=r"it holds code or objects that are not loaded$"):
         training.main(tiny_arguments(out, "--ckpt_path", "last"))
     assert not (tmp_path / "exploded").exists()
     (out / "last.ckpt").write_bytes((unbroken / "last.ckpt").read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="damaged or cut off$"):
+    with pytest.raises(CheckpointError, match=r"damaged or cut off$"):
         training.main(tiny_arguments(out, "--ckpt_path", "last"))
 
 

@@ -15,7 +15,7 @@ __all__ = ["CSVLog", "read_log"]
 
 
 class CSVLog(Logger):
-    """Two tables in a folder: ``train.csv``, a row per interval; ``validation.csv``, per validation.
+    """Two tables in a folder: ``train.csv`` and ``validation.csv``.
 
     Lightning's own CSV logger deletes the files of an earlier run in the same folder. This one goes
     on below them, without the rows that the resumed run will write again.

@@ -94,7 +94,7 @@ class SegmentationModule(pl.LightningModule):
         return self
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
-        # A run is one epoch. Draws depend on the number of the batch alone, so a resumed run repeats them.
+        # Draws depend on the number of the batch in the run alone: a resumed run repeats them.
         torch.manual_seed((self.seed * 1_000_003 + batch_idx) * 1009 + self.global_rank)
         self.network.anneal(self.global_step / self.steps)
 

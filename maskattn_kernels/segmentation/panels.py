@@ -157,7 +157,7 @@ def _row(tiles: Sequence[tuple[str, np.ndarray]]) -> Image.Image:
 def _legend(
     semantic: np.ndarray, instance: np.ndarray, classes: Classes, width: int
 ) -> Image.Image | None:
-    """Names and colours of the classes in a prediction, largest first, on as many lines as needed."""
+    """Names and colours of the classes in a prediction, largest first."""
     numbers, counts = np.unique(semantic[semantic != VOID], return_counts=True)
     if not len(numbers):
         return None

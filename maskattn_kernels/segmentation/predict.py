@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,38 +20,17 @@ import torch
 
 from maskattn_kernels.segmentation.background import ahead, batched, map_ahead
 from maskattn_kernels.segmentation.checkpoints import Checkpoint
+from maskattn_kernels.segmentation.command_line import Parser, count, positive, torch_device
 from maskattn_kernels.segmentation.cost import measure_cost, peak_memory
 from maskattn_kernels.segmentation.data.augmentation import fit
 from maskattn_kernels.segmentation.frames import Frame, frames
 from maskattn_kernels.segmentation.grouping import group
 from maskattn_kernels.segmentation.panels import Attended
+from maskattn_kernels.segmentation.prediction import Prediction
 from maskattn_kernels.segmentation.sample import Sample
 from maskattn_kernels.segmentation.writing import Writer
 
-__all__ = ["Prediction", "predict", "predictions", "summary_text"]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a network says about one image, at the size of its own input.
-
-    Attributes:
-        name: of the image.
-        image: uint8 (H,W,3), as it was read.
-        semantic: int64 (S,S), class numbers or 255 = void.
-        instance: int64 (S,S), 0 = no object, else its number.
-        labels: int64 (K,), the class of each object; object n is at place n - 1.
-        scores: float32 (K,), how sure it is.
-        attended: where each scale attends, by its name; empty where nobody asked for it.
-    """
-
-    name: str
-    image: np.ndarray
-    semantic: np.ndarray
-    instance: np.ndarray
-    labels: np.ndarray
-    scores: np.ndarray
-    attended: dict[str, Attended] = field(default_factory=dict)
+__all__ = ["main", "predict", "predictions", "summary_text"]
 
 
 def predictions(
@@ -155,39 +133,38 @@ def predict(
         ValueError: source, checkpoint or truth cannot be used.
         WriteError: the folder cannot be written to.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    place = torch_device(device)
     loaded = Checkpoint.from_pretrained(checkpoint)
-    loaded.network.to(device)
+    loaded.network.to(place)
     cost = measure_cost(loaded.network, loaded.size, batch_size)
-    start, count = time.perf_counter(), 0
+    start, done = time.perf_counter(), 0
     found = predictions(
         loaded,
         islice(frames(source), limit),
         batch_size=batch_size,
         attended=panels,
-        device=device,
+        device=place,
     )
     with Writer(out, loaded.classes, panels=panels, truth=truth) as writer:
         try:
-            for count, prediction in enumerate(found, start=1):
+            for done, prediction in enumerate(found, start=1):
                 writer.add(prediction)
-                if count % 100 == 0:
-                    rate = count / (time.perf_counter() - start)
-                    print(f"{count} images, {rate:.1f} images/s", file=sys.stderr, flush=True)
+                if done % 100 == 0:
+                    rate = done / (time.perf_counter() - start)
+                    print(f"{done} images, {rate:.1f} images/s", file=sys.stderr, flush=True)
         except KeyboardInterrupt:  # the usual end of a camera
             print("\nstopped; finishing what was begun", file=sys.stderr)
-    rate = count / (time.perf_counter() - start)
-    peak = peak_memory(torch.device(device))
+    rate = done / (time.perf_counter() - start)
+    peak = peak_memory(place)
     summary = {
         "source": source,
         "checkpoint": str(checkpoint),
-        "images": count,
+        "images": done,
         "images_per_second": rate,
         "network": cost.as_dict(),
         "share_of_network_rate": rate / cost.images_per_second,
         "peak_memory_mb": None if peak is None else peak / 2**20,
-        "device": device,
+        "device": str(place),
         "size": loaded.size,
     }
     writer.write_text("summary.json", json.dumps(summary, indent=2) + "\n")
@@ -208,3 +185,41 @@ def summary_text(summary: dict[str, Any]) -> str:
     if summary["peak_memory_mb"] is not None:
         lines.append(f"peak memory {summary['peak_memory_mb']:.0f} MB")
     return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``maskattn predict`` with arguments; returns the exit code."""
+    parser = Parser(prog="maskattn predict", description="Segment images, a video or a camera.")
+    add = parser.add_argument
+    add("source", help="an image, a folder of images, a video, or the number of a camera")
+    add(
+        "--checkpoint",
+        required=True,
+        help="folder, as `maskattn train` leaves in OUT/best; or hub id",
+    )
+    add("--out", type=Path, default=Path("out/predict"), help="folder (default out/predict)")
+    add("--truth", type=Path, help="folder of label PNGs: panels then show the errors")
+    add(
+        "--panels",
+        type=count,
+        default=8,
+        metavar="N",
+        help="panels of the first N images (default 8)",
+    )
+    add("--batch_size", type=positive, default=16, help="default 16")
+    add("--limit", type=positive, metavar="N", help="stop after N images")
+    add("--device", default="auto", help="cpu, cuda, .. (default: a GPU if there is one)")
+    given = parser.parse_args(argv)
+    summary = predict(
+        given.source,
+        given.checkpoint,
+        given.out,
+        truth=given.truth,
+        panels=given.panels,
+        batch_size=given.batch_size,
+        limit=given.limit,
+        device=given.device,
+    )
+    print(summary_text(summary))
+    print(f"written: {given.out}")
+    return 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The options of ``maskattn train``: typed, from YAML files and the command line, in one line if wrong."""
+"""The options of ``maskattn train``: typed, from YAML files and the command line."""
 
 from __future__ import annotations
 
