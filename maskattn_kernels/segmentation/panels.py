@@ -119,7 +119,8 @@ def draw_panel(
         for name, a in attended.items()
     ]  # fmt: skip
     columns = max(len(first), min(len(masks), 4), 2)
-    legend = _legend(semantic, instance, classes, columns * (TILE + GAP) - GAP)
+    shown = semantic if truth is None else np.concatenate([semantic, truth])
+    legend = _legend(shown, semantic, instance, classes, columns * (TILE + GAP) - GAP)
     rows = [_row(first)]
     if legend is not None:
         rows.append(legend)
@@ -155,10 +156,10 @@ def _row(tiles: Sequence[tuple[str, np.ndarray]]) -> Image.Image:
 
 
 def _legend(
-    semantic: np.ndarray, instance: np.ndarray, classes: Classes, width: int
+    shown: np.ndarray, semantic: np.ndarray, instance: np.ndarray, classes: Classes, width: int
 ) -> Image.Image | None:
-    """Names and colours of the classes in a prediction, largest first."""
-    numbers, counts = np.unique(semantic[semantic != VOID], return_counts=True)
+    """Names and colours of the classes that are shown, largest first, with counts of objects."""
+    numbers, counts = np.unique(shown[shown != VOID], return_counts=True)
     if not len(numbers):
         return None
     font, line, left, top = _font(14), 22, 0, 0

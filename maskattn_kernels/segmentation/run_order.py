@@ -90,7 +90,7 @@ class RunData(pl.LightningDataModule):
         rank, world = (
             (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         )
-        images, seed = len(self.batches.labelled()), self.batches.seed
+        images, seed = len(plain.dataset), self.batches.seed  # type: ignore[arg-type]
         order = RunOrder(images, self.batches.batch_size, self.total, seed, rank, world)
         order.start = self.start
         return DataLoader(

@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
+from maskattn_kernels.nn.checks import at_least_float32
+
 __all__ = ["SharedBatchNorm2d", "share_batch_norm"]
 
 
@@ -26,7 +28,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         together = self.training and dist.is_initialized() and dist.get_world_size() > 1
         if not together:
             return super().forward(input)
-        x = input.float()
+        x = at_least_float32(input)
         world = dist.get_world_size()
         mean = all_reduce(x.mean((0, 2, 3))) / world
         # The second pass costs one more message and keeps what mean(x^2) - mean^2 would cancel.

@@ -37,7 +37,7 @@ class TrainerOptions:
         accelerator: "auto", "cpu", "gpu", ..
         devices: how many of them, or "auto".
         num_nodes: machines.
-        strategy: "auto", "ddp", "ddp_spawn", "fsdp", ..
+        strategy: "auto", "ddp", "fsdp", ..; those that start processes by running the command anew.
         precision: "32-true", "16-mixed", "bf16-mixed", ..
         accumulate_grad_batches: batches whose gradients make one step.
         gradient_clip_val: highest norm of all gradients together; null = no limit.
@@ -165,6 +165,11 @@ def _check(config: Namespace) -> None:
         raise ConfigError(f"confidence: expected a number from 0 to 1, got {config.confidence}")
     if config.unlabelled and not config.init_from:
         raise ConfigError("unlabelled: needs --init_from, the checkpoint that labels the images")
+    if any(word in config.trainer.strategy for word in ("spawn", "fork", "notebook")):
+        raise ConfigError(
+            f"trainer.strategy: expected auto, ddp, fsdp, ..: those that start the command anew, "
+            f"got {config.trainer.strategy!r}"
+        )
     config.val_every = min(config.val_every, config.steps)
 
 

@@ -29,6 +29,7 @@ from maskattn_kernels.segmentation.callbacks import (
     save_network,
 )
 from maskattn_kernels.segmentation.checkpoints import Checkpoint, load_matching
+from maskattn_kernels.segmentation.command_line import torch_device
 from maskattn_kernels.segmentation.csv_log import CSVLog
 from maskattn_kernels.segmentation.data.batches import Batches
 from maskattn_kernels.segmentation.losses import SegmentationLoss
@@ -36,13 +37,14 @@ from maskattn_kernels.segmentation.module import OptimizerOptions, SegmentationM
 from maskattn_kernels.segmentation.network import SegmentationNetwork
 from maskattn_kernels.segmentation.run_order import RunData
 from maskattn_kernels.segmentation.run_state import SafeStateIO, read_state, saved_batches
+from maskattn_kernels.segmentation.self_training import LabelledAndPseudo, PseudoLabelled
 from maskattn_kernels.segmentation.sync_norm import share_batch_norm
 from maskattn_kernels.segmentation.train_options import ConfigError, parse, to_yaml
 
 __all__ = ["main", "train"]
 
 #: Sections that a resumed run must share with the one that was stopped.
-FIXED = ("seed", "steps", "data", "network", "loss", "optimizer", "freeze_encoder")
+FIXED = ("seed", "steps", "data", "network", "loss", "optimizer", "freeze_encoder", "unlabelled")
 #: Of those, what may differ: it changes no result.
 FREE = ("data.workers", "data.root")
 
@@ -143,11 +145,27 @@ def _train(config: Namespace) -> dict[str, float]:
     return module.scores
 
 
+def _learn_from_unlabelled(config: Namespace, batches: Batches) -> None:
+    """Add the images of ``--unlabelled``, with labels by the checkpoint of ``--init_from``."""
+    teacher = Checkpoint.from_pretrained(config.init_from)
+    if teacher.classes.names != batches.classes.names:
+        raise ConfigError("unlabelled: the checkpoint of --init_from has other classes")
+    device = "cpu" if config.trainer.accelerator == "cpu" else "auto"
+    pseudo = PseudoLabelled(
+        teacher, Path(config.unlabelled), config.confidence, torch_device(device)
+    )
+    _say(f"{len(pseudo)} images without labels; {pseudo.kept:.0%} of their pixels are sure enough")
+    labelled = batches.dataset("train")
+    batches.train_with(LabelledAndPseudo(labelled, batches.labelled(), pseudo))
+
+
 def _batches(config: Namespace) -> Batches:
     arguments = config.data.as_dict()
     options = arguments.pop("options")
     batches = Batches(**arguments, seed=config.seed, **options)
     batches.setup("fit")
+    if config.unlabelled:
+        _learn_from_unlabelled(config, batches)
     return batches
 
 
