@@ -215,8 +215,7 @@ class MaskAttnUNet(nn.Module):
         logits = self.head(x)
         if not return_masks:
             return logits
-        used = {name: None if s is None else s.mask for name, s in selections.items()}
-        return logits, used
+        return logits, {name: None if s is None else s.mask for name, s in selections.items()}
 
     def features(
         self, image: Tensor, masks: Masks | None = None
@@ -246,7 +245,7 @@ class MaskAttnUNet(nn.Module):
         def attend(attention: Any, name: str, x: Tensor) -> Tensor:
             nonlocal previous
             mask = given.get(name)
-            previous = attention.select(x, previous) if mask is None else Selection(mask)
+            previous = attention.select(x, previous) if mask is None else Selection(mask)  # type: ignore[arg-type]
             selections[name] = previous
             return attention(x, previous)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from statistics import NormalDist
 
 import torch
 import torch.nn.functional as F
@@ -60,15 +61,13 @@ class MaskHead(nn.Module):
             # Logits of normalised features have a standard deviation near 1/sqrt(3) with the
             # default weights; carried logits bring their share of the shift with them.
             share = 1.0 - _CARRY if joins_previous else 1.0
-            quantile = math.sqrt(2.0) * float(torch.erfinv(torch.tensor(2 * _inner(start) - 1)))
+            quantile = NormalDist().inv_cdf(min(max(start, 0.001), 0.999))  # infinite at 0 and 1
             nn.init.constant_(self.conv.bias, share * quantile / math.sqrt(3.0))
 
     def forward(self, features: Tensor, previous: Tensor | None = None) -> Tensor:
         features = at_least_float32(features)
-        weight, bias = (
-            None if parameter is None else parameter.to(features.dtype)
-            for parameter in (self.conv.weight, self.conv.bias)
-        )
+        weight, bias = self.conv.weight.to(features.dtype), self.conv.bias
+        bias = None if bias is None else bias.to(features.dtype)
         with _without_autocast(features.device.type):
             logits = F.conv2d(features, weight, bias)
         if self.carry is None or previous is None:
@@ -79,11 +78,6 @@ class MaskHead(nn.Module):
 
 
 _CARRY = 0.5
-
-
-def _inner(fraction: float) -> float:
-    """0 and 1 would need an infinite bias."""
-    return min(max(fraction, 0.001), 0.999)
 
 
 def _without_autocast(device: str) -> AbstractContextManager[object]:

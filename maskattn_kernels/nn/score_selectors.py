@@ -86,7 +86,7 @@ class TopKSelector(ScoreSelector):
 
     def forward(self, features: Tensor) -> Selection:
         logits = _finite(features)
-        tokens = logits[0].numel()
+        tokens = logits.shape[1] * logits.shape[2]
         count = min(max(self.min_keep, round(self.keep * tokens)), tokens)
         logits = logits - logits.mean((1, 2), keepdim=True)
         mask, border = _highest(logits.detach(), count)
@@ -111,7 +111,7 @@ class ThresholdSelector(ScoreSelector):
         return self._choose(_finite(features))
 
     def _choose(self, logits: Tensor) -> Selection:
-        tokens = logits[0].numel()
+        tokens = logits.shape[1] * logits.shape[2]
         floor, _ = _highest(logits.detach(), min(self.min_keep, tokens))
         return _selection((logits > 0) | floor, logits)
 
@@ -258,7 +258,7 @@ def _highest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The ``count`` highest logits of each image as a mask (B,H,W), and the lowest of them."""
     flat = logits.flatten(1)
     tokens = flat.shape[1]
-    if count == 0 or flat.shape[0] == 0:
+    if count == 0:
         return torch.zeros_like(logits, dtype=torch.bool), logits.new_zeros(len(flat), 1, 1)
     border = flat.kthvalue(tokens - count + 1, dim=1, keepdim=True).values
     above, ties = flat > border, flat == border

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from maskattn_kernels.nn.checks import check_fraction
+from maskattn_kernels.token_index import TokenIndex
 
 __all__ = ["RandomSelector", "Selection", "Selector"]
 
@@ -43,6 +44,8 @@ class Selection(NamedTuple):
     @property
     def keep_ratio(self) -> Tensor:
         """float32 (B,): the fraction of tokens selected in each image, on the mask's device."""
+        if isinstance(self.mask, TokenIndex):  # as a network's caller may give
+            return self.mask.counts.float().mean(1) / max(self.mask.indices.shape[-1], 1)
         return self.mask.flatten(1).float().mean(1)
 
 

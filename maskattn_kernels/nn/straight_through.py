@@ -20,8 +20,8 @@ of out, S the selected tokens and Z = sum of s over S:
 What tokens not selected *would* have done needs e_ij that nobody computed. They are taken as equal:
 then a query's answer is ``mean``, the s-weighted mean of the selected values, and the last sum
 splits into <sum_i g_i, v_j> - sum_i <g_i, out_i>, so all costs O(N D), not O(N^2 D). That is exact
-for queries of zero and a first-order guess otherwise. Without it a token that is not selected
-would never hear that it should be: top-k would keep its first choice of places for ever.
+for queries of zero and a guess otherwise, roughest where attention is sharp. Without it, tokens
+that are not selected would hear of their worth only through the head they share with the others.
 """
 
 from __future__ import annotations

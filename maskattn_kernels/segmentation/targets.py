@@ -89,13 +89,15 @@ def instance_targets(
     bumps_y = torch.exp(-((ys - centers[:, 0, 1:, None]) ** 2) / (2 * sigma**2))
     bumps_x = torch.exp(-((xs - centers[:, 1, 1:, None]) ** 2) / (2 * sigma**2))
     bumps_y = bumps_y * exists.transpose(1, 2)
-    center = (bumps_y.unsqueeze(3) * bumps_x.unsqueeze(2)).amax(1, keepdim=True)
+    center = torch.zeros(batch, height, width, device=device)
+    for bump_y, bump_x in zip(bumps_y.unbind(1), bumps_x.unbind(1), strict=True):
+        center = torch.maximum(center, bump_y.unsqueeze(2) * bump_x.unsqueeze(1))
 
     own = centers.gather(2, flat.unsqueeze(1).expand(-1, 2, -1)).view(batch, 2, height, width)
     has_object = (numbers > 0).unsqueeze(1)
     offset = torch.where(has_object, own - torch.stack(_grid(ys, xs)), 0.0)
     known = (semantic != VOID) & ~(thing & (numbers == 0))
-    return Targets(center, known.unsqueeze(1), offset, has_object, numbers)
+    return Targets(center.unsqueeze(1), known.unsqueeze(1), offset, has_object, numbers)
 
 
 def is_thing(semantic: Tensor, things: Sequence[int]) -> Tensor:

@@ -191,8 +191,8 @@ def _regions(rng: np.random.Generator, count: int) -> np.ndarray:
 def _ink(rng: np.random.Generator, below: np.ndarray) -> np.ndarray:
     """A random colour that can be seen on top of the pixels `below` (H,W,3)."""
     level = float((below[::2, ::2] @ _LUMA).mean())
-    for _ in range(4):
-        color = rng.integers(0, 256, 3).astype(np.float32)
+    # Always as many random numbers: what follows must not depend on the pixels.
+    for color in rng.integers(0, 256, (4, 3)).astype(np.float32):
         if abs(float(color @ _LUMA) - level) >= CONTRAST:
             return color
     return np.full(3, 0 if level > 127 else 255, dtype=np.float32)

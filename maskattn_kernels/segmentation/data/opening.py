@@ -4,17 +4,30 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from maskattn_kernels.segmentation.data.ade20k import ADE20K
+from maskattn_kernels.segmentation.data.bdd100k import BDD100K
+from maskattn_kernels.segmentation.data.cityscapes import Cityscapes
+from maskattn_kernels.segmentation.data.coco import open_coco, open_coco_json
 from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes
 from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.data.folder import Folder
 from maskattn_kernels.segmentation.sample import SegmentationDataset
 
 __all__ = ["NAMES", "open_dataset"]
 
-_GENERATED = {"digit-scenes": DigitScenes}
-_READERS: dict[str, type] = {}
+_GENERATED: dict[str, Callable[..., SegmentationDataset]] = {"digit-scenes": DigitScenes}
+_READERS: dict[str, Callable[..., SegmentationDataset]] = {
+    "coco": open_coco,
+    "ade20k": ADE20K,
+    "cityscapes": Cityscapes,
+    "bdd100k": BDD100K,
+    "folder": Folder,
+    "coco-json": open_coco_json,
+}
 NAMES = (*_GENERATED, *_READERS)
 
 

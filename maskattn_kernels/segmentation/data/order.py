@@ -88,7 +88,7 @@ class Order(DistributedSampler):
 
 
 class ResumableLoader(DataLoader):
-    """A `DataLoader` over an `Order`; its place in the epoch is saved in Lightning's checkpoints."""
+    """A `DataLoader` over an `Order` whose place in the epoch Lightning saves and restores."""
 
     def __init__(self, dataset: Dataset, order: Order, **options: Any) -> None:
         super().__init__(dataset, sampler=order, batch_size=order.batch_size, **options)

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``maskattn check-data``: what is in a data set, before any training.
+
+Prints images, sizes, objects, void and a histogram of classes for each split, and writes sheets of
+samples with their labels. Exit codes: 0 = usable, 2 = not, with a line on stderr for each fault.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image, ImageDraw
+
+from maskattn_kernels.segmentation.data import NAMES, DataError, open_dataset
+from maskattn_kernels.segmentation.data.augmentation import fit
+from maskattn_kernels.segmentation.sample import VOID, Classes, Sample, SegmentationDataset
+
+__all__ = ["Findings", "examine", "main", "sheet"]
+
+PANEL = 256
+MAX_FAULTS = 10
+_BAR = 24
+_LINE = 14
+_PROGRAM = "maskattn check-data"
+
+
+@dataclass
+class Findings:
+    """What a split holds.
+
+    Attributes:
+        pixels: (256,) by class number; the last is void.
+        images: by class number, images that show it.
+        sizes: images by (width, height).
+        objects: of each image that was read.
+        faults: one line for each image that cannot be used.
+        read: images that were read, of `total`.
+    """
+
+    total: int
+    pixels: np.ndarray = field(default_factory=lambda: np.zeros(VOID + 1, dtype=np.int64))
+    images: np.ndarray = field(default_factory=lambda: np.zeros(VOID + 1, dtype=np.int64))
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    objects: list[int] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    read: int = 0
+
+    def add(self, sample: Sample) -> None:
+        """Count one image."""
+        if sample.semantic is None:
+            self.faults.append(f"{sample.name}: no labels")
+            return
+        counts = np.bincount(sample.semantic.ravel(), minlength=VOID + 1)
+        self.pixels += counts
+        self.images += counts > 0
+        height, width = sample.semantic.shape
+        self.sizes[width, height] += 1
+        if sample.instance is not None:
+            self.objects.append(len(np.setdiff1d(sample.instance, [0])))
+        self.read += 1
+
+
+def examine(samples: SegmentationDataset, most: int) -> Findings:
+    """Read a split, or `most` images evenly spread over it (0 = all)."""
+    total = len(samples)
+    count = total if most == 0 else min(most, total)
+    found = Findings(total)
+    for step in range(count):
+        try:
+            found.add(samples[step * total // count])
+        except DataError as error:
+            found.faults.append(str(error))
+    return found
+
+
+def report(split: str, found: Findings, classes: Classes) -> str:
+    """The findings as text."""
+    part = "" if found.read == found.total else f" ({found.read} of them read)"
+    lines = [f"{split}: {found.total} images{part}"]
+    if not found.read:
+        return lines[0]
+    widths, heights = zip(*found.sizes, strict=True)
+    size = f"{min(widths)} x {min(heights)}"
+    if len(found.sizes) > 1:
+        size = f"{size} to {max(widths)} x {max(heights)}, {len(found.sizes)} different"
+    lines.append(f"  size      {size}")
+    if found.objects:
+        mean = sum(found.objects) / len(found.objects)
+        lines.append(f"  objects   {min(found.objects)} to {max(found.objects)}, mean {mean:.1f}")
+    else:
+        lines.append("  objects   no labels of objects")
+    everything = int(found.pixels.sum())
+    lines.append(f"  void      {found.pixels[VOID] / everything:.1%} of the pixels")
+    known = found.pixels[: len(classes)] / max(1, everything - int(found.pixels[VOID]))
+    longest = max(len(name) for name in (*classes.names, "class"))
+    lines.append(f"  {'class':{longest}}  kind    pixels  images")
+    for number, name in enumerate(classes.names):
+        kind = "thing" if classes.is_thing[number] else "stuff"
+        bar = "#" * round(_BAR * known[number] / max(known.max(), 1e-12))
+        row = f"{name:{longest}}  {kind}  {known[number]:7.2%}  {found.images[number]:6d}  {bar}"
+        lines.append(f"  {row}".rstrip())
+    return "\n".join(lines)
+
+
+def sheet(samples: SegmentationDataset, count: int) -> Image.Image:
+    """Some samples evenly spread over a set: the image, and under it the labels laid over it.
+
+    Objects have a white border, void is black.
+    """
+    count = min(count, len(samples))
+    height = 2 * PANEL + _LINE
+    picture = Image.new("RGB", (count * PANEL, height), "white")
+    draw = ImageDraw.Draw(picture)
+    shown = set()
+    for column in range(count):
+        sample = samples[column * len(samples) // count]
+        square = fit(sample, PANEL)
+        shown |= set(np.unique(square.semantic).tolist())
+        left = column * PANEL
+        draw.text((left + 2, 1), sample.name[: PANEL // 7], fill="black")
+        picture.paste(Image.fromarray(square.image), (left, _LINE))
+        colors = _overlay(square.image, square.semantic, square.instance, samples.classes)
+        picture.paste(Image.fromarray(colors), (left, _LINE + PANEL))
+    return _with_legend(picture, samples.classes, sorted(shown))
+
+
+def _overlay(
+    image: np.ndarray, semantic: np.ndarray, instance: np.ndarray, classes: Classes
+) -> np.ndarray:
+    table = np.zeros((VOID + 1, 3))
+    table[: len(classes)] = classes.colors
+    mixed = 0.35 * image + 0.65 * table[semantic]
+    mixed[semantic == VOID] = 0
+    border = np.zeros(instance.shape, dtype=bool)
+    border[:, 1:] |= instance[:, 1:] != instance[:, :-1]
+    border[1:] |= instance[1:] != instance[:-1]
+    mixed[border] = 255
+    return mixed.astype(np.uint8)
+
+
+def _with_legend(picture: Image.Image, classes: Classes, shown: Sequence[int]) -> Image.Image:
+    """The picture over the colours and names of the classes that it shows."""
+    names = [("void" if n == VOID else classes.names[n]) for n in shown]
+    cell = 24 + 7 * max(len(name) for name in names)
+    columns = max(1, picture.width // cell)
+    rows = -(-len(names) // columns)
+    full = Image.new("RGB", (picture.width, picture.height + rows * (_LINE + 4) + 4), "white")
+    full.paste(picture)
+    draw = ImageDraw.Draw(full)
+    for place, (number, name) in enumerate(zip(shown, names, strict=True)):
+        left = cell * (place % columns) + 4
+        top = picture.height + (_LINE + 4) * (place // columns) + 4
+        color = (0, 0, 0) if number == VOID else classes.colors[number]
+        draw.rectangle((left, top, left + 12, top + 12), fill=color)
+        draw.text((left + 17, top), name, fill="black")
+    return full
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in one line."""
+
+    def error(self, message: str) -> Any:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _number(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}")
+    return int(text)
+
+
+def _option(text: str) -> tuple[str, Any]:
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise argparse.ArgumentTypeError(f"expected OPTION=VALUE, got {text!r}")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        return key, value
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line of ``maskattn check-data``."""
+    parser = _Parser(prog=_PROGRAM, description="See what is in a data set, before any training.")
+    parser.add_argument("name", choices=NAMES, help="how the data is laid out")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="folder of the data")
+    parser.add_argument(
+        "--images",
+        type=_number,
+        default=500,
+        metavar="N",
+        help="read so many of each split, evenly spread; 0 = all (default 500)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out/check-data"),
+        metavar="DIR",
+        help="folder for the sheets of samples (default out/check-data)",
+    )
+    parser.add_argument(
+        "--samples", type=_number, default=8, metavar="N", help="in a sheet; 0 = none (default 8)"
+    )
+    parser.add_argument(
+        "--set",
+        type=_option,
+        action="append",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="an option of the data set, such as textures=shifted",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code.
+
+    Args:
+        argv: arguments after ``check-data``; None = those of this process.
+    """
+    arguments = make_parser().parse_args(argv)
+    faults = []
+    for split in ("train", "val"):
+        try:
+            samples = open_dataset(arguments.name, arguments.root, split, **dict(arguments.set))
+        except DataError as error:
+            faults.append(str(error))
+            continue
+        if split == "train":
+            things = len(samples.classes.things)
+            stuff = len(samples.classes) - things
+            print(
+                f"{arguments.name}: {len(samples.classes)} classes, {things} things, {stuff} stuff"
+            )
+        found = examine(samples, arguments.images)
+        print(report(split, found, samples.classes))
+        faults += found.faults
+        if arguments.samples and not found.faults:
+            try:
+                path = arguments.out / f"{arguments.name}-{split}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                sheet(samples, arguments.samples).save(path)
+            except OSError as error:
+                print(f"{_PROGRAM}: cannot write to {arguments.out}: {error}", file=sys.stderr)
+                return 1
+            print(f"  written: {path}")
+    faults = list(dict.fromkeys(faults))
+    for fault in faults[:MAX_FAULTS]:
+        print(f"{_PROGRAM}: {fault}", file=sys.stderr)
+    if len(faults) > MAX_FAULTS:
+        print(f"{_PROGRAM}: and {len(faults) - MAX_FAULTS} more faults", file=sys.stderr)
+    return 2 if faults else 0

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""ADE20K as its scene parsing challenge publishes it: 150 classes, 100 of them things."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from maskattn_kernels.segmentation.coco_format import ids_from_rgb
+from maskattn_kernels.segmentation.data.ade20k_classes import ADE20K_CLASSES
+from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.data.images import (
+    folder,
+    image_files,
+    read_image,
+    read_labels,
+)
+from maskattn_kernels.segmentation.data.label_maps import labelled, map_ids, matched, read_json
+from maskattn_kernels.segmentation.sample import VOID, Sample
+
+__all__ = ["ADE20K"]
+
+LAYOUT = (
+    "images/{training,validation}/*.jpg, annotations/{training,validation}/*.png and, for objects, "
+    "ade20k_panoptic_{train,val}.json with a folder of PNGs of that name, or "
+    "annotations_instance/{training,validation}/*.png"
+)
+_NUMBERS = {0: VOID} | {number: number - 1 for number in range(1, 151)}
+
+
+class ADE20K:
+    """A split of ADE20K.
+
+    Classes are from ``annotations``: 0 there is void, 1 to 150 are the classes. Objects are the
+    segments of thing classes in the panoptic files, or the green channel of
+    ``annotations_instance``; an object has the class that ``annotations`` give its pixels.
+
+    Args:
+        root: the folder ``ADEChallengeData2016``.
+        split: "train" or "val".
+
+    Raises:
+        DataError: another layout, or files that cannot be used.
+    """
+
+    classes = ADE20K_CLASSES
+
+    def __init__(self, root: Path, split: str = "train") -> None:
+        folder(root, LAYOUT)
+        place = {"train": "training", "val": "validation"}[split]
+        self._images = image_files(folder(root / "images" / place, LAYOUT))
+        masks = folder(root / "annotations" / place, LAYOUT)
+        self._masks = image_files(masks, (".png",))
+        self._names = matched(self._images, self._masks, masks)
+        self._panoptic = self._instance = None
+        panoptic, instances = (
+            root / f"ade20k_panoptic_{split}",
+            root / "annotations_instance" / place,
+        )
+        if panoptic.is_dir():
+            self._panoptic = image_files(panoptic, (".png",))
+            self._things = _thing_segments(panoptic.with_suffix(".json"))
+            matched(self._images, self._panoptic.keys() & self._things.keys(), panoptic)
+        elif instances.is_dir():
+            self._instance = image_files(instances, (".png",))
+            matched(self._images, self._instance, instances)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> Sample:
+        name = self._names[index]
+        path = self._masks[name]
+        advice = "expected 0 (void) to 150, as in ADEChallengeData2016/annotations"
+        semantic = map_ids(read_labels(path), _NUMBERS, path, advice)
+        return labelled(
+            name, read_image(self._images[name]), semantic, self._objects(name), self.classes, path
+        )
+
+    def _objects(self, name: str) -> np.ndarray | None:
+        if self._panoptic is not None:
+            path = self._panoptic[name]
+            ids = ids_from_rgb(_colors(path))
+            objects = np.where(np.isin(ids, self._things[name]), ids, 0)
+        elif self._instance is not None:
+            path = self._instance[name]
+            objects = _colors(path)[..., 1].astype(np.int32)
+        else:
+            return None
+        return objects.astype(np.int32)
+
+
+def _colors(path: Path) -> np.ndarray:
+    colors = read_labels(path)
+    if colors.ndim != 3:
+        raise DataError(f"{path}: expected a PNG in colour (RGB)")
+    return colors
+
+
+def _thing_segments(path: Path) -> dict[str, list[int]]:
+    """Ids of the segments of thing classes, by image name."""
+    content = read_json(path, ("annotations", "categories"))
+    try:
+        things = {row["id"] for row in content["categories"] if row["isthing"]}
+        return {
+            Path(row["file_name"]).stem: [
+                s["id"] for s in row["segments_info"] if s["category_id"] in things
+            ]
+            for row in content["annotations"]
+        }
+    except KeyError as missing:
+        raise DataError(f"{path}: an entry has no {missing}") from None

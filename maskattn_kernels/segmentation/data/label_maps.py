@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What all readers do with names, ids and maps, and the errors that belong to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.sample import Classes, Sample
+
+__all__ = ["labelled", "map_ids", "matched", "palette", "read_json", "share_out"]
+
+
+def matched(
+    images: Mapping[str, Path], labels: Collection[str], where: Path, what: str = "labels"
+) -> list[str]:
+    """The names of the images, each of which has labels.
+
+    Args:
+        images: image files by name.
+        labels: names that have labels; those without an image are left alone.
+        where: the labels are, for errors.
+        what: they are.
+
+    Raises:
+        DataError: an image without labels, or no match at all.
+    """
+    missing = [name for name in images if name not in labels]
+    if len(missing) == len(images):
+        some = f", there are {sorted(labels)[0]!r} and others" if labels else ""
+        raise DataError(
+            f"{where}: no {what} for any of {len(images)} images; expected {missing[0]!r} with "
+            f"another ending{some}"
+        )
+    if missing:
+        raise DataError(
+            f"{where}: no {what} for {len(missing)} of {len(images)} images, such as "
+            f"{missing[0]!r}; add them or remove the images"
+        )
+    return list(images)
+
+
+def share_out(names: list[str], split: str, where: Path, val_share: float = 0.2) -> list[str]:
+    """The part of a split, where files do not say: the same for the same names.
+
+    Raises:
+        DataError: fewer than two names.
+    """
+    if len(names) < 2:
+        raise DataError(f"{where}: one image only; two are needed, to train and to validate")
+    order = np.random.Generator(np.random.PCG64(0)).permutation(len(names))
+    cut = max(1, round(val_share * len(names)))
+    chosen = order[:cut] if split == "val" else order[cut:]
+    return [names[number] for number in sorted(chosen)]
+
+
+def map_ids(
+    values: np.ndarray, number_of: Mapping[int, int], path: Path, advice: str
+) -> np.ndarray:
+    """File ids (H,W) as class numbers, uint8.
+
+    Args:
+        values: whole numbers.
+        number_of: the class number, or `VOID`, of each id that may occur.
+        path: of the file, for the error.
+        advice: what to do about an unknown id.
+
+    Raises:
+        DataError: an id that is not in `number_of`.
+    """
+    if values.ndim != 2:
+        raise DataError(
+            f"{path}: expected one number a pixel (greyscale or palette), got "
+            f"{values.shape[-1]} channels; save class ids, not colours"
+        )
+    present, places = np.unique(values, return_inverse=True)
+    unknown = [int(value) for value in present if int(value) not in number_of]
+    if unknown:
+        shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+        raise DataError(f"{path}: unknown id {shown}; {advice}")
+    table = np.array([number_of[int(value)] for value in present], dtype=np.uint8)
+    return table[places.reshape(values.shape)]
+
+
+def labelled(
+    name: str,
+    image: np.ndarray,
+    semantic: np.ndarray,
+    instance: np.ndarray | None,
+    classes: Classes,
+    path: Path,
+) -> Sample:
+    """A `Sample` whose maps fit its image; where there is no thing, there is no object either.
+
+    Raises:
+        DataError: maps of another size; `path` is the file of the maps.
+    """
+    for maps in (semantic, instance):
+        if maps is not None and maps.shape != image.shape[:2]:
+            (height, width), (high, wide) = maps.shape, image.shape[:2]
+            raise DataError(
+                f"{path}: labels of {width} x {height} pixels for an image of {wide} x {high}; "
+                f"save them at the size of the image"
+            )
+    if instance is not None:
+        instance = np.where(np.isin(semantic, classes.things), instance, 0).astype(np.int32)
+    return Sample(name, image, semantic, instance)
+
+
+def read_json(path: Path, lists: tuple[str, ...]) -> dict[str, Any]:
+    """A COCO JSON that has these lists.
+
+    Raises:
+        DataError: missing, no JSON, or without one of them.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: cannot be read as JSON ({reason})") from None
+    for key in lists:
+        rows = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise DataError(f"{path}: expected a list of objects named {key!r}")
+    return content
+
+
+def palette(count: int) -> tuple[tuple[int, int, int], ...]:
+    """Colours that differ well, as in PASCAL VOC: the bits of a number, spread over channels.
+
+    Example:
+        >>> palette(3)
+        ((0, 0, 0), (128, 0, 0), (0, 128, 0))
+    """
+    colors = np.zeros((count, 3), dtype=int)
+    for bit in range(8):
+        for channel in range(3):
+            colors[:, channel] |= ((np.arange(count) >> (3 * bit + channel)) & 1) << (7 - bit)
+    return tuple((int(r), int(g), int(b)) for r, g, b in colors)

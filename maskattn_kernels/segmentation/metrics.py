@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""mIoU, PQ and AP by the libraries that define them: torchmetrics and pycocotools.
+
+Rules that hold for all three: void in the labels (255) is left out; pixels of a thing class without
+an object are void; a predicted object that lies mostly on void counts for nothing; classes that
+occur neither in labels nor in predictions leave the mean alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassJaccardIndex
+
+from maskattn_kernels.segmentation.average_precision import AveragePrecision
+from maskattn_kernels.segmentation.panoptic_quality import ClassQuality
+from maskattn_kernels.segmentation.sample import VOID, Classes
+
+__all__ = ["TASKS", "SegmentationMetrics", "resize_labels"]
+
+TASKS = ("semantic", "instance", "panoptic")
+
+
+class Prediction(Protocol):
+    """What is read of a prediction: maps (B,H,W) int64, and the objects (B,K) they show."""
+
+    @property
+    def semantic(self) -> Tensor: ...
+
+    @property
+    def instance(self) -> Tensor: ...
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    @property
+    def scores(self) -> Tensor: ...
+
+
+class SegmentationMetrics(nn.Module):
+    """The scores of a task over a whole set, 0 to 100.
+
+    Its states are torchmetrics': they move with the module, and `compute` sums them over processes.
+
+    Args:
+        classes: of the data set.
+        task: "semantic" (mIoU), "instance" (mIoU, AP, AP50) or "panoptic" (all).
+
+    Raises:
+        ValueError: another task.
+
+    Example:
+        >>> from collections import namedtuple
+        >>> classes = Classes(("sky", "sea"), (False, False), ((0, 0, 9), (0, 9, 9)), (0, 1))
+        >>> metrics = SegmentationMetrics(classes, "semantic")
+        >>> Prediction = namedtuple("Prediction", "semantic")
+        >>> labels = torch.tensor([[[0, 0, 1, 255]]])
+        >>> metrics.update(Prediction(torch.tensor([[[0, 1, 1, 1]]])), {"semantic": labels})
+        >>> metrics.compute()
+        {'mIoU': 50.0}
+    """
+
+    def __init__(self, classes: Classes, task: str = "panoptic") -> None:
+        super().__init__()
+        if task not in TASKS:
+            raise ValueError(f"task: expected one of {', '.join(TASKS)}, got {task!r}")
+        self.classes = classes
+        self.task = task
+        self.iou = _ClassIoU(len(classes))
+        self.quality = ClassQuality(classes) if task == "panoptic" else None
+        self.precision = None if task == "semantic" else AveragePrecision(classes)
+
+    def update(self, prediction: Prediction, batch: Mapping[str, Any]) -> None:
+        """Add a batch; maps of labels and predictions have the same H and W.
+
+        Args:
+            prediction: see `Prediction`; the semantic task needs only its ``semantic``.
+            batch: ``semantic`` (B,H,W), ``instance`` (B,H,W).
+        """
+        device = prediction.semantic.device
+        semantic = batch["semantic"].to(device).long()
+        if prediction.semantic.shape != semantic.shape:
+            raise ValueError(
+                f"prediction.semantic: expected the shape {tuple(semantic.shape)} of the labels, "
+                f"got {tuple(prediction.semantic.shape)}"
+            )
+        self.iou.update(prediction.semantic, semantic)
+        if self.precision is None:
+            return
+        instance = batch["instance"].to(device).long()
+        if self.quality is not None:
+            predicted = torch.stack([prediction.semantic, prediction.instance], dim=-1)
+            self.quality.update(predicted, torch.stack([semantic, instance], dim=-1))
+        self.precision.update(
+            prediction.instance, prediction.labels, prediction.scores, semantic, instance
+        )
+
+    def compute(self) -> dict[str, float]:
+        """The means over classes: "mIoU", "PQ", "SQ", "RQ", "AP", "AP50", as the task has them.
+
+        A score without a single class to score is NaN.
+        """
+        return {key: _mean(values) for key, values in self._by_class().items()}
+
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """The same scores for each class, by its name; NaN where there is nothing to score."""
+        columns = self._by_class()
+        return {
+            name: {
+                "IoU" if key == "mIoU" else key: float(values[number])
+                for key, values in columns.items()
+            }
+            for number, name in enumerate(self.classes.names)
+        }
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        for metric in (self.iou, self.quality, self.precision):
+            if metric is not None:
+                metric.reset()
+
+    def _by_class(self) -> dict[str, Tensor]:
+        found = {"mIoU": self.iou.compute()}
+        if self.quality is not None:
+            found.update(zip(("PQ", "SQ", "RQ"), self.quality.compute().unbind(dim=1), strict=True))
+        if self.precision is not None:
+            found.update(zip(("AP", "AP50"), self.precision.compute().unbind(dim=1), strict=True))
+        return {key: 100 * values.double().cpu() for key, values in found.items()}
+
+
+class _ClassIoU(MulticlassJaccardIndex):
+    """IoU (C,) of each class from one confusion matrix; NaN for a class that never occurs.
+
+    Predictions may be `VOID`, which is wrong wherever there is a label: a class of its own for
+    torchmetrics, left out of the result.
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes + 1, average="none", ignore_index=VOID, validate_args=False)
+
+    def update(self, prediction: Tensor, labels: Tensor) -> None:
+        none = self.num_classes - 1
+        super().update(prediction.masked_fill(prediction == VOID, none), labels)
+
+    def compute(self) -> Tensor:
+        occurs = (self.confmat.sum(dim=0) + self.confmat.sum(dim=1)) > 0
+        return torch.where(occurs, super().compute(), math.nan)[:-1]
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.nanmean())
+
+
+def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Label maps (B,H,W) at another size by nearest neighbour: to score at an image's own size.
+
+    Args:
+        labels: any dtype of whole numbers.
+        size: height and width.
+
+    Example:
+        >>> resize_labels(torch.tensor([[[1, 2]]]), (2, 4)).tolist()
+        [[[1, 1, 2, 2], [1, 1, 2, 2]]]
+    """
+    rows, columns = (
+        ((torch.arange(target, device=labels.device) + 0.5) * (source / target)).long()
+        for target, source in zip(size, labels.shape[-2:], strict=True)
+    )
+    return labels[:, rows][:, :, columns]

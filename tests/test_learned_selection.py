@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Selectors over a mask head: what they choose, and that gradients teach them to choose."""
+
+import copy
+
+import pytest
+import torch
+
+from maskattn_kernels.models import MaskAttnUNet
+from maskattn_kernels.nn import (
+    GumbelSelector,
+    MaskAttention2d,
+    MaskHead,
+    Selection,
+    ThresholdSelector,
+    TopKSelector,
+    keep_ratio_loss,
+    make_selector,
+)
+from maskattn_kernels.nn.straight_through import straight_through
+
+LEARNED = ("topk", "threshold", "gumbel")
+NAN, INF = float("nan"), float("inf")
+
+
+def logits(*values: float) -> torch.Tensor:
+    return torch.tensor(values).view(1, 1, 1, -1)
+
+
+def chosen(selector, *values: float) -> list[int]:
+    return selector(logits(*values)).mask.flatten().nonzero().flatten().tolist()
+
+
+# --- what is chosen -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (16, 16)])
+def test_topk_selects_exactly_k(keep, size):
+    features = torch.randint(3, (4, 1, *size)).float()  # full of ties
+    selection = TopKSelector(keep)(features)
+    count = max(1, round(keep * size[0] * size[1]))
+    assert selection.mask.sum((1, 2)).tolist() == [count] * 4
+    lowest_in = torch.where(selection.mask, features[:, 0], INF).amin((1, 2))
+    highest_out = torch.where(selection.mask, -INF, features[:, 0]).amax((1, 2))
+    assert (lowest_in >= highest_out).all()
+
+
+def test_ties_go_to_the_first():
+    assert chosen(TopKSelector(0.5), 1, 2, 1, 1, 2, 1) == [0, 1, 4]
+    assert chosen(TopKSelector(0.5), 0, 0, 0, 0) == [0, 1]
+
+
+def test_threshold_selects_positive_logits_and_at_least_the_floor():
+    assert chosen(ThresholdSelector(), -1, 2, 0, 0.1) == [1, 3]
+    assert chosen(ThresholdSelector(min_keep=2), -3, -1, -2, -1) == [1, 3]
+    assert chosen(ThresholdSelector(min_keep=9), -3, -1) == [0, 1]
+    assert chosen(TopKSelector(0.0, min_keep=2), -3, -1, -2) == [1, 2]
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_logits_that_are_not_finite(name):
+    selector = make_selector(name, 0.5).eval()
+    everywhere = torch.full((1, 1, 4, 4), NAN)
+    assert selector(everywhere).mask.sum() >= 1
+    assert chosen(selector, NAN, 1, -1, INF) == [1, 3]
+    values = logits(NAN, 1, -INF, INF).requires_grad_()
+    selection = selector(values)
+    (selection.key_bias + selection.score).sum().backward()
+    for t in (selection.key_bias, selection.score, selection.logits, values.grad):
+        assert t.isfinite().all()
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_empty_batch_and_no_pixels(name):
+    selector = make_selector(name, 0.5)
+    assert selector(torch.empty(0, 1, 4, 4)).mask.shape == (0, 4, 4)
+    assert selector(torch.empty(2, 1, 0, 4)).mask.shape == (2, 0, 4)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_selected_means_score_from_a_half(name):
+    selection = make_selector(name, 0.3)(torch.randn(2, 1, 9, 9))
+    assert torch.equal(selection.mask, selection.score >= 0.5)
+    torch.testing.assert_close(selection.key_bias, selection.score.log())
+
+
+@pytest.mark.parametrize("name", ["topk", "threshold"])
+def test_the_same_choice_in_training_and_inference(name):
+    attention = MaskAttention2d(8, selector=make_selector(name))
+    x = torch.randn(2, 8, 6, 6)
+    assert torch.equal(attention.train().select(x).mask, attention.eval().select(x).mask)
+
+
+def test_gumbel_explores_in_training_only():
+    values = torch.randn(2, 1, 32, 32)
+    selector = GumbelSelector(temperature=(1.0, 1e-3))
+    settled = ThresholdSelector()(values).mask
+    assert torch.equal(selector.eval()(values).mask, settled)
+    selector.train()
+    assert 0.2 < (selector(values).mask != settled).float().mean() < 0.45
+    selector.anneal(1.0)
+    assert (selector(values).mask != settled).float().mean() < 0.01
+    loaded = GumbelSelector()
+    loaded.load_state_dict(selector.state_dict())
+    assert loaded.temperature == selector.temperature
+
+
+def test_gumbel_selects_with_the_probability_of_its_score():
+    share = GumbelSelector().train()(torch.full((1, 1, 100, 100), -1.0)).keep_ratio
+    assert abs(share - torch.tensor(-1.0).sigmoid()) < 0.02  # 10^4 draws: one sigma is 0.0044
+
+
+# --- mask head ----------------------------------------------------------------------------------
+
+
+def test_head_is_a_convolution_joined_with_the_previous_scale():
+    head = MaskHead(4, joins_previous=True)
+    x, previous = torch.randn(2, 4, 6, 6), torch.randn(2, 1, 3, 3)
+    resized = torch.nn.functional.interpolate(previous, size=(6, 6), mode="bilinear")
+    torch.testing.assert_close(head(x, previous), head.conv(x) + head.carry * resized)
+    torch.testing.assert_close(head(x), head.conv(x))
+
+
+@pytest.mark.parametrize("start", [0.1, 0.25, 0.5])
+def test_head_starts_near_the_fraction_asked_for(start):
+    torch.manual_seed(0)
+    heads = [MaskHead(64, start=start) for _ in range(20)]
+    x = torch.randn(1, 64, 32, 32)
+    mean = sum((head(x) > 0).float().mean() for head in heads) / len(heads)
+    assert abs(mean - start) < 0.03
+
+
+def test_logits_are_float32_in_low_precision():
+    attention = MaskAttention2d(8, selector=TopKSelector())
+    x = torch.randn(1, 8, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(attention.select(x).score, attention.select(x).score.float())
+    assert attention.bfloat16().select(x.bfloat16()).key_bias.dtype == torch.float32
+
+
+# --- gradients ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("queries", [True, False])
+def test_straight_through_is_the_gradient_of_gates(queries):
+    """Against autograd on gated dense attention; with equal scores the estimate is exact."""
+    torch.manual_seed(0)
+    shape = (2, 2, 7, 3)
+    value, weight = torch.randn(2, *shape, dtype=torch.float64)
+    mask = torch.rand(2, 7) < 0.5
+    mask[:, 0] = True
+    score = torch.rand(2, 7, dtype=torch.float64, requires_grad=True)
+
+    passing = score - score.detach()  # 0, with a gradient
+    key_gate = torch.where(mask, score, passing)[:, None, :, None]
+    mean = (key_gate * value).sum(2, keepdim=True) / key_gate.sum(2, keepdim=True)
+    query_gate = torch.where(mask, 1 + passing, passing) if queries else torch.ones_like(score)
+    gated = query_gate[:, None, :, None] * mean
+    (expected,) = torch.autograd.grad((gated * weight).sum(), score)
+
+    key_weight = torch.where(mask, score, 0)[:, None, :, None]  # as key_bias = log score has it
+    attended = (key_weight * value).sum(2, keepdim=True) / key_weight.sum(2, keepdim=True)
+    out = attended.expand(shape) * (mask[:, None, :, None] if queries else 1)
+    through = straight_through(out, score, value, mask, queries=queries)
+    assert torch.equal(through, out)
+    (ours,) = torch.autograd.grad((through * weight).sum(), score)
+    torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("sparsity", ["qk", "k"])
+@pytest.mark.parametrize("name", LEARNED)
+def test_every_token_hears_whether_it_should_be_selected(name, sparsity):
+    attention = MaskAttention2d(8, selector=make_selector(name, 0.25), sparsity=sparsity)
+    x = torch.randn(2, 8, 6, 6)
+    selection = attention.select(x)
+    selection.score.retain_grad()
+    attention(x, selection).square().sum().backward()
+    assert (selection.score.grad[~selection.mask] != 0).all()
+
+
+@pytest.mark.parametrize("sparsity", ["qk", "k"])
+@pytest.mark.parametrize("name", LEARNED)
+def test_every_parameter_of_a_network_gets_a_gradient(name, sparsity):
+    network = MaskAttnUNet(classes=3, width=4, depth=2, selector=name, sparsity=sparsity)
+    network.eval()(torch.randn(2, 3, 18, 15)).square().sum().backward()
+    for parameter_name, parameter in network.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.isfinite().all(), parameter_name
+        assert parameter.grad.abs().sum() > 0, parameter_name
+
+
+@pytest.mark.parametrize("sparsity", ["qk", "k"])
+@pytest.mark.parametrize("name", ["topk", "threshold"])
+def test_cores_agree_in_outputs_and_gradients(name, sparsity):
+    def result(core, dtype):
+        torch.manual_seed(0)
+        arguments = {"selector": name, "sparsity": sparsity, "keep": 0.4}
+        network = MaskAttnUNet(classes=3, width=4, depth=2, core=core, **arguments)
+        network = network.to(dtype).eval()
+        out = network(torch.randn(2, 3, 18, 15).to(dtype))
+        out.square().mean().backward()
+        return [out, *(parameter.grad for parameter in network.parameters())], network
+
+    exact, _ = result("dense", torch.float64)
+    dense, network = result("dense", torch.float32)
+    for core in ("sparse", "sdpa"):
+        ours, other = result(core, torch.float32)
+        assert list(other.state_dict()) == list(network.state_dict())
+        for got, baseline, truth in zip(ours, dense, exact, strict=True):
+            error, allowed = (got - truth).norm(), (baseline - truth).norm()
+            assert error <= 4 * allowed + 1e-6 * truth.norm(), core
+
+
+# --- keep ratio ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["threshold", "gumbel"])
+def test_keep_ratio_loss_brings_the_ratio_to_its_target(name):
+    torch.manual_seed(0)
+    head, selector = MaskHead(8, start=0.9), make_selector(name)
+    optimiser = torch.optim.Adam(head.parameters(), lr=0.05)
+    x = torch.randn(2, 8, 16, 16)
+    for _ in range(60):
+        selection = selector(head(x))
+        optimiser.zero_grad()
+        keep_ratio_loss([selection], 0.25).backward()
+        optimiser.step()
+    assert (selection.keep_ratio - 0.25).abs().max() < 0.08
+
+
+def test_keep_ratio_loss_of_what_does_not_learn():
+    mask = torch.ones(1, 2, 2, dtype=torch.bool)
+    assert keep_ratio_loss([Selection(mask)], 0.5) == 0
+    assert keep_ratio_loss([], 0.5) == 0
+
+
+# --- no synchronisation, checkpoints ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_nothing_reads_a_value_on_the_host(name):
+    """Meta tensors have no values: .item(), nonzero and data-dependent shapes raise."""
+    with torch.device("meta"):
+        network = MaskAttnUNet(classes=3, width=4, depth=1, selector=name, core="dense")
+        features, selections = network.features(torch.randn(2, 3, 16, 16))
+        keep_ratio_loss(selections.values(), 0.25).add(features.sum()).backward()
+        ratios = torch.stack([selection.keep_ratio for selection in selections.values()])
+    assert ratios.shape == (2, 2)
+
+
+def test_compiles_in_one_graph():
+    torch.manual_seed(0)
+    attention = MaskAttention2d(8, selector=TopKSelector())
+    copied = copy.deepcopy(attention)
+    compiled = torch.compile(copied, fullgraph=True, backend="aot_eager")
+    x = torch.randn(1, 8, 6, 6)
+    attention(x).square().sum().backward()
+    compiled(x).square().sum().backward()
+    for ours, eager in zip(copied.parameters(), attention.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, eager.grad)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_checkpoint_brings_the_selection_back(name):
+    saved, loaded = (
+        MaskAttnUNet(classes=3, width=4, depth=1, selector=name).eval() for _ in range(2)
+    )
+    loaded.load_state_dict(saved.state_dict())
+    image = torch.randn(1, 3, 16, 16)
+    masks = [network(image, return_masks=True)[1] for network in (saved, loaded)]
+    assert all(torch.equal(masks[0][scale], masks[1][scale]) for scale in saved.scales)
+
+
+def test_a_scale_joins_the_logits_of_the_one_before():
+    network = MaskAttnUNet(classes=3, width=4, depth=2, selector="topk").eval()
+    heads = [module.mask_head for module in (*network.down_attention, *network.up_attention)]
+    assert [head.carry is not None for head in heads] == [False, True, True, True]
+    image = torch.randn(1, 3, 16, 16)
+    _, before = network.features(image)
+    with torch.no_grad():
+        heads[1].carry.fill_(-3.0)
+    _, after = network.features(image)
+    assert torch.equal(before["down1"].logits, after["down1"].logits)
+    assert not torch.equal(before["down2"].logits, after["down2"].logits)
+
+
+def test_no_selector_takes_all_pixels():
+    network = MaskAttnUNet(classes=3, width=4, depth=1, selector="none").eval()
+    image = torch.randn(1, 3, 8, 8)
+    logits, masks = network(image, return_masks=True)
+    assert set(masks.values()) == {None}
+    everything = torch.ones(1, 8, 8, dtype=torch.bool)
+    torch.testing.assert_close(network(image, everything), logits)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "words"),
+    [
+        (lambda: make_selector("best"), ValueError, 'selector: expected one of "random", .* got'),
+        (lambda: TopKSelector(2.0), ValueError, "keep: expected a number from 0 to 1, got 2.0"),
+        (lambda: TopKSelector(min_keep=0), ValueError, "min_keep: .* got 0"),
+        (lambda: GumbelSelector(temperature=(0.1, 1.0)), ValueError, "temperature: .* got"),
+        (lambda: GumbelSelector().anneal(1.5), ValueError, "progress: .* got 1.5"),
+        (lambda: MaskHead(0), ValueError, "channels: .* got 0"),
+        (lambda: keep_ratio_loss([], -1), ValueError, "target: .* got -1"),
+    ],
+)
+def test_bad_arguments(make, kind, words):
+    with pytest.raises(kind, match=words):
+        make()
+
+
+def test_a_selection_brings_its_own_bias():
+    attention = MaskAttention2d(8, selector=TopKSelector())
+    x = torch.randn(1, 8, 4, 4)
+    with pytest.raises(ValueError, match="key_bias: expected None"):
+        attention(x, attention.select(x), torch.zeros(1, 4, 4))
