@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The command ``maskattn``: info, bench, demo, tiles.
+"""The command ``maskattn``: info, bench, demo, tiles, check-data, train, eval, predict.
 
 Exit codes: 0 done, 1 failed while running, 2 wrong arguments, 130 interrupted. An error is one line
 on stderr. Progress goes to stderr, results to stdout.
@@ -8,6 +8,7 @@ on stderr. Progress goes to stderr, results to stdout.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import platform
 import sys
@@ -24,6 +25,31 @@ from maskattn_kernels.benchmark import report, suite
 from maskattn_kernels.benchmark.cases import DTYPES
 from maskattn_kernels.benchmark.machine import gpu_facts, machine_facts
 from maskattn_kernels.benchmark.tune import tune_tiles
+
+#: What the extras bring, as it is imported.
+EXTRAS = (
+    "PIL",
+    "huggingface_hub",
+    "jsonargparse",
+    "matplotlib",
+    "numpy",
+    "pycocotools",
+    "pytorch_lightning",
+    "safetensors",
+    "skimage",
+    "sklearn",
+    "tensorboard",
+    "torchmetrics",
+    "yaml",
+)
+
+#: Commands of the extra "segmentation": the module whose ``main`` takes the arguments, and help.
+SEGMENTATION = {
+    "check-data": ("check_data", "look at a data set: what it holds, and whether it can be used"),
+    "train": ("training", "train a network that segments images"),
+    "eval": ("evaluate", "score a trained network on labelled images"),
+    "predict": ("predict", "segment images, a folder, a video or a camera"),
+}
 
 
 class Interrupted(KeyboardInterrupt):
@@ -80,7 +106,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"maskattn_kernels {__version__}")
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="{info,bench,demo,tiles}"
+        dest="command",
+        required=True,
+        metavar="{" + ",".join(("info", "bench", "demo", "tiles", *SEGMENTATION)) + "}",
     )
 
     commands.add_parser("info", help="versions, this machine, and which backend runs")
@@ -138,6 +166,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     tiles.add_argument("--arch", type=_archs, default=ARCHS, help=f"default {','.join(ARCHS)}")
     tiles.add_argument("--all", action="store_true", help="also the tiles that no call takes first")
+
+    for name, (_, text) in SEGMENTATION.items():
+        commands.add_parser(name, help=text)
     return parser
 
 
@@ -254,10 +285,27 @@ def tiles(archs: Sequence[str], every: bool) -> int:
     return 1 if faulty else 0
 
 
+def segmentation(command: str, argv: Sequence[str]) -> int:
+    """Hand arguments to a command of the extra; wrong input is one line and exit code 2."""
+    try:
+        module = importlib.import_module(
+            f"maskattn_kernels.segmentation.{SEGMENTATION[command][0]}"
+        )
+    except ModuleNotFoundError as missing:
+        text = _missing(missing, "cannot run", "segmentation")
+        print(f"maskattn {command}: {text}", file=sys.stderr)
+        return 1
+    try:
+        return module.main(argv)
+    except ValueError as error:  # of our own, each names the argument or the file
+        print(f"maskattn {command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
 def _missing(error: ModuleNotFoundError, effect: str, extra: str) -> str:
     """The line about a missing extra; any other missing module is a fault of ours and is raised."""
     package = (error.name or "").split(".")[0]
-    if package not in ("matplotlib", "skimage", "numpy"):
+    if package not in EXTRAS:
         raise error
     return f"{effect}: {package} is not installed; pip install 'maskattn_kernels[{extra}]'"
 
@@ -286,10 +334,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: arguments without the program's name; None = those of this process.
     """
-    parser = make_parser()
-    arguments = parser.parse_args(argv)
-    name = f"maskattn {arguments.command}"
+    words = sys.argv[1:] if argv is None else list(argv)
+    name = f"maskattn {words[0] if words else ''}"
     try:
+        if words and words[0] in SEGMENTATION:  # these have parsers of their own, loaded only now
+            return segmentation(words[0], words[1:])
+        arguments = make_parser().parse_args(words)
         if hasattr(arguments, "out"):
             try:
                 arguments.out = _folder(arguments.out)
@@ -298,9 +348,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return 2
         return _run(arguments)
     except KeyboardInterrupt as stop:
-        print(
-            f"{name}: {stop if isinstance(stop, Interrupted) else 'interrupted'}", file=sys.stderr
-        )
+        print(f"{name}: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

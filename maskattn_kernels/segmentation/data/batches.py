@@ -124,6 +124,11 @@ class Batches(pl.LightningDataModule):
         rng = np.random.Generator(np.random.PCG64(self.seed))
         return np.sort(rng.permutation(size)[: self.limit])
 
+    def train_with(self, samples: SegmentationDataset) -> None:
+        """Train with other samples of the same classes, all of them (self-training)."""
+        self._sets["train"] = samples
+        self.limit = None
+
     def train_dataloader(self) -> DataLoader:
         """Shuffled and augmented; its place in the epoch is saved in checkpoints."""
         # A mirrored digit is another sign.

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Files that are either the whole old one or the whole new one, whenever the process is ended."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+__all__ = ["WriteError", "replace_file"]
+
+
+class WriteError(RuntimeError):
+    """A file could not be written: the disk is full, or the folder is not ours."""
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file beside its place, bring it to the disk, and only then move it there.
+
+    Args:
+        path: where the file goes; its folder is made if it is not there.
+        write: is given the path of a temporary file in the same folder and fills it.
+
+    Raises:
+        WriteError: it could not be written; what was at ``path`` before is still there.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from maskattn_kernels.segmentation.atomic import replace_file
+        >>> path = Path(tempfile.mkdtemp()) / "notes.txt"
+        >>> replace_file(path, lambda temporary: temporary.write_text("kept"))
+        >>> path.read_text()
+        'kept'
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except Exception as error:
+        temporary.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        old = "; the one from before is still good" if path.exists() else ""
+        raise WriteError(f"cannot write {path}: {reason}{old}") from error

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What happens beside training: progress on stderr, saved state, and a stop by Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+
+from maskattn_kernels.segmentation.checkpoints import Checkpoint
+from maskattn_kernels.segmentation.module import SegmentationModule, main_score
+
+__all__ = ["Progress", "SaveState", "StopRequest", "Stopped"]
+
+
+class Stopped(Exception):
+    """Training was stopped by Ctrl-C after its state was saved."""
+
+
+class StopRequest:
+    """Ctrl-C as a wish that training fulfils between two steps; a second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self.made = False
+
+    @contextmanager
+    def listen(self) -> Iterator[None]:
+        """Take over SIGINT for the time of the context."""
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            if self.made:
+                signal.default_int_handler(number, frame)
+            self.made = True
+            print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
+
+        before = signal.signal(signal.SIGINT, on_signal)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+class SaveState(pl.Callback):
+    """Keeps ``last.ckpt`` for going on, and ``best/``, the checkpoint with the best score.
+
+    State is saved at ends of optimizer steps, and never between such an end and a validation that
+    is due: it waits for the validation's end, or a resumed run would go on without it.
+
+    Args:
+        out: folder of the run.
+        every: steps between two saved states; 0 = only at validations.
+        stop: when its wish is made, save and raise `Stopped`.
+    """
+
+    def __init__(self, out: Path, every: int, stop: StopRequest) -> None:
+        self.path, self.best_folder = out / "last.ckpt", out / "best"
+        self.every, self.stop = every, stop
+        self.best: float | None = None
+        self.stopping = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any
+    ) -> None:
+        done = batch[-1] + 1
+        if done % trainer.accumulate_grad_batches or done % int(trainer.val_check_batch or 1) == 0:
+            return
+        self.stopping = self._wish(trainer)
+        if self.stopping or (self.every and trainer.global_step % self.every == 0):
+            trainer.save_checkpoint(self.path)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *batch: Any) -> None:
+        if self.stopping:  # only now: the row of the step before is in the log
+            raise Stopped(trainer.global_step)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking or not isinstance(pl_module, SegmentationModule):
+            return
+        score = pl_module.scores[main_score(pl_module.network.task)]
+        if self.best is None or score > self.best:
+            self.best = score
+            save_network(trainer, pl_module, self.best_folder)
+        trainer.save_checkpoint(self.path)
+        if self._wish(trainer) and trainer.global_step < trainer.max_steps:
+            raise Stopped(trainer.global_step)
+
+    def _wish(self, trainer: pl.Trainer) -> bool:
+        # All processes must stop at the same step. Asking costs a message, so not at every one.
+        if trainer.world_size == 1:
+            return self.stop.made
+        if trainer.validating or trainer.global_step % trainer.log_every_n_steps == 0:
+            return trainer.strategy.reduce_boolean_decision(self.stop.made, all=False)
+        return False
+
+
+def save_network(trainer: pl.Trainer, module: SegmentationModule, folder: Path) -> None:
+    """Write the network for use without Lightning; to be called in every process."""
+    # Where the weights are shared out among processes, this gathers them.
+    state = trainer.strategy.lightning_module_state_dict()
+    if trainer.is_global_zero:
+        prefix = "network."
+        own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        checkpoint: Checkpoint = module.checkpoint()
+        checkpoint.save_pretrained(folder, state=own)
+
+
+class Progress(pl.Callback):
+    """On stderr: a bar where that is a terminal, else a line per interval of the log; validations.
+
+    Args:
+        steps: of the whole run.
+        batch_size: images of a batch of one process.
+    """
+
+    def __init__(self, steps: int, batch_size: int) -> None:
+        self.steps, self.batch_size = steps, batch_size
+        self.since, self.since_step = time.monotonic(), 0
+        self.terminal = sys.stderr.isatty()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.since, self.since_step = time.monotonic(), trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *batch: Any
+    ) -> None:
+        step = trainer.global_step
+        # Reading the loss waits for the device, so only where the log reads it as well.
+        due = step % trainer.log_every_n_steps == 0 and step > self.since_step
+        if not due or not trainer.is_global_zero:
+            return
+        now = time.monotonic()
+        rate = (step - self.since_step) / max(now - self.since, 1e-9)
+        images = self.batch_size * trainer.accumulate_grad_batches * trainer.world_size
+        left = int((self.steps - step) / rate)
+        text = (
+            f"step {step}/{self.steps}  loss {float(outputs['loss']):.3f}  "
+            f"{rate * images:.1f} images/s  {left // 60}:{left % 60:02d} left"
+        )
+        if self.terminal:
+            done = 30 * step // self.steps
+            text = f"\r[{'#' * done}{'.' * (30 - done)}] {text}\033[K"
+        print(text, end="" if self.terminal else "\n", file=sys.stderr, flush=True)
+        self.since, self.since_step = now, step
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.paused = time.monotonic()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.since += time.monotonic() - self.paused
+        if trainer.is_global_zero and isinstance(pl_module, SegmentationModule):
+            scores = "  ".join(f"{name} {score:.1f}" for name, score in pl_module.scores.items())
+            start = "\n" if self.terminal else ""
+            text = f"{start}step {trainer.global_step}/{self.steps}  validation  {scores}"
+            print(text, file=sys.stderr, flush=True)

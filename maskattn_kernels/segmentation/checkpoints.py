@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`Checkpoint`: a trained network with all that its use needs, in a folder that is safe to load.
+
+The folder holds ``model.safetensors`` (weights, and in its header the constructor's arguments, the
+classes and the scores) and ``config.json`` (a copy of that header for people). Neither can hold
+code. One file carries everything that is read back, so no ending of the process can leave weights
+of one network beside the description of another.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import huggingface_hub
+import torch
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from maskattn_kernels.segmentation.atomic import replace_file
+from maskattn_kernels.segmentation.network import SegmentationNetwork
+from maskattn_kernels.segmentation.sample import Classes
+
+__all__ = ["Checkpoint", "CheckpointError", "load_matching"]
+
+WEIGHTS, CONFIG, FORMAT = "model.safetensors", "config.json", 1
+#: What depends on classes and task; all else is common to networks of one width and depth.
+HEADS = ("unet.head.", "objects.")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, damaged, of another kind, or does not fit."""
+
+
+@dataclass
+class Checkpoint:
+    """A trained network with all that its use needs.
+
+    Attributes:
+        network: with its weights.
+        classes: that it tells apart.
+        size: side of the square images that it was trained on, in pixels.
+        metrics: scores at the time of saving, 0 to 100.
+
+    Example:
+        >>> import tempfile
+        >>> from maskattn_kernels.segmentation.checkpoints import Checkpoint
+        >>> from maskattn_kernels.segmentation.network import SegmentationNetwork
+        >>> from maskattn_kernels.segmentation.sample import Classes
+        >>> classes = Classes(("sky", "car"), (False, True), ((0, 0, 255), (255, 0, 0)), (0, 1))
+        >>> network = SegmentationNetwork(2, classes.things, width=4, depth=2)
+        >>> folder = tempfile.mkdtemp()
+        >>> Checkpoint(network, classes, size=32).save_pretrained(folder)
+        >>> Checkpoint.from_pretrained(folder).classes.names
+        ('sky', 'car')
+    """
+
+    network: SegmentationNetwork
+    classes: Classes
+    size: int
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def description(self) -> dict[str, Any]:
+        """All but the weights, for JSON."""
+        return {
+            "format": FORMAT,
+            "network": dict(self.network.config),
+            "classes": asdict(self.classes),
+            "size": self.size,
+            "metrics": self.metrics,
+        }
+
+    def save_pretrained(
+        self, folder: str | Path, state: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Write the folder; what was there before stays good until the new one is whole.
+
+        Args:
+            folder: made if it is not there.
+            state: weights to save in place of the network's own, under the same names, as the
+                processes of a sharded training gather them.
+
+        Raises:
+            WriteError: the disk is full, or the folder cannot be written to.
+        """
+        tensors = self.network.state_dict() if state is None else state
+        plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        text = json.dumps(self.description(), indent=2)
+        folder = Path(folder)
+        header = {"maskattn": text}
+        replace_file(folder / WEIGHTS, lambda path: save_file(plain, path, metadata=header))
+        replace_file(folder / CONFIG, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> Checkpoint:
+        """Read a folder that `save_pretrained` wrote, or one of the Hugging Face hub.
+
+        Args:
+            source: a folder, or a hub id as ``owner/name``. Nothing read there is run as code.
+
+        Returns:
+            the checkpoint, its network on the CPU and in eval mode.
+
+        Raises:
+            CheckpointError: one line on what is missing, damaged, or does not fit.
+        """
+        file = _weights_file(source)
+        try:
+            with safe_open(file, framework="pt") as opened:
+                header = opened.metadata() or {}
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file}: not a whole safetensors file ({error})") from None
+        return cls._from_parts(file, header.get("maskattn"), tensors)
+
+    @classmethod
+    def _from_parts(cls, file: Path, text: str | None, tensors: dict[str, Tensor]) -> Checkpoint:
+        try:
+            described = json.loads(text or "")
+            if described["format"] != FORMAT:
+                raise ValueError(f"format {described['format']}, this version reads {FORMAT}")
+            names = described["classes"]
+            classes = Classes(
+                tuple(map(str, names["names"])),
+                tuple(map(bool, names["is_thing"])),
+                tuple((int(r), int(g), int(b)) for r, g, b in names["colors"]),
+                tuple(map(int, names["ids"])),
+            )
+            network = SegmentationNetwork(**described["network"])
+            size = int(described["size"])
+            metrics = {str(k): float(v) for k, v in described["metrics"].items()}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{file}: not saved by save_pretrained ({reason})") from None
+        try:
+            network.load_state_dict(tensors)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise CheckpointError(f"{file}: weights do not fit the network ({reason})") from None
+        return cls(network.eval(), classes, size, metrics)
+
+    def push_to_hub(self, repo: str, *, private: bool = False, token: str | None = None) -> str:
+        """Upload the checkpoint to the Hugging Face hub; returns its address there.
+
+        Args:
+            repo: ``owner/name``; made if it is not there.
+            private: of a new repository.
+            token: None = that of ``hf auth login``.
+
+        Raises:
+            RuntimeError: the hub refused, in one line.
+        """
+        try:
+            huggingface_hub.create_repo(repo, private=private, token=token, exist_ok=True)
+            with TemporaryDirectory() as folder:
+                self.save_pretrained(folder)
+                done = huggingface_hub.upload_folder(repo_id=repo, folder_path=folder, token=token)
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise RuntimeError(f"push_to_hub({repo!r}): {reason}") from None
+        return str(done)
+
+
+def _weights_file(source: str | Path) -> Path:
+    path = Path(source)
+    if path.is_dir():
+        if not (path / WEIGHTS).is_file():
+            raise CheckpointError(f"{path}: no {WEIGHTS} in this folder")
+        return path / WEIGHTS
+    if path.is_file():
+        raise CheckpointError(
+            f"{path}: expected a folder with {WEIGHTS}, as `maskattn train` leaves in OUT/best"
+        )
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        raise CheckpointError(f"{source}: no such folder")
+    try:
+        return Path(huggingface_hub.hf_hub_download(str(source), WEIGHTS))
+    except Exception as error:  # many kinds: no network, no such repository, no rights
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{source}: no such folder, and the hub does not give it ({reason})"
+        ) from None
+
+
+def load_matching(network: SegmentationNetwork, trained: SegmentationNetwork) -> list[str]:
+    """Copy a trained network's weights into one for other classes; its own heads stay new.
+
+    Args:
+        network: is changed.
+        trained: of the same width and depth; its classes and task may be others.
+
+    Returns:
+        names of the tensors that did not fit and stay as they were: heads only.
+
+    Raises:
+        CheckpointError: a tensor outside the heads does not fit: another width or depth.
+    """
+    own, theirs = network.state_dict(), trained.state_dict()
+    fits = {
+        name: tensor
+        for name, tensor in theirs.items()
+        if name in own and own[name].shape == tensor.shape
+    }
+    new = [name for name in own if name not in fits]
+    for name in new:
+        if not name.startswith(HEADS):
+            got = list(theirs[name].shape) if name in theirs else "none"
+            raise CheckpointError(
+                f"init_from: {name} is {list(own[name].shape)} here and {got} there; "
+                "give the network the width and depth of the checkpoint"
+            )
+    with torch.no_grad():
+        network.load_state_dict({**own, **fits})
+    return new

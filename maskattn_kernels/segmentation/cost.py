@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a network costs to run: latency, rate, FLOPs, memory."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from maskattn_kernels.segmentation.network import SegmentationNetwork
+
+__all__ = ["Cost", "measure_cost", "peak_memory"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a network at one input size, alone: no reading, no grouping, no writing.
+
+    Attributes:
+        parameters: of the network.
+        gflops: of one image, by torch's counter; a multiplication and an addition count as two.
+        latency_ms: median time of one image by itself.
+        images_per_second: in batches.
+    """
+
+    parameters: int
+    gflops: float
+    latency_ms: float
+    images_per_second: float
+
+    def as_dict(self) -> dict[str, float]:
+        """For JSON."""
+        return asdict(self)
+
+
+@torch.inference_mode()
+def measure_cost(
+    network: SegmentationNetwork, size: int, batch_size: int = 16, seconds: float = 1.0
+) -> Cost:
+    """Measure a network with random images on its own device.
+
+    Args:
+        network: in eval mode.
+        size: side of the images.
+        batch_size: for the rate.
+        seconds: spent on each of the two times.
+    """
+    device = next(network.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    shape = (batch_size, 3, size, size)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
+    with FlopCounterMode(display=False) as counter:
+        network(images[:1])
+    return Cost(
+        parameters=sum(p.numel() for p in network.parameters()),
+        gflops=counter.get_total_flops() / 1e9,
+        latency_ms=1e3 * _median(network, images[:1], seconds),
+        images_per_second=batch_size / _median(network, images, seconds),
+    )
+
+
+def _median(network: SegmentationNetwork, images: torch.Tensor, seconds: float) -> float:
+    times: list[float] = []
+    network(images)
+    while len(times) < 3 or sum(times) < seconds:
+        start = time.perf_counter()
+        network(images)
+        if images.is_cuda:
+            torch.cuda.synchronize(images.device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Most bytes in use so far: of a GPU's allocator, or else of this whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ModuleNotFoundError:  # not on Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Logs in CSV that go on where a stopped run left them."""
+
+from __future__ import annotations
+
+import csv
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.utilities import rank_zero_only
+
+__all__ = ["CSVLog", "read_log"]
+
+
+class CSVLog(Logger):
+    """Two tables in a folder: ``train.csv`` and ``validation.csv``.
+
+    Lightning's own CSV logger deletes the files of an earlier run in the same folder. This one goes
+    on below them, without the rows that the resumed run will write again.
+
+    Args:
+        folder: of the tables; must exist.
+        resumed_at: step from which the run goes on; 0 = a new one.
+    """
+
+    def __init__(self, folder: Path, resumed_at: int = 0) -> None:
+        super().__init__()
+        self.folder = folder
+        self.columns: dict[str, list[str]] = {}
+        for table in ("train", "validation"):
+            self._cut(folder / f"{table}.csv", resumed_at)
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kw: Any) -> None:
+        """Nothing: ``config.yaml`` holds them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        # Lightning numbers steps from 0; people count those that are done.
+        row: dict[str, float] = {"step": (step or 0) + 1}
+        row |= {name: value for name, value in metrics.items() if name != "epoch"}
+        table = "validation" if any(name.startswith("val/") for name in row) else "train"
+        columns = self.columns.setdefault(table, list(row))
+        path = self.folder / f"{table}.csv"
+        new = not path.exists()
+        with open(path, "a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns, extrasaction="ignore")
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+
+    def _cut(self, path: Path, resumed_at: int) -> None:
+        if not path.exists():
+            return
+        rows = read_log(path) if resumed_at else []
+        kept = [row for row in rows if row["step"] <= resumed_at]
+        path.unlink()
+        if kept:
+            with open(path, "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, list(kept[0]))
+                writer.writeheader()
+                writer.writerows(kept)
+            self.columns[path.stem] = list(kept[0])
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """The rows of a table that `CSVLog` wrote; a row that was cut off by a kill is left out.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from maskattn_kernels.segmentation.csv_log import CSVLog, read_log
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> CSVLog(folder).log_metrics({"loss/loss": 0.5}, step=9)
+        >>> read_log(folder / "train.csv")
+        [{'step': 10.0, 'loss/loss': 0.5}]
+    """
+    rows = []
+    with open(path, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if None not in row.values():
+                rows.append({name: float(value) for name, value in row.items()})
+    return rows

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Images to predict, one after another: a file, a folder, frames of a video or of a camera."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+from PIL import Image, ImageSequence
+
+from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.data.images import image_files, read_image
+
+__all__ = ["Frame", "frames"]
+
+VIDEO_ENDINGS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """An image that is there, or can be read at any time and in any thread.
+
+    Attributes:
+        name: unique in its source.
+        read: gives the image, uint8 (H,W,3), RGB.
+    """
+
+    name: str
+    read: Callable[[], np.ndarray]
+
+
+def frames(source: str) -> Iterator[Frame]:
+    """All images of a source.
+
+    Args:
+        source: an image file, also one of many frames (GIF, TIFF); a folder of images; a video
+            (needs OpenCV or imageio with a plugin for videos); a number: that camera (needs
+            OpenCV), whose frames do not end.
+
+    Raises:
+        DataError: nothing there, an ending that is not known, or a package is missing.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from maskattn_kernels.segmentation.frames import frames
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for name in ("b.png", "a.png"):
+        ...     Image.new("RGB", (8, 6)).save(folder / name)
+        >>> [(frame.name, frame.read().shape) for frame in frames(str(folder))]
+        [('a', (6, 8, 3)), ('b', (6, 8, 3))]
+    """
+    if source.isascii() and source.isdigit():
+        return _with_opencv(_opencv(f"camera {source}"), int(source), f"camera{source}")
+    path = Path(source)
+    if path.is_dir():
+        return _folder(path)
+    if not path.is_file():
+        raise DataError(f"{source}: no such file or folder")
+    if path.suffix.lower() in VIDEO_ENDINGS:
+        return _video(path)
+    return _file(path)
+
+
+def _folder(folder: Path) -> Iterator[Frame]:
+    for name, file in image_files(folder).items():
+        yield Frame(name, partial(read_image, file))
+
+
+def _file(path: Path) -> Iterator[Frame]:
+    try:
+        with Image.open(path) as opened:
+            many = getattr(opened, "n_frames", 1) > 1
+    except (OSError, ValueError, Image.DecompressionBombError):
+        many = False  # reading it will say what is wrong
+    if not many:
+        yield Frame(path.stem, partial(read_image, path))
+        return
+    with Image.open(path) as opened:
+        for number, picture in enumerate(ImageSequence.Iterator(opened)):
+            pixels = np.asarray(picture.convert("RGB"))
+            yield Frame(f"{path.stem}-{number:06d}", partial(np.asarray, pixels))
+
+
+def _video(path: Path) -> Iterator[Frame]:
+    try:
+        import cv2
+    except ModuleNotFoundError:
+        return _with_imageio(path)
+    return _with_opencv(cv2, str(path), path.stem)
+
+
+def _opencv(purpose: str) -> ModuleType:
+    try:
+        import cv2
+    except ModuleNotFoundError:
+        raise DataError(f"{purpose}: needs OpenCV; pip install opencv-python-headless") from None
+    return cv2
+
+
+def _with_opencv(cv2: ModuleType, source: int | str, name: str) -> Iterator[Frame]:
+    capture = cv2.VideoCapture(source)
+    if not capture.isOpened():
+        raise DataError(f"{source}: OpenCV cannot open it")
+    try:
+        number = 0
+        while True:
+            there, picture = capture.read()
+            if not there:
+                return
+            pixels = np.ascontiguousarray(picture[..., ::-1])
+            yield Frame(f"{name}-{number:06d}", partial(np.asarray, pixels))
+            number += 1
+    finally:
+        capture.release()
+
+
+def _with_imageio(path: Path) -> Iterator[Frame]:
+    hint = "reading videos needs OpenCV; pip install opencv-python-headless"
+    try:
+        from imageio import v3
+    except ModuleNotFoundError:
+        raise DataError(f"{path}: {hint}") from None
+    try:
+        for number, picture in enumerate(v3.imiter(path)):
+            yield Frame(f"{path.stem}-{number:06d}", partial(np.asarray, picture[..., :3]))
+    except (ImportError, OSError) as error:  # no plugin of imageio's takes it
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path}: {hint} (imageio: {reason})") from None

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`SegmentationModule`: network, loss, optimizer and scores as a LightningModule."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from maskattn_kernels.segmentation.checkpoints import Checkpoint
+from maskattn_kernels.segmentation.grouping import group
+from maskattn_kernels.segmentation.losses import SegmentationLoss
+from maskattn_kernels.segmentation.metrics import SegmentationMetrics
+from maskattn_kernels.segmentation.network import SegmentationNetwork
+from maskattn_kernels.segmentation.sample import Classes
+
+__all__ = ["OptimizerOptions", "SegmentationModule", "main_score"]
+
+
+@dataclass
+class OptimizerOptions:
+    """AdamW, with a warm-up and then half a cosine down to zero.
+
+    Attributes:
+        lr: highest learning rate.
+        weight_decay: of matrices and convolutions; norms and biases have none.
+        warmup: fraction of the run in which the rate rises from zero.
+    """
+
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    warmup: float = 0.05
+
+
+def main_score(task: str) -> str:
+    """The score by which the best checkpoint of a task is told."""
+    return {"semantic": "mIoU", "instance": "AP", "panoptic": "PQ"}[task]
+
+
+def encoder_parts(network: SegmentationNetwork) -> list[nn.Module]:
+    """The modules from the image down to the lowest resolution."""
+    unet = network.unet
+    return [unet.stem, unet.downs, unet.down_attention, unet.bottleneck]
+
+
+class SegmentationModule(pl.LightningModule):
+    """What Lightning needs to train a `SegmentationNetwork`.
+
+    Args:
+        network: is trained.
+        loss: of its outputs.
+        classes: of the data.
+        steps: of the whole run, for the learning rate.
+        seed: of what is drawn in training; a step draws the same whenever the run was stopped.
+        optimizer: see `OptimizerOptions`.
+        freeze_encoder: train only the decoder and the heads.
+        size: side of the images, for the checkpoint.
+        run: options of the run by name, kept in its saved state.
+    """
+
+    def __init__(
+        self,
+        network: SegmentationNetwork,
+        loss: SegmentationLoss,
+        classes: Classes,
+        *,
+        steps: int,
+        seed: int = 0,
+        optimizer: OptimizerOptions | None = None,
+        freeze_encoder: bool = False,
+        size: int = 128,
+        run: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network, self.loss, self.classes = network, loss, classes
+        self.steps, self.seed, self.size = steps, seed, size
+        self.run = run or {}
+        self.optimizer_options = optimizer or OptimizerOptions()
+        self.metrics = SegmentationMetrics(classes, network.task)
+        self.scores: dict[str, float] = {}
+        self.scored_at = 0
+        self.frozen = encoder_parts(network) if freeze_encoder else []
+        for part in self.frozen:
+            part.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> SegmentationModule:
+        super().train(mode)
+        for part in self.frozen:  # their batch statistics stay as well
+            part.eval()
+        return self
+
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        # Draws depend on the number of the batch in the run alone: a resumed run repeats them.
+        torch.manual_seed((self.seed * 1_000_003 + batch_idx) * 1009 + self.global_rank)
+        self.network.anneal(self.global_step / self.steps)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        outputs = self.network(batch["image"])
+        losses = self.loss(outputs, batch)
+        # Lightning keeps these as tensors and reads them only when it writes a row of the log.
+        self.log_dict({f"loss/{name}": value.detach() for name, value in losses.items()})
+        for scale, selection in outputs.selections.items():
+            self.log(f"keep/{scale}", selection.keep_ratio.mean())
+        return losses["loss"]
+
+    def on_validation_epoch_start(self) -> None:
+        self.metrics.reset()
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        outputs = self.network(batch["image"])
+        self.metrics.update(group(outputs, self.classes.things), batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self.scores, self.scored_at = self.metrics.compute(), self.trainer.global_step
+        self.log_dict({f"val/{name}": value for name, value in self.scores.items()})
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        options = self.optimizer_options
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": options.weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=options.lr)
+        warmup = max(1, round(options.warmup * self.steps))
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / warmup
+            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.steps - warmup)))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["run"] = self.run
+
+    def checkpoint(self) -> Checkpoint:
+        """The network as it stands, for use without Lightning."""
+        return Checkpoint(self.network, self.classes, self.size, dict(self.scores))

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A picture per image: input, prediction, errors, and where the mask attends at each scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib import colormaps
+from PIL import Image, ImageDraw, ImageFont
+
+from maskattn_kernels.segmentation.sample import VOID, Classes
+
+__all__ = ["Attended", "attended_picture", "draw_panel", "error_picture", "overlay"]
+
+TILE, GAP, TITLE = 224, 12, 24
+INK, PAPER = (34, 40, 49), (255, 255, 255)
+RIGHT, WRONG, IGNORED = (222, 235, 228), (208, 48, 62), (236, 236, 236)
+HEAT = (colormaps["inferno"](np.linspace(0.25, 1, 256))[:, :3] * 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Attended:
+    """Where one scale attends.
+
+    Attributes:
+        mask: bool (h,w), True = takes part in attention.
+        score: float (h,w), how much its head wants each place; None where a mask has no scores.
+    """
+
+    mask: np.ndarray
+    score: np.ndarray | None = None
+
+
+def _resized(pixels: np.ndarray, width: int, height: int, smooth: bool = False) -> np.ndarray:
+    how = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(pixels).resize((width, height), how))
+
+
+def overlay(image: np.ndarray, semantic: np.ndarray, instance: np.ndarray, classes: Classes):
+    """Colours of the classes over the image, with a line around every object.
+
+    Args:
+        image: uint8 (H,W,3).
+        semantic: (H,W), class numbers or `VOID`, which stays uncoloured.
+        instance: (H,W), 0 = no object.
+        classes: gives the colours.
+
+    Returns:
+        uint8 (H,W,3).
+    """
+    palette = np.zeros((256, 3), dtype=np.float32)
+    palette[: len(classes)] = classes.colors
+    known = (semantic != VOID)[..., None]
+    grey = image.mean(2, keepdims=True)
+    mixed = np.where(known, 0.4 * grey + 0.6 * palette[semantic], image)
+    edge = np.zeros(instance.shape, dtype=bool)
+    edge[:, 1:] |= instance[:, 1:] != instance[:, :-1]
+    edge[1:] |= instance[1:] != instance[:-1]
+    mixed[edge] = 255
+    return mixed.astype(np.uint8)
+
+
+def error_picture(semantic: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Red where the class is wrong, grey where the truth is void; uint8 (H,W,3)."""
+    picture = np.where((semantic == truth)[..., None], RIGHT, WRONG)
+    picture[truth == VOID] = IGNORED
+    return picture.astype(np.uint8)
+
+
+def attended_picture(image: np.ndarray, attended: Attended) -> np.ndarray:
+    """The image where the mask selects, tinted by score; dark where it does not; uint8 (H,W,3)."""
+    height, width = image.shape[:2]
+    chosen = _resized(attended.mask.astype(np.uint8), width, height).astype(bool)[..., None]
+    grey = image.mean(2, keepdims=True)
+    if attended.score is None:
+        return np.where(chosen, image, 0.16 * grey).astype(np.uint8)
+    score = attended.score.astype(np.float32)
+    low, high = float(score.min()), float(score.max())
+    places = ((score - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
+    heat = HEAT[_resized(places, width, height)]
+    return np.where(chosen, 0.45 * grey + 0.55 * heat, 0.16 * grey).astype(np.uint8)
+
+
+def draw_panel(
+    image: np.ndarray,
+    semantic: np.ndarray,
+    instance: np.ndarray,
+    classes: Classes,
+    attended: Mapping[str, Attended],
+    truth: np.ndarray | None = None,
+) -> Image.Image:
+    """One picture of all there is to see of a prediction.
+
+    Args:
+        image: uint8 (H,W,3).
+        semantic: (H,W), class numbers or `VOID`.
+        instance: (H,W), 0 = no object.
+        classes: names and colours.
+        attended: masks by name of scale, in the order in which they run.
+        truth: (H,W), class numbers or `VOID`; None = not known, and no errors are drawn.
+
+    Returns:
+        an RGB picture: input, prediction and errors above, a legend, masks below.
+    """
+    first = [("input", image), ("prediction", overlay(image, semantic, instance, classes))]
+    if truth is not None:
+        truth_picture = overlay(image, truth, np.zeros_like(truth), classes)
+        judged = truth != VOID
+        wrong = (semantic != truth)[judged].mean() if judged.any() else 0.0
+        first += [
+            ("ground truth", truth_picture),
+            (f"errors: {wrong:.1%} of pixels", error_picture(semantic, truth)),
+        ]
+    masks = [
+        (f"{name}, {a.mask.shape[0]} x {a.mask.shape[1]}: {a.mask.mean():.0%} kept",
+         attended_picture(_tile(image), a))
+        for name, a in attended.items()
+    ]  # fmt: skip
+    columns = max(len(first), min(len(masks), 4), 2)
+    shown = semantic if truth is None else np.concatenate([semantic, truth])
+    legend = _legend(shown, semantic, instance, classes, columns * (TILE + GAP) - GAP)
+    rows = [_row(first)]
+    if legend is not None:
+        rows.append(legend)
+    rows += [_row(masks[i : i + columns]) for i in range(0, len(masks), columns)]
+    width = columns * (TILE + GAP) + GAP
+    sheet = Image.new("RGB", (width, sum(r.height + GAP for r in rows) + GAP), PAPER)
+    top = GAP
+    for row in rows:
+        sheet.paste(row, (GAP, top))
+        top += row.height + GAP
+    return sheet
+
+
+def _tile(pixels: np.ndarray) -> np.ndarray:
+    """Pixels made to fit a tile, with their proportions; small images stay sharp-edged."""
+    height, width = pixels.shape[:2]
+    scale = TILE / max(height, width)
+    return _resized(
+        pixels, max(1, round(width * scale)), max(1, round(height * scale)), smooth=scale < 1
+    )
+
+
+def _row(tiles: Sequence[tuple[str, np.ndarray]]) -> Image.Image:
+    pictures = [Image.fromarray(_tile(pixels)) for _, pixels in tiles]
+    height = max(p.height for p in pictures)
+    row = Image.new("RGB", (len(tiles) * (TILE + GAP) - GAP, TITLE + height), PAPER)
+    draw = ImageDraw.Draw(row)
+    for place, ((title, _), picture) in enumerate(zip(tiles, pictures, strict=True)):
+        left = place * (TILE + GAP)
+        draw.text((left, 2), title, fill=INK, font=_font(15))
+        row.paste(picture, (left, TITLE))
+    return row
+
+
+def _legend(
+    shown: np.ndarray, semantic: np.ndarray, instance: np.ndarray, classes: Classes, width: int
+) -> Image.Image | None:
+    """Names and colours of the classes that are shown, largest first, with counts of objects."""
+    numbers, counts = np.unique(shown[shown != VOID], return_counts=True)
+    if not len(numbers):
+        return None
+    font, line, left, top = _font(14), 22, 0, 0
+    places = []
+    for number in numbers[np.argsort(-counts, kind="stable")]:
+        objects = len(np.unique(instance[(semantic == number) & (instance > 0)]))
+        text = classes.names[number] + (f" x {objects}" if objects else "")
+        needed = round(font.getlength(text)) + 38
+        if left and left + needed > width:
+            left, top = 0, top + line
+        places.append((left, top, text, classes.colors[number]))
+        left += needed
+    picture = Image.new("RGB", (width, top + line), PAPER)
+    draw = ImageDraw.Draw(picture)
+    for left, top, text, color in places:
+        draw.rectangle((left, top + 4, left + 14, top + 18), fill=tuple(color), outline=INK)
+        draw.text((left + 20, top + 2), text, fill=INK, font=font)
+    return picture
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)

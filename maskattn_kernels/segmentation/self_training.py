@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Learning from images without labels: a trained network labels them where it is sure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from maskattn_kernels.segmentation.background import ahead, batched, map_ahead
+from maskattn_kernels.segmentation.checkpoints import Checkpoint
+from maskattn_kernels.segmentation.data.augmentation import fit
+from maskattn_kernels.segmentation.data.images import ImageFiles
+from maskattn_kernels.segmentation.grouping import group
+from maskattn_kernels.segmentation.metrics import resize_labels
+from maskattn_kernels.segmentation.sample import VOID, Sample, SegmentationDataset
+
+__all__ = ["LabelledAndPseudo", "PseudoLabelled"]
+
+
+class PseudoLabelled:
+    """Images of a folder with the labels that a checkpoint gives them.
+
+    A pixel whose class has a lower probability than ``confidence`` is void, so no loss counts it.
+
+    Args:
+        checkpoint: the teacher; its classes are those of the samples.
+        folder: of images.
+        confidence: 0 to 1.
+        device: the teacher computes on.
+
+    Raises:
+        DataError: no folder, no image in it, or one that cannot be read.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        folder: Path,
+        confidence: float,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.images = ImageFiles(folder, checkpoint.classes)
+        self.classes = checkpoint.classes
+        network = checkpoint.network.to(device).eval()
+        size, labels = checkpoint.size, []
+
+        def read(index: int) -> torch.Tensor:
+            return torch.from_numpy(fit(self.images[index], size).image.transpose(2, 0, 1).copy())
+
+        for batch in ahead(batched(map_ahead(read, range(len(self.images))), 16)):
+            with torch.inference_mode():
+                outputs = network(torch.stack(batch).to(device))
+                found = group(outputs, self.classes.things)
+                unsure = outputs.semantic.float().softmax(1).amax(1) < confidence
+                semantic = found.semantic.masked_fill(unsure, VOID)
+                instance = found.instance.masked_fill(unsure, 0)
+            labels.append(torch.stack([semantic, instance], 1).to(torch.uint8).cpu())
+        # Two bytes a pixel at the network's size: small enough to keep.
+        self.labels = torch.cat(labels)
+
+    @property
+    def kept(self) -> float:
+        """The fraction of pixels with a label."""
+        return float((self.labels[:, 0] != VOID).float().mean())
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.images[index]
+        height, width = sample.image.shape[:2]
+        semantic, instance = resize_labels(self.labels[index], (height, width)).numpy()
+        return replace(sample, semantic=semantic, instance=instance.astype(np.int32))
+
+
+class LabelledAndPseudo:
+    """Labelled samples, repeated until they are at least half of all, and pseudo-labelled ones.
+
+    Args:
+        labelled: the set.
+        chosen: numbers of its samples to use.
+        pseudo: the others.
+    """
+
+    def __init__(
+        self,
+        labelled: SegmentationDataset,
+        chosen: Sequence[int] | np.ndarray,
+        pseudo: SegmentationDataset,
+    ) -> None:
+        self.labelled, self.chosen, self.pseudo = labelled, chosen, pseudo
+        self.classes = labelled.classes
+        self.first = len(chosen) * max(1, -(-len(pseudo) // len(chosen)))
+
+    def __len__(self) -> int:
+        return self.first + len(self.pseudo)
+
+    def __getitem__(self, index: int) -> Sample:
+        if index < self.first:
+            return self.labelled[int(self.chosen[index % len(self.chosen)])]
+        return self.pseudo[index - self.first]

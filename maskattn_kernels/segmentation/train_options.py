@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The options of ``maskattn train``: typed, from YAML files and the command line."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from maskattn_kernels.segmentation.checkpoints import Checkpoint
+from maskattn_kernels.segmentation.data.batches import Batches
+from maskattn_kernels.segmentation.losses import SegmentationLoss
+from maskattn_kernels.segmentation.module import OptimizerOptions
+from maskattn_kernels.segmentation.network import SegmentationNetwork
+
+__all__ = ["ConfigError", "TrainerOptions", "parse", "preset_names", "to_yaml"]
+
+PRESETS = files("maskattn_kernels.segmentation") / "configs"
+
+
+class ConfigError(ValueError):
+    """An option or a config file cannot be used."""
+
+
+@dataclass
+class TrainerOptions:
+    """How the steps are run: what is handed to Lightning's ``Trainer``.
+
+    Attributes:
+        accelerator: "auto", "cpu", "gpu", ..
+        devices: how many of them, or "auto".
+        num_nodes: machines.
+        strategy: "auto", "ddp", "fsdp", ..; those that start processes by running the command anew.
+        precision: "32-true", "16-mixed", "bf16-mixed", ..
+        accumulate_grad_batches: batches whose gradients make one step.
+        gradient_clip_val: highest norm of all gradients together; null = no limit.
+        deterministic: refuse operations whose results differ from run to run.
+    """
+
+    accelerator: str = "auto"
+    devices: int | str = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = 1.0
+    deterministic: bool = False
+
+
+def preset_names() -> tuple[str, ...]:
+    """Names that ``--config`` takes in place of a file.
+
+    Example:
+        >>> from maskattn_kernels.segmentation.train_options import preset_names
+        >>> "digit-scenes-small" in preset_names()
+        True
+    """
+    found = (entry.name for entry in PRESETS.iterdir())
+    return tuple(sorted(n.removesuffix(".yaml") for n in found if n.endswith(".yaml")))
+
+
+def make_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="maskattn train",
+        description="Train a network that segments images. "
+        f"Presets for --config: {', '.join(preset_names())}.",
+        exit_on_error=False,
+    )
+    add = parser.add_argument
+    add("--config", action="config", help="YAML file, or name of a preset; later options win")
+    add("--out", type=str, default="out/train", help="folder of the run")
+    add("--seed", type=int, default=0, help="of weights, order, augmentation and draws")
+    add("--steps", type=int, default=1000, help="optimizer steps of the whole run")
+    add("--val_every", type=int, default=250, help="steps between validations")
+    add("--save_every", type=int, default=100, help="steps between saved states; 0: at validations")
+    add("--log_every", type=int, default=10, help="steps between rows of the log")
+    add("--ckpt_path", type=str | None, default=None, help="go on: 'last', or a .ckpt file")
+    add("--init_from", type=str | None, default=None, help="checkpoint to start from; heads of "
+        "other classes are new; width, depth and the like are taken from it")  # fmt: skip
+    add("--freeze_encoder", type=bool, default=False, help="train the decoder and heads only")
+    add("--unlabelled", type=str | None, default=None, help="folder of images without labels: "
+        "learn from what --init_from predicts there")  # fmt: skip
+    add("--confidence", type=float, default=0.9, help="of those predictions: pixels below are void")
+    parser.add_class_arguments(Batches, "data", skip={"seed", "predict"})
+    add("--data.options", type=dict[str, Any], default={}, help="of the data set, by name")
+    parser.add_class_arguments(SegmentationNetwork, "network", skip={"classes", "things"})
+    parser.add_class_arguments(SegmentationLoss, "loss", skip={"things", "task"})
+    parser.add_class_arguments(OptimizerOptions, "optimizer")
+    parser.add_class_arguments(TrainerOptions, "trainer")
+    return parser
+
+
+def parse(argv: Sequence[str]) -> Namespace:
+    """Options from arguments and the config files they name.
+
+    With ``--init_from`` the network's options default to those of the checkpoint.
+
+    Raises:
+        ConfigError: one line naming the option, what came and what was expected.
+    """
+    argv = _with_preset_files(list(argv))
+    parser = make_parser()
+    try:
+        config = parser.parse_args(argv)
+        if config.init_from:
+            trained = Checkpoint.from_pretrained(config.init_from).network.config
+            known = config.network.as_dict()
+            defaults = {f"network.{k}": v for k, v in trained.items() if k in known}
+            parser.set_defaults(defaults)
+            config = parser.parse_args(argv)
+    except ArgumentError as error:
+        raise ConfigError(_one_line(str(error))) from None
+    _check(config)
+    return config
+
+
+def to_yaml(config: Namespace) -> str:
+    """All options as a config file, without the names of the files they came from.
+
+    Args:
+        config: from `parse`.
+    """
+    plain = config.as_dict() | {"ckpt_path": None}
+    plain.pop("config", None)
+    return yaml.safe_dump(json.loads(json.dumps(plain, default=str)), sort_keys=False)
+
+
+def _with_preset_files(argv: list[str]) -> list[str]:
+    """Names of presets after ``--config`` replaced by their files."""
+    for place, word in enumerate(argv):
+        if word.startswith("--config="):
+            argv[place] = f"--config={_preset_file(word.removeprefix('--config='))}"
+        elif word == "--config" and place + 1 < len(argv):
+            argv[place + 1] = _preset_file(argv[place + 1])
+    return argv
+
+
+def _preset_file(name: str) -> str:
+    if Path(name).exists():
+        return name
+    if name in preset_names():
+        return str(PRESETS / f"{name}.yaml")
+    raise ConfigError(
+        f"config: {name!r} is neither a file nor one of the presets {', '.join(preset_names())}"
+    )
+
+
+def _check(config: Namespace) -> None:
+    for section in ("data", "network", "loss", "optimizer", "trainer"):
+        if not isinstance(config[section], Namespace):
+            raise ConfigError(f"{section}: expected options by name, got {config[section]!r}")
+    least = {"steps": 1, "val_every": 1, "save_every": 0, "log_every": 1}
+    least["trainer.accumulate_grad_batches"] = 1
+    for name, lowest in least.items():
+        if config[name] < lowest:
+            raise ConfigError(f"{name}: expected a whole number from {lowest}, got {config[name]}")
+    if not 0 < config.confidence <= 1:
+        raise ConfigError(f"confidence: expected a number from 0 to 1, got {config.confidence}")
+    if config.unlabelled and not config.init_from:
+        raise ConfigError("unlabelled: needs --init_from, the checkpoint that labels the images")
+    if any(word in config.trainer.strategy for word in ("spawn", "fork", "notebook")):
+        raise ConfigError(
+            f"trainer.strategy: expected auto, ddp, fsdp, ..: those that start the command anew, "
+            f"got {config.trainer.strategy!r}"
+        )
+    config.val_every = min(config.val_every, config.steps)
+
+
+def _one_line(text: str) -> str:
+    text = " ".join(text.split())
+    text = re.sub(r"<class '(\w+)'>", r"\1", text)
+    return re.sub(
+        r'^Parser key "([\w.]+)": Expected an? (\w+)\. Got value: ', r"\1: expected \2, got ", text
+    )

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``maskattn train``: from a config to a run's folder.
+
+The folder holds ``config.yaml`` (every option as it was), ``train.csv`` and ``validation.csv``,
+``tensorboard/``, ``last.ckpt`` (state to go on from), ``best/`` and ``final/`` (checkpoints).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from jsonargparse import Namespace
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from maskattn_kernels.segmentation.callbacks import (
+    Progress,
+    SaveState,
+    Stopped,
+    StopRequest,
+    save_network,
+)
+from maskattn_kernels.segmentation.checkpoints import Checkpoint, load_matching
+from maskattn_kernels.segmentation.command_line import torch_device
+from maskattn_kernels.segmentation.csv_log import CSVLog
+from maskattn_kernels.segmentation.data.batches import Batches
+from maskattn_kernels.segmentation.losses import SegmentationLoss
+from maskattn_kernels.segmentation.module import OptimizerOptions, SegmentationModule
+from maskattn_kernels.segmentation.network import SegmentationNetwork
+from maskattn_kernels.segmentation.run_order import RunData
+from maskattn_kernels.segmentation.run_state import SafeStateIO, read_state, saved_batches
+from maskattn_kernels.segmentation.self_training import LabelledAndPseudo, PseudoLabelled
+from maskattn_kernels.segmentation.sync_norm import share_batch_norm
+from maskattn_kernels.segmentation.train_options import ConfigError, parse, to_yaml
+
+__all__ = ["main", "train"]
+
+#: Sections that a resumed run must share with the one that was stopped.
+FIXED = ("seed", "steps", "data", "network", "loss", "optimizer", "freeze_encoder", "unlabelled")
+#: Of those, what may differ: it changes no result.
+FREE = ("data.workers", "data.root")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``maskattn train`` with arguments; returns the exit code."""
+    config = parse(argv)
+    scores = train(config)
+    print("  ".join(f"{name} {score:.2f}" for name, score in scores.items()))
+    for name in ("best", "final"):
+        print(f"written: {Path(config.out) / name}")
+    return 0
+
+
+def train(config: Namespace) -> dict[str, float]:
+    """Train as a config says; returns the scores of the last validation.
+
+    Args:
+        config: from `train_options.parse`.
+
+    Raises:
+        ValueError: the config, the data or a checkpoint cannot be used.
+        KeyboardInterrupt: after Ctrl-C, with a line on how to go on.
+        RuntimeError: what fails while running, a full disk among it.
+    """
+    with warnings.catch_warnings():
+        # What Lightning advises (more workers, other logging intervals) is not ours to follow.
+        warnings.filterwarnings("ignore", module=r"pytorch_lightning|lightning_fabric|torch")
+        logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+        return _train(config)
+
+
+def _train(config: Namespace) -> dict[str, float]:
+    out = Path(config.out)
+    state_path = _state_path(config.ckpt_path, out)
+    state = read_state(state_path) if state_path else None
+    if state is not None:
+        _check_same(config, state)
+    elif (out / "last.ckpt").exists() and "LOCAL_RANK" not in os.environ:
+        raise ConfigError(
+            f"out: {out} holds a run; go on with --ckpt_path last, or choose another folder"
+        )
+    batches = _batches(config)
+    batches.setup("fit")
+    module = _module(config, batches)
+    stop = StopRequest()
+    options = config.trainer
+    resumed_at = int(state["global_step"]) if state else 0
+    _make_folder(out)
+    trainer = pl.Trainer(
+        accelerator=options.accelerator,
+        devices=options.devices,
+        num_nodes=options.num_nodes,
+        strategy=options.strategy,
+        precision=options.precision,
+        accumulate_grad_batches=options.accumulate_grad_batches,
+        gradient_clip_val=options.gradient_clip_val,
+        deterministic=options.deterministic,
+        max_epochs=-1,
+        max_steps=config.steps,
+        check_val_every_n_epoch=None,
+        val_check_interval=config.val_every * options.accumulate_grad_batches,
+        log_every_n_steps=config.log_every,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        callbacks=[
+            Progress(config.steps, batches.batch_size),
+            SaveState(out, config.save_every, stop),
+        ],
+        logger=[
+            CSVLog(out, resumed_at),
+            TensorBoardLogger(out, name=None, version="tensorboard"),
+        ],
+        plugins=[SafeStateIO()],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    if trainer.world_size > 1:
+        share_batch_norm(module.network)
+    if trainer.is_global_zero:
+        (out / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    total = config.steps * options.accumulate_grad_batches
+    data = RunData(batches, total, start=saved_batches(state) if state else 0)
+    try:
+        with stop.listen():
+            trainer.fit(module, datamodule=data, ckpt_path=state_path, weights_only=True)
+            if (
+                module.scored_at != trainer.global_step
+            ):  # the last step was none of those that validate
+                trainer.validate(module, datamodule=data, verbose=False)
+    except Stopped as stopped:
+        raise KeyboardInterrupt(
+            f"stopped after step {stopped}; go on with: "
+            f"maskattn train --config {out / 'config.yaml'} --ckpt_path last"
+        ) from None
+    save_network(trainer, module, out / "final")
+    return module.scores
+
+
+def _learn_from_unlabelled(config: Namespace, batches: Batches) -> None:
+    """Add the images of ``--unlabelled``, with labels by the checkpoint of ``--init_from``."""
+    teacher = Checkpoint.from_pretrained(config.init_from)
+    if teacher.classes.names != batches.classes.names:
+        raise ConfigError("unlabelled: the checkpoint of --init_from has other classes")
+    device = "cpu" if config.trainer.accelerator == "cpu" else "auto"
+    pseudo = PseudoLabelled(
+        teacher, Path(config.unlabelled), config.confidence, torch_device(device)
+    )
+    _say(f"{len(pseudo)} images without labels; {pseudo.kept:.0%} of their pixels are sure enough")
+    labelled = batches.dataset("train")
+    batches.train_with(LabelledAndPseudo(labelled, batches.labelled(), pseudo))
+
+
+def _batches(config: Namespace) -> Batches:
+    arguments = config.data.as_dict()
+    options = arguments.pop("options")
+    batches = Batches(**arguments, seed=config.seed, **options)
+    batches.setup("fit")
+    if config.unlabelled:
+        _learn_from_unlabelled(config, batches)
+    return batches
+
+
+def _module(config: Namespace, batches: Batches) -> SegmentationModule:
+    torch.manual_seed(config.seed)
+    classes = batches.classes
+    network = SegmentationNetwork(len(classes), classes.things, **config.network.as_dict())
+    options = config.loss.as_dict()
+    if options["keep"] is None and config.network.selector in ("threshold", "gumbel"):
+        options["keep"] = config.network.keep  # they select as much as they like without this loss
+    loss = SegmentationLoss(classes.things, network.task, **options)
+    if config.init_from:
+        trained = Checkpoint.from_pretrained(config.init_from)
+        new = load_matching(network, trained.network)
+        _say(f"weights of {config.init_from}; new: {', '.join(new) or 'none'}")
+    return SegmentationModule(
+        network,
+        loss,
+        classes,
+        steps=config.steps,
+        seed=config.seed,
+        optimizer=OptimizerOptions(**config.optimizer.as_dict()),
+        freeze_encoder=config.freeze_encoder,
+        size=batches.size,
+        run=_run_options(config),
+    )
+
+
+def _state_path(ckpt_path: str | None, out: Path) -> Path | None:
+    if ckpt_path is None:
+        return None
+    return out / "last.ckpt" if ckpt_path == "last" else Path(ckpt_path)
+
+
+def _check_same(config: Namespace, state: dict[str, Any]) -> None:
+    """A resumed run gives the result of an unbroken one only if it is the same run."""
+    before = state.get("run", {})
+    for name, value in _run_options(config).items():
+        if before.get(name, value) != value:
+            raise ConfigError(f"{name}: the run to go on with has {before[name]}, got {value}")
+
+
+def _run_options(config: Namespace) -> dict[str, str]:
+    """The options that decide a run's result, by name, as text."""
+    plain = {name: value for name, value in vars(config.as_flat()).items() if name not in FREE}
+    return {n: json.dumps(v, default=str) for n, v in plain.items() if n.split(".")[0] in FIXED}
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"out: cannot make the folder {out}: {error.strerror}") from None
+    if not os.access(out, os.W_OK):
+        raise ConfigError(f"out: cannot write to the folder {out}")
+
+
+def _say(text: str) -> None:
+    if "LOCAL_RANK" not in os.environ:
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The files that ``maskattn predict`` leaves, written in a thread."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import torch
+from PIL import Image
+
+from maskattn_kernels.segmentation.atomic import WriteError
+from maskattn_kernels.segmentation.coco_format import PanopticWriter
+from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.data.images import read_labels
+from maskattn_kernels.segmentation.metrics import resize_labels
+from maskattn_kernels.segmentation.panels import draw_panel
+from maskattn_kernels.segmentation.prediction import Prediction
+from maskattn_kernels.segmentation.sample import VOID, Classes
+
+__all__ = ["Writer", "at_size"]
+
+WAITING = 32  # predictions that may wait for the thread: more would only fill the memory
+
+
+def at_size(labels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A label map (h,w) at another size, each pixel the nearest label."""
+    if labels.shape == (height, width):
+        return labels
+    return resize_labels(torch.from_numpy(labels)[None], (height, width))[0].numpy()
+
+
+class Writer:
+    """Writes predictions into a folder; a context, whose end waits for the last file.
+
+    Args:
+        out: gets ``labels/``, ``panoptic/``, ``panoptic.json`` and ``panels/``.
+        classes: of the predictions.
+        panels: how many images, from the first, get a panel.
+        truth: folder of label PNGs, named as the images, with the classes' ids as pixels.
+
+    Raises:
+        DataError: there is no such folder ``truth``, or a file in it cannot be used.
+        WriteError: the folder cannot be written to.
+    """
+
+    def __init__(
+        self, out: Path, classes: Classes, *, panels: int = 0, truth: Path | None = None
+    ) -> None:
+        if truth is not None and not truth.is_dir():
+            raise DataError(f"truth: no such folder: {truth}")
+        self.out, self.classes, self.panels, self.truth = out, classes, panels, truth
+        self.palette = np.zeros((256, 3), dtype=np.uint8)
+        self.palette[: len(classes)] = classes.colors
+        self.number_of = np.full(256, VOID, dtype=np.uint8)
+        for number, there in enumerate(classes.ids):
+            if 0 <= there < 256:
+                self.number_of[there] = number
+        self.count = 0
+        self.waiting: deque[Future] = deque()
+        try:
+            for folder in ("labels", "panels") if panels else ("labels",):
+                (out / folder).mkdir(parents=True, exist_ok=True)
+            self.panoptic = PanopticWriter(out / "panoptic.json", classes)
+        except OSError as error:
+            raise WriteError(f"cannot write {error.filename}: {error.strerror}") from None
+        self.thread = ThreadPoolExecutor(1)
+
+    def add(self, prediction: Prediction) -> None:
+        """Write the files of one image, soon; an error of an earlier one is raised here."""
+        with_panel = self.count < self.panels
+        self.count += 1
+        self.waiting.append(self.thread.submit(self._write, prediction, with_panel))
+        while len(self.waiting) > WAITING or (self.waiting and self.waiting[0].done()):
+            self.waiting.popleft().result()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.thread.shutdown(wait=True, cancel_futures=error is not None)
+        if error is None:
+            while self.waiting:
+                self.waiting.popleft().result()
+            self._guarded(self.panoptic.close)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a small file at once."""
+        self._guarded(lambda: (self.out / name).write_text(text, encoding="utf-8"))
+
+    def _write(self, prediction: Prediction, with_panel: bool) -> None:
+        self._guarded(lambda: self._write_files(prediction, with_panel))
+
+    def _write_files(self, prediction: Prediction, with_panel: bool) -> None:
+        height, width = prediction.image.shape[:2]
+        semantic = at_size(prediction.semantic, height, width).astype(np.uint8)
+        instance = at_size(prediction.instance, height, width)
+        labels = Image.fromarray(semantic)
+        labels.putpalette(self.palette.tobytes())
+        # Label maps shrink well at the fastest level too.
+        labels.save(self.out / "labels" / f"{prediction.name}.png", compress_level=1)
+        self.panoptic.add(prediction.name, semantic, instance, prediction.scores)
+        if with_panel:
+            truth = self._truth(prediction.name, (height, width))
+            panel = draw_panel(
+                prediction.image, semantic, instance, self.classes, prediction.attended, truth
+            )
+            panel.save(self.out / "panels" / f"{prediction.name}.png")
+
+    def _truth(self, name: str, shape: tuple[int, int]) -> np.ndarray | None:
+        if self.truth is None:
+            return None
+        path = self.truth / f"{name}.png"
+        ids = read_labels(path)
+        if ids.shape != shape:
+            raise DataError(f"{path}: expected {shape[0]} x {shape[1]} labels, got {ids.shape}")
+        return self.number_of[np.clip(ids, 0, 255)]
+
+    def _guarded(self, write) -> None:
+        try:
+            write()
+        except OSError as error:
+            name = error.filename or self.out
+            raise WriteError(f"cannot write {name}: {error.strerror or error}") from None

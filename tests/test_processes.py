@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Two processes train to the weights of one process with the same global batch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from segmentation_runs import tiny_arguments
+
+from maskattn_kernels.segmentation import training
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_two_processes_train_to_the_weights_of_one(tmp_path):
+    # Noise would be drawn by each process for its own images: a selector without any.
+    more = ("--network.selector", "topk", "--trainer.accelerator", "cpu")
+    one, two = tmp_path / "one", tmp_path / "two"
+    training.main(tiny_arguments(one, *more, "--data.batch_size", "8"))
+    parallel = ("--data.batch_size", "4", "--trainer.devices", "2", "--trainer.strategy", "ddp")
+    command = [sys.executable, "-m", "maskattn_kernels.cli", "train"]
+    done = subprocess.run(
+        [*command, *tiny_arguments(two, *more, *parallel)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    expected = load_file(one / "final" / "model.safetensors")
+    got = load_file(two / "final" / "model.safetensors")
+    for name, tensor in expected.items():
+        # Sums in another order; AdamW makes steps of up to lr = 1e-3 from gradients of any size.
+        torch.testing.assert_close(got[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda m: name + m)
