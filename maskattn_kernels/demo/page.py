@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
 from string import Template
@@ -152,14 +152,25 @@ def layers_table(rows: Sequence[Row]) -> str:
     return table(header, lines, strong=6)
 
 
-def render(numbers: Row, cards: Sequence[str], layers_chart: str, keeps_chart: str) -> str:
+def scores_line(scores: Row) -> str:
+    """The scores at the end of the training, in words."""
+    return ", ".join(f"{name} {scores[name]:.1f}" for name in ("mIoU", "PQ", "AP"))
+
+
+def panel(source: str) -> str:
+    return f'<div class="card wide"><img class="panel" src="{source}" alt="A prediction"></div>'
+
+
+def render(
+    numbers: Row, cards: Sequence[str], charts: Mapping[str, str], panels: Sequence[str]
+) -> str:
     """The page.
 
     Args:
         numbers: everything measured, as it stands in ``numbers.json``.
         cards: one for each photograph, see `card`.
-        layers_chart: a picture as a data URI.
-        keeps_chart: a picture as a data URI.
+        charts: pictures as data URIs: ``layers_chart``, ``keeps_chart``, ``loss_chart``.
+        panels: predictions of the trained network, as data URIs.
     """
     template = resources.files("maskattn_kernels.demo").joinpath("page.html").read_text("utf-8")
     agreement = numbers["agreement"]
@@ -173,8 +184,10 @@ def render(numbers: Row, cards: Sequence[str], layers_chart: str, keeps_chart: s
         side=str(numbers["side"]),
         forward=forward_table(numbers["forward"]),
         layers=layers_table(numbers["layers"]),
-        layers_chart=layers_chart,
-        keeps_chart=keeps_chart,
+        scores=scores_line(numbers["training"]["scores"]),
+        steps=f"{numbers['training']['log'][-1]['step']:.0f}",
+        panels="\n".join(panel(source) for source in panels),
+        **charts,
         report=escape(numbers["swapped"]),
         machine=escape(machine_line(numbers["machine"])),
     )

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
+from PIL.Image import Image
 from torch import Tensor
 
 from maskattn_kernels.benchmark.plots import LOOK, STYLES, plain_ticks
@@ -62,6 +63,27 @@ def _png(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=160)
     return data_uri(buffer.getvalue())
+
+
+def drawn(image: Image) -> str:
+    """A drawn picture as a data URI."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="png")
+    return data_uri(buffer.getvalue())
+
+
+@rc_context(LOOK)
+def loss_chart(log: Sequence[Row]) -> str:
+    """The parts of the loss against the training step, each as a share of its first value."""
+    figure = Figure(figsize=(6.2, 3.8), layout="constrained")
+    axes = figure.subplots()
+    steps = [row["step"] for row in log]
+    for name in ("semantic", "center", "offset", "contrastive"):
+        first = log[0][f"loss/{name}"]
+        axes.plot(steps, [row[f"loss/{name}"] / first for row in log], label=name)
+    axes.set(xlabel="step", ylabel="of its first value", title="loss", ylim=(0, None))
+    axes.legend()
+    return _png(figure)
 
 
 @rc_context(LOOK)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The demo from start to end: photographs, networks, comparison, measurements, page."""
+"""The demo from start to end: photographs, networks, comparison, measurements, training, page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from maskattn_kernels.benchmark.machine import machine_facts
 from maskattn_kernels.benchmark.memory import in_fresh_process
 from maskattn_kernels.benchmark.network import ACCURACY, KEEP, network_memory
-from maskattn_kernels.demo import compare, page, photographs, pictures
+from maskattn_kernels.demo import compare, page, photographs, pictures, training
 
 Row = dict[str, Any]
 #: Called with (number of the step, number of steps, what was done).
@@ -69,7 +69,7 @@ def agreement_row(name: str, found: compare.Agreement) -> Row:
 
 
 def run(out: Path, progress: Progress) -> Path:
-    """Compare, measure, and write ``index.html`` and ``numbers.json``.
+    """Compare, measure, train, and write ``index.html`` and ``numbers.json``.
 
     Args:
         out: an existing folder.
@@ -83,7 +83,7 @@ def run(out: Path, progress: Progress) -> Path:
     """
     networks = compare.build_networks()
     sizes = sizes_of(networks.dense, photographs.SIDE)
-    steps = 1 + len(photographs.NAMES) + len(sizes) + len(CORES) + 2
+    steps = 1 + len(photographs.NAMES) + len(sizes) + len(CORES) + 4
     done = 0
 
     def step(label: str) -> None:
@@ -120,6 +120,7 @@ def run(out: Path, progress: Progress) -> Path:
         forward[name]["flops"] = rest + own
         step(f"memory of the {name} network")
 
+    trained = training.learn(out / "training", step)
     numbers = {
         "machine": machine_facts(),
         "side": photographs.SIDE,
@@ -129,8 +130,15 @@ def run(out: Path, progress: Progress) -> Path:
         "agreement": agreements,
         "forward": forward,
         "layers": layers,
+        "training": {"options": training.OPTIONS, "scores": trained.scores, "log": trained.log},
     }
-    text = page.render(numbers, cards, pictures.layers_chart(layers), pictures.keeps_chart(forward))
+    charts = {
+        "layers_chart": pictures.layers_chart(layers),
+        "keeps_chart": pictures.keeps_chart(forward),
+        "loss_chart": pictures.loss_chart(trained.log),
+    }
+    panels = [pictures.drawn(panel) for panel in trained.panels]
+    text = page.render(numbers, cards, charts, panels)
     (out / "numbers.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     path = out / "index.html"
     path.write_text(text, encoding="utf-8")
