@@ -61,7 +61,7 @@ def names(wheel: Path) -> set[str]:
 
 def package_files() -> set[str]:
     """What a wheel must hold besides its metadata and the build's own two files."""
-    kept = {".py", ".pyi", ".typed", ".html", ".css"}
+    kept = {".py", ".pyi", ".typed", ".html", ".css", ".yaml"}
     return {
         str(p.relative_to(ROOT))
         for p in (ROOT / PACKAGE).rglob("*")
@@ -102,7 +102,7 @@ def test_sdist_holds_all_a_build_needs(sdist):
         files = [
             p
             for p in (ROOT / folder).rglob("*")
-            if p.suffix in {".py", ".h", ".cpp", ".typed", ".html"}
+            if p.suffix in {".py", ".h", ".cpp", ".typed", ".html", ".yaml"}
         ]
         assert files
         assert {str(p.relative_to(ROOT)) for p in files} <= held

@@ -161,7 +161,7 @@ def _options(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
     for word in words:
         name, equals, text = word.partition("=")
         if not equals:
-            raise DataError(f"option: expected NAME=VALUE, got {word!r}")
+            raise DataError(f"set: expected NAME=VALUE, got {word!r}")
         try:
             yield name, json.loads(text)
         except ValueError:
@@ -176,14 +176,14 @@ def main(argv: Sequence[str]) -> int:
     add("--data", required=True, choices=NAMES, metavar="NAME", help=", ".join(NAMES))
     add("--root", type=Path, help="folder of the data set")
     add("--split", default="val", choices=("train", "val"), help="default val")
-    add("--option", action="append", default=[], metavar="NAME=VALUE", help="of the data set")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="option of the data set")
     add("--batch_size", type=positive, default=16, help="default 16")
     add("--device", default="auto", help="cpu, cuda, .. (default: a GPU if there is one)")
     add("--out", type=Path, default=Path("out/eval.json"), help="JSON (default out/eval.json)")
     given = parser.parse_args(argv)
     device = torch_device(given.device)
     checkpoint = Checkpoint.from_pretrained(given.checkpoint)
-    dataset = open_dataset(given.data, given.root, given.split, **dict(_options(given.option)))
+    dataset = open_dataset(given.data, given.root, given.split, **dict(_options(given.set)))
     scores = evaluate(checkpoint, dataset, batch_size=given.batch_size, device=device)
     print(tables(scores, checkpoint.size))
     report = {

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`maskattn predict` and `eval`: their files, sources and errors."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from segmentation_runs import CLASSES, tiny_checkpoint, write_images
+
+from maskattn_kernels.segmentation import cost, evaluate, predict
+from maskattn_kernels.segmentation.atomic import WriteError
+from maskattn_kernels.segmentation.background import ahead, map_ahead
+from maskattn_kernels.segmentation.coco_format import ids_from_rgb
+from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.frames import frames
+from maskattn_kernels.segmentation.panels import error_picture
+from maskattn_kernels.segmentation.sample import Sample
+
+
+@pytest.fixture(autouse=True)
+def short_measurements(monkeypatch):
+    monkeypatch.setattr(predict, "measure_cost", lambda *a: cost.measure_cost(*a, seconds=0))
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> str:
+    tiny_checkpoint(tmp_path / "checkpoint")
+    return str(tmp_path / "checkpoint")
+
+
+def test_a_folder_of_images(checkpoint, tmp_path, capsys):
+    images, truth, out = tmp_path / "images", tmp_path / "truth", tmp_path / "out"
+    write_images(images, 5)
+    truth.mkdir()
+    for number in range(5):
+        Image.fromarray(np.full((24, 40), 7, np.uint8)).save(truth / f"{number:02d}.png")
+    arguments = ["--checkpoint", checkpoint, "--out", str(out), "--batch_size", "2"]
+    assert predict.main([str(images), *arguments, "--truth", str(truth), "--panels", "2"]) == 0
+    labels = Image.open(out / "labels" / "03.png")
+    assert labels.mode == "P" and labels.size == (40, 24)
+    semantic = np.asarray(labels)
+    assert semantic.max() < len(CLASSES)
+    assert tuple(labels.getpalette()[:9]) == sum(CLASSES.colors, ())
+    annotation = json.loads((out / "panoptic.json").read_text())["annotations"][3]
+    category = {s["id"]: s["category_id"] for s in annotation["segments_info"]}
+    ids = ids_from_rgb(np.asarray(Image.open(out / "panoptic" / "03.png")))
+    for number, there in category.items():
+        assert set(semantic[ids == number]) == {CLASSES.ids.index(there)}
+    assert [path.name for path in sorted((out / "panels").iterdir())] == ["00.png", "01.png"]
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["images"] == 5 and summary["network"]["gflops"] > 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("5 images, ") and "GFLOPs" in printed and "peak memory" in printed
+
+
+def test_batches_and_order_change_nothing(checkpoint, tmp_path):
+    images = write_images(tmp_path / "images", 5)
+    for size in ("1", "4"):
+        out = str(tmp_path / size)
+        arguments = ["--checkpoint", checkpoint, "--out", out, "--panels", "0"]
+        predict.main([str(images), *arguments, "--batch_size", size])
+    for path in sorted((tmp_path / "1" / "labels").iterdir()):
+        assert path.read_bytes() == (tmp_path / "4" / "labels" / path.name).read_bytes()
+
+
+def test_frames_of_a_film(tmp_path):
+    pictures = [Image.new("RGB", (8, 6), color) for color in ("red", "green", "blue")]
+    pictures[0].save(tmp_path / "film.gif", save_all=True, append_images=pictures[1:])
+    found = list(frames(str(tmp_path / "film.gif")))
+    assert [frame.name for frame in found] == ["film-000000", "film-000001", "film-000002"]
+    assert [frame.read().reshape(-1, 3)[0].argmax() for frame in found] == [0, 1, 2]
+    assert all(frame.read().shape == (6, 8, 3) for frame in found)
+
+
+def test_a_video_without_its_packages(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "cv2", None)
+    monkeypatch.setitem(__import__("sys").modules, "imageio", None)
+    (tmp_path / "a.mp4").touch()
+    for source in (str(tmp_path / "a.mp4"), "0"):
+        with pytest.raises(DataError, match="needs OpenCV; pip install opencv-python-headless"):
+            list(frames(source))
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda path: None, "no such file or folder"),
+        (lambda path: path.mkdir(), "no images there"),
+        (lambda path: (path.mkdir(), (path / "a.png").write_bytes(b"x")), "a.png: not an image"),
+    ],
+)
+def test_sources_that_cannot_be_used(make, says, checkpoint, tmp_path):
+    make(tmp_path / "source")
+    with pytest.raises(DataError, match=says):
+        predict.predict(str(tmp_path / "source"), checkpoint, tmp_path / "out", panels=0)
+
+
+def test_a_folder_that_cannot_be_written(checkpoint, tmp_path):
+    images = write_images(tmp_path / "images", 1)
+    (tmp_path / "out").touch()
+    with pytest.raises(WriteError, match=r"^cannot write .*out"):
+        predict.predict(str(images), checkpoint, tmp_path / "out")
+
+
+def test_errors_in_threads_reach_the_caller():
+    def fail_at_two(number):
+        if number == 2:
+            raise ValueError("two")
+        return number
+
+    for results in (map_ahead(fail_at_two, range(9)), ahead(map(fail_at_two, range(9)))):
+        assert [next(results), next(results)] == [0, 1]
+        with pytest.raises(ValueError, match="two"):
+            next(results)
+
+
+def test_error_pictures():
+    picture = error_picture(np.array([[0, 1, 1]]), np.array([[0, 0, 255]]))
+    right, wrong, ignored = picture[0].tolist()
+    assert wrong[0] > 200 > wrong[1] and min(right) > 200 and len(set(ignored)) == 1
+
+
+class Scenes:
+    """Three labelled images of the classes of the checkpoint."""
+
+    classes = CLASSES
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        image = np.full((20, 30, 3), 80 * index, dtype=np.uint8)
+        return Sample(str(index), image, np.full((20, 30), index, dtype=np.uint8))
+
+
+def test_evaluation_at_both_sizes(tmp_path):
+    checkpoint = tiny_checkpoint(tmp_path, task="semantic")
+    head = checkpoint.network.unet.head
+    with torch.no_grad():  # whatever it sees, it says road
+        head.weight.zero_()
+        head.bias.copy_(torch.tensor([0.0, 9.0, 0.0]))
+    scores = evaluate.evaluate(checkpoint, Scenes(), batch_size=2)
+    assert scores.keys() == {"network size", "original size"}
+    for found in scores.values():
+        assert found["classes"]["road"]["IoU"] == pytest.approx(100 / 3)
+        assert found["mean"] == {"mIoU": pytest.approx(100 / 9)}
+    table = evaluate.tables(scores, 32).splitlines()
+    assert table[0] == "at 32 x 32" and table[3].split() == ["road", "33.3"]
+
+
+def test_eval_command(tmp_path, capsys):
+    from maskattn_kernels.segmentation.checkpoints import Checkpoint
+    from maskattn_kernels.segmentation.data import open_dataset
+    from maskattn_kernels.segmentation.network import SegmentationNetwork
+
+    classes = open_dataset("digit-scenes", count=4).classes
+    network = SegmentationNetwork(len(classes), classes.things, width=4, depth=2)
+    Checkpoint(network, classes, size=32).save_pretrained(tmp_path)
+    out = tmp_path / "scores.json"
+    arguments = ["--data", "digit-scenes", "--set", "count=4", "--out", str(out)]
+    assert evaluate.main(["--checkpoint", str(tmp_path), *arguments]) == 0
+    assert "at original size" in capsys.readouterr().out
+    report = json.loads(out.read_text())
+    assert report["images"] == 4 and "PQ" in report["scores"]["network size"]["mean"]
+    tiny_checkpoint(tmp_path / "other")
+    with pytest.raises(DataError, match="other classes: 'sky' and "):
+        evaluate.main(["--checkpoint", str(tmp_path / "other"), *arguments])

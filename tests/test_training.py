@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`maskattn train`: options, fine-tuning, unlabelled images, errors."""
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from segmentation_runs import tiny_arguments, tiny_checkpoint, write_images
+
+from maskattn_kernels.segmentation import training
+from maskattn_kernels.segmentation.checkpoints import Checkpoint
+from maskattn_kernels.segmentation.csv_log import read_log
+from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes
+from maskattn_kernels.segmentation.network import SegmentationNetwork
+from maskattn_kernels.segmentation.run_order import RunOrder
+from maskattn_kernels.segmentation.train_options import ConfigError, parse, preset_names
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A checkpoint for the classes of digit scenes."""
+    folder = tmp_path_factory.mktemp("trained")
+    classes = DigitScenes("val", count=1).classes
+    torch.manual_seed(0)
+    network = SegmentationNetwork(len(classes), classes.things, width=4, depth=1, keep=0.5)
+    Checkpoint(network, classes, size=32).save_pretrained(folder)
+    return folder
+
+
+def test_logs_and_the_folder_of_a_run(tmp_path):
+    out = tmp_path / "run"
+    training.main(tiny_arguments(out))
+    names = {path.name for path in out.iterdir()}
+    assert names == {
+        *("config.yaml", "train.csv", "validation.csv", "tensorboard"),
+        *("last.ckpt", "best", "final"),
+    }
+    rows = read_log(out / "train.csv")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert {"loss/loss", "loss/center", "keep/down1", "keep/up2"} <= rows[0].keys()
+    # Every 3 steps, and at the end, which is none of them.
+    assert [row["step"] for row in read_log(out / "validation.csv")] == [3, 4]
+    assert Checkpoint.from_pretrained(out / "final").metrics.keys() >= {"mIoU", "PQ", "AP"}
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_parse_and_come_back_from_their_yaml(name, tmp_path):
+    config = parse(["--config", name, "--data.root", "somewhere"])
+    (tmp_path / "again.yaml").write_text(training.to_yaml(config))
+    again = parse(["--config", str(tmp_path / "again.yaml")])
+    assert yaml.safe_load(training.to_yaml(again)) == yaml.safe_load(training.to_yaml(config))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--steps", "many"], "^steps: expected int, got many$"),
+        (["--steps", "0"], "^steps: expected a whole number from 1, got 0$"),
+        (["--network.depht", "3"], "unrecognized arguments: --network.depht 3"),
+        (
+            ["--config", "nowhere"],
+            "^config: 'nowhere' is neither a file nor one of the presets ade",
+        ),
+        (["--network", "3"], "^network: "),
+        (["--confidence", "2"], "^confidence: expected a number from 0 to 1, got 2"),
+        (["--unlabelled", "x"], "^unlabelled: needs --init_from"),
+        (["--init_from", "x"], "^x: no such folder$"),
+        (["--trainer.strategy", "ddp_spawn"], "^trainer.strategy: expected"),
+        (["--out", "/dev/null/x"], "^out: cannot make the folder /dev/null/x: Not a directory$"),
+        (["--data.name", "cats"], "^name: expected one of digit-scenes"),
+        (["--data.root", "x", "--data.name", "folder"], "^x: no such folder"),
+        (["--network.selector", "best"], "^selector: expected one of"),
+        (["--ckpt_path", "last"], "^ckpt_path: there is no .*last.ckpt$"),
+    ],
+)
+def test_wrong_input_is_one_line(arguments, says, tmp_path):
+    with pytest.raises(ValueError, match=says) as caught:
+        training.main(tiny_arguments(tmp_path / "run", *arguments))
+    assert "\n" not in str(caught.value)
+
+
+def test_fine_tuning_with_other_classes_and_a_frozen_encoder(tmp_path, capsys):
+    tiny_checkpoint(tmp_path / "trained", selector="threshold")
+    out = tmp_path / "run"
+    config = tmp_path / "own.yaml"
+    config.write_text(
+        "data: {name: digit-scenes, size: 32, batch_size: 2, options: {count: 4}}\n"
+        "steps: 2\nval_every: 2\n"
+    )
+    arguments = ["--config", str(config), "--out", str(out)]
+    training.main(
+        [*arguments, "--freeze_encoder", "true", "--init_from", str(tmp_path / "trained")]
+    )
+    said = capsys.readouterr().err
+    assert "new: unet.head.weight, unet.head.bias\n" in said
+    tuned = Checkpoint.from_pretrained(out / "final")
+    assert tuned.network.config["selector"] == "threshold"  # taken from the checkpoint
+    before = load_file(tmp_path / "trained" / "model.safetensors")
+    changed = {
+        name.split(".")[1]
+        for name, tensor in tuned.network.state_dict().items()
+        if name.startswith("unet.") and not torch.equal(tensor, before.get(name, tensor[:0]))
+    }
+    assert {"ups", "head"} <= changed
+    assert not changed & {"stem", "downs", "down_attention", "bottleneck"}
+
+
+def test_unlabelled_images_take_part(trained, tmp_path, capsys):
+    write_images(tmp_path / "more", 3)
+    more = ("--unlabelled", str(tmp_path / "more"), "--init_from", str(trained))
+    more = (*more, "--network.depth", "1", "--confidence", "0.05")
+    with pytest.raises(ConfigError, match="other classes"):
+        tiny_checkpoint(tmp_path / "other")
+        other = ("--init_from", str(tmp_path / "other"), *more[:2])
+        training.main(tiny_arguments(tmp_path / "run", *other))
+    training.main(tiny_arguments(tmp_path / "run", *more, steps=2))
+    assert "3 images without labels; " in capsys.readouterr().err
+
+
+def test_pixels_of_low_confidence_are_void(trained, tmp_path):
+    from maskattn_kernels.segmentation.self_training import LabelledAndPseudo, PseudoLabelled
+
+    images = write_images(tmp_path / "more", 5)
+    teacher = Checkpoint.from_pretrained(trained)
+    sure = PseudoLabelled(teacher, images, confidence=0.01)
+    unsure = PseudoLabelled(teacher, images, confidence=1.0)
+    assert (sure.kept, unsure.kept) == (1.0, 0.0)
+    assert set(unsure[0].semantic.flatten()) == {255} and not unsure[0].instance.any()
+    assert sure[0].semantic.shape == sure[0].image.shape[:2]
+    both = LabelledAndPseudo(DigitScenes("train", count=4), [1, 2], sure)
+    assert len(both) == 6 + 5  # two labelled images three times, five of the others
+    assert both[2].name == both[0].name and both[6].name == "00"
+
+
+def test_processes_share_the_batches_of_one():
+    whole = list(RunOrder(7, 6, batches=5, seed=3))
+    shares = [list(RunOrder(7, 3, batches=5, seed=3, rank=r, world=2)) for r in (0, 1)]
+    for batch, first, second in zip(whole, *shares, strict=True):
+        assert set(batch) == {*first, *second}
+    seen = [draw.index for batch in whole for draw in batch]
+    assert sorted(seen[:7]) == sorted(seen[7:14]) == list(range(7))
+    assert seen[:7] != seen[7:14]
