@@ -228,9 +228,7 @@ def test_absurd_images_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("name", MAKE)
 def test_a_missing_root_names_the_layout(tmp_path: Path, name: str) -> None:
-    with pytest.raises(
-        DataError, match=r"nowhere: no such folder; expected the layout .*images|2017"
-    ):
+    with pytest.raises(DataError, match=r"nowhere: no such folder; expected the layout .*[*]"):
         open_dataset(name, tmp_path / "nowhere")
 
 

@@ -104,11 +104,10 @@ def _cut(sample: Sample, box: tuple[float, float, float, float], size: tuple[int
     if (height, width) != size or box != (0, 0, width, height):
         resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR, box)
         image = np.asarray(resized)
-    there = np.ix_(rows, columns)
     void = np.full(size, VOID, dtype=np.uint8)
-    semantic = void if sample.semantic is None else sample.semantic[there]
+    semantic = void if sample.semantic is None else sample.semantic[rows].take(columns, axis=1)
     none = np.zeros(size, dtype=np.int32)
-    instance = none if sample.instance is None else sample.instance[there]
+    instance = none if sample.instance is None else sample.instance[rows].take(columns, axis=1)
     return Square(image, semantic, instance)
 
 
