@@ -86,7 +86,7 @@ class SegmentationModule(pl.LightningModule):
         self.scored_at = 0
         self.frozen = encoder_parts(network) if freeze_encoder else []
         for part in self.frozen:
-            part.requires_grad_(False)
+            part.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> SegmentationModule:
         super().train(mode)
