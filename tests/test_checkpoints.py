@@ -80,7 +80,7 @@ def test_what_is_not_there(tmp_path, monkeypatch):
         "huggingface_hub.hf_hub_download", lambda *a: (_ for _ in ()).throw(OSError("no\nnetwork"))
     )
     with pytest.raises(
-        CheckpointError, match="^nowhere/model: no such folder, and the hub does .*no network"
+        CheckpointError, match=r"^nowhere/model: no such folder, and the hub does .*no network"
     ):
         Checkpoint.from_pretrained("nowhere/model")
     with pytest.raises(CheckpointError, match=r"no such folder$"):

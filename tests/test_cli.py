@@ -145,6 +145,45 @@ def test_bench_without_matplotlib_says_so_and_goes_on(short_plan, monkeypatch, t
     assert last.startswith("no plots: matplotlib is not installed; pip install")
 
 
+@pytest.mark.parametrize(
+    ("argv", "code", "says"),
+    [
+        (["train", "--steps", "many"], 2, "maskattn train: steps: expected int, got many"),
+        (["train", "--data.name", "cats", "--out", "{tmp}"], 2, "maskattn train: name: expected"),
+        (["train", "--out", "/dev/null/x"], 2, "maskattn train: out: cannot make the folder"),
+        (["eval", "--data", "coco"], 2, "maskattn eval: the following arguments are required"),
+        (["predict", "x", "--checkpoint", "{tmp}"], 2, "no model.safetensors in this folder"),
+        (["predict", "x", "--checkpoint", "y", "--device", "gpu"], 2, "device: 'gpu' cannot be"),
+        (["check-data", "cats"], 2, "maskattn check-data: "),
+    ],
+)
+def test_wrong_input_of_the_segmentation_commands(argv, code, says, tmp_path, capsys):
+    assert exit_code([word.format(tmp=tmp_path) for word in argv]) == code
+    assert says in one_line(capsys)
+
+
+def test_failure_while_training_is_one_line_and_exit_code_1(monkeypatch, capsys):
+    from maskattn_kernels.segmentation import training
+    from maskattn_kernels.segmentation.atomic import WriteError
+
+    monkeypatch.setattr(training, "main", lambda argv: raise_(WriteError("cannot write a: full")))
+    assert cli.main(["train"]) == 1
+    assert one_line(capsys) == "maskattn train: WriteError: cannot write a: full"
+    stopped = KeyboardInterrupt("stopped after step 3; go on with: maskattn train")
+    monkeypatch.setattr(training, "main", lambda argv: raise_(stopped))
+    assert cli.main(["train"]) == 130
+    assert one_line(capsys) == f"maskattn train: {stopped}"
+
+
+def test_training_without_its_extra(monkeypatch, capsys):
+    hide(monkeypatch, "pytorch_lightning", "maskattn_kernels.segmentation.training")
+    assert cli.main(["train", "--help"]) == 1
+    line = one_line(capsys)
+    assert (
+        "pytorch_lightning is not installed; pip install 'maskattn_kernels[segmentation]'" in line
+    )
+
+
 def test_a_module_of_ours_that_is_missing_is_not_blamed_on_an_extra():
     error = ModuleNotFoundError("No module named 'maskattn_kernels.nowhere'")
     error.name = "maskattn_kernels.nowhere"

@@ -11,7 +11,8 @@ from typing import TypeVar
 
 __all__ = ["ahead", "batched", "map_ahead"]
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def ahead(items: Iterable[T], count: int = 2) -> Iterator[T]:

@@ -57,11 +57,12 @@ class SaveState(pl.Callback):
         out: folder of the run.
         every: steps between two saved states; 0 = only at validations.
         stop: when its wish is made, save and raise `Stopped`.
+        log_every: several processes ask each other for wishes only every so many steps.
     """
 
-    def __init__(self, out: Path, every: int, stop: StopRequest) -> None:
+    def __init__(self, out: Path, every: int, stop: StopRequest, log_every: int = 1) -> None:
         self.path, self.best_folder = out / "last.ckpt", out / "best"
-        self.every, self.stop = every, stop
+        self.every, self.stop, self.log_every = every, stop, log_every
         self.best: float | None = None
         self.stopping = False
 
@@ -100,7 +101,7 @@ class SaveState(pl.Callback):
         # All processes must stop at the same step. Asking costs a message, so not at every one.
         if trainer.world_size == 1:
             return self.stop.made
-        if trainer.validating or trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.validating or trainer.global_step % self.log_every == 0:
             return trainer.strategy.reduce_boolean_decision(self.stop.made, all=False)
         return False
 
@@ -122,10 +123,11 @@ class Progress(pl.Callback):
     Args:
         steps: of the whole run.
         batch_size: images of a batch of one process.
+        log_every: steps between two lines.
     """
 
-    def __init__(self, steps: int, batch_size: int) -> None:
-        self.steps, self.batch_size = steps, batch_size
+    def __init__(self, steps: int, batch_size: int, log_every: int) -> None:
+        self.steps, self.batch_size, self.log_every = steps, batch_size, log_every
         self.since, self.since_step = time.monotonic(), 0
         self.terminal = sys.stderr.isatty()
 
@@ -137,7 +139,7 @@ class Progress(pl.Callback):
     ) -> None:
         step = trainer.global_step
         # Reading the loss waits for the device, so only where the log reads it as well.
-        due = step % trainer.log_every_n_steps == 0 and step > self.since_step
+        due = step % self.log_every == 0 and step > self.since_step
         if not due or not trainer.is_global_zero:
             return
         now = time.monotonic()

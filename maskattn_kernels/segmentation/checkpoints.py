@@ -31,8 +31,8 @@ from maskattn_kernels.segmentation.sample import Classes
 __all__ = ["Checkpoint", "CheckpointError", "load_matching"]
 
 WEIGHTS, CONFIG, FORMAT = "model.safetensors", "config.json", 1
-#: What depends on classes and task; all else is common to networks of one width and depth.
-HEADS = ("unet.head.", "objects.")
+#: What depends on classes, task and selector; all else is common to one width and depth.
+OWN = ("unet.head.", "objects.", ".mask_head.", ".selector.")
 
 
 class CheckpointError(ValueError):
@@ -197,7 +197,7 @@ def load_matching(network: SegmentationNetwork, trained: SegmentationNetwork) ->
         trained: of the same width and depth; its classes and task may be others.
 
     Returns:
-        names of the tensors that did not fit and stay as they were: heads only.
+        names of the tensors that did not fit and stay as they were: of heads and selectors only.
 
     Raises:
         CheckpointError: a tensor outside the heads does not fit: another width or depth.
@@ -210,7 +210,7 @@ def load_matching(network: SegmentationNetwork, trained: SegmentationNetwork) ->
     }
     new = [name for name in own if name not in fits]
     for name in new:
-        if not name.startswith(HEADS):
+        if not any(part in name for part in OWN):
             got = list(theirs[name].shape) if name in theirs else "none"
             raise CheckpointError(
                 f"init_from: {name} is {list(own[name].shape)} here and {got} there; "

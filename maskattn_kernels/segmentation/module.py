@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from maskattn_kernels.segmentation.checkpoints import Checkpoint
@@ -85,7 +86,7 @@ class SegmentationModule(pl.LightningModule):
         self.scored_at = 0
         self.frozen = encoder_parts(network) if freeze_encoder else []
         for part in self.frozen:
-            part.requires_grad_(False)
+            part.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> SegmentationModule:
         super().train(mode)
@@ -116,9 +117,11 @@ class SegmentationModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.scores, self.scored_at = self.metrics.compute(), self.trainer.global_step
-        self.log_dict({f"val/{name}": value for name, value in self.scores.items()})
+        row = {f"val/{name}": value for name, value in self.scores.items()}
+        # Lightning takes the number of the row from "step", and counts from 0.
+        self.log_dict(row | {"step": float(self.scored_at - 1)})
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         options = self.optimizer_options
         trained = [p for p in self.network.parameters() if p.requires_grad]
         groups = [

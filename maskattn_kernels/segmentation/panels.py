@@ -38,7 +38,9 @@ def _resized(pixels: np.ndarray, width: int, height: int, smooth: bool = False) 
     return np.asarray(Image.fromarray(pixels).resize((width, height), how))
 
 
-def overlay(image: np.ndarray, semantic: np.ndarray, instance: np.ndarray, classes: Classes):
+def overlay(
+    image: np.ndarray, semantic: np.ndarray, instance: np.ndarray, classes: Classes
+) -> np.ndarray:
     """Colours of the classes over the image, with a line around every object.
 
     Args:

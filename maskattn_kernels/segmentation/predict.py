@@ -25,6 +25,7 @@ from maskattn_kernels.segmentation.cost import measure_cost, peak_memory
 from maskattn_kernels.segmentation.data.augmentation import fit
 from maskattn_kernels.segmentation.frames import Frame, frames
 from maskattn_kernels.segmentation.grouping import group
+from maskattn_kernels.segmentation.network import Outputs
 from maskattn_kernels.segmentation.panels import Attended
 from maskattn_kernels.segmentation.prediction import Prediction
 from maskattn_kernels.segmentation.sample import Sample
@@ -55,14 +56,19 @@ def predictions(
     """
     network = checkpoint.network.to(device).eval()
     reader = _Reader(checkpoint.size)
+
+    def computed() -> Iterator[tuple[list[_Read], Outputs]]:
+        for batch in ahead(batched(map_ahead(reader, source), batch_size)):
+            images = torch.stack([pixels for _, _, pixels in batch])
+            with torch.inference_mode():
+                outputs = network(images.to(device))
+            yield batch, outputs
+
     done = 0
-    for batch in ahead(batched(map_ahead(reader, source), batch_size)):
-        images = torch.stack([pixels for _, _, pixels in batch]).to(device)
+    for batch, outputs in ahead(computed(), 1):  # objects are grouped while the next are computed
         with torch.inference_mode():
-            outputs = network(images)
             found = group(outputs, checkpoint.classes.things)
-            semantic, instance = found.semantic.cpu().numpy(), found.instance.cpu().numpy()
-            labels, scores = found.labels.cpu().numpy(), found.scores.cpu().numpy()
+            semantic, instance, labels, scores = (part.cpu().numpy() for part in found)
             shown = max(0, min(len(batch), attended - done))
             maps = _attended(outputs, shown)
         for i, (name, image, _) in enumerate(batch):
@@ -78,19 +84,22 @@ def predictions(
         done += len(batch)
 
 
+_Read = tuple[str, np.ndarray, torch.Tensor]
+
+
 class _Reader:
     """Reads a frame and fits it to the network."""
 
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def __call__(self, frame: Frame) -> tuple[str, np.ndarray, torch.Tensor]:
+    def __call__(self, frame: Frame) -> _Read:
         image = frame.read()
         square = fit(Sample(frame.name, image), self.size).image
         return frame.name, image, torch.from_numpy(square.transpose(2, 0, 1).copy())
 
 
-def _attended(outputs: Any, count: int) -> list[dict[str, Attended]]:
+def _attended(outputs: Outputs, count: int) -> list[dict[str, Attended]]:
     """Where each scale attends in each of the first ``count`` images."""
     maps: list[dict[str, Attended]] = [{} for _ in range(count)]
     for name, selection in outputs.selections.items():

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytorch_lightning as pl
@@ -99,8 +100,15 @@ class RunData(pl.LightningDataModule):
             num_workers=plain.num_workers,
             collate_fn=plain.collate_fn,
             pin_memory=plain.pin_memory,
-            worker_init_fn=plain.worker_init_fn,
+            worker_init_fn=_leave_ctrl_c_alone,
         )
 
     def val_dataloader(self) -> DataLoader:
-        return self.batches.val_dataloader()
+        loader = self.batches.val_dataloader()
+        loader.worker_init_fn = _leave_ctrl_c_alone
+        return loader
+
+
+def _leave_ctrl_c_alone(worker: int) -> None:
+    """A terminal sends Ctrl-C to the loading processes as well; the training process ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -176,6 +176,5 @@ def _check(config: Namespace) -> None:
 def _one_line(text: str) -> str:
     text = " ".join(text.split())
     text = re.sub(r"<class '(\w+)'>", r"\1", text)
-    return re.sub(
-        r'^Parser key "([\w.]+)": Expected an? (\w+)\. Got value: ', r"\1: expected \2, got ", text
-    )
+    text = re.sub(r'^Parser key "([\w.]+)": ', r"\1: ", text)
+    return re.sub(r": Expected an? (\w+)\. Got value: ", r": expected \1, got ", text)

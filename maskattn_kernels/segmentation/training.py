@@ -111,8 +111,8 @@ def _train(config: Namespace) -> dict[str, float]:
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         callbacks=[
-            Progress(config.steps, batches.batch_size),
-            SaveState(out, config.save_every, stop),
+            Progress(config.steps, batches.batch_size, config.log_every),
+            SaveState(out, config.save_every, stop, config.log_every),
         ],
         logger=[
             CSVLog(out, resumed_at),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -107,7 +108,7 @@ class Writer:
         labels.putpalette(self.palette.tobytes())
         # Label maps shrink well at the fastest level too.
         labels.save(self.out / "labels" / f"{prediction.name}.png", compress_level=1)
-        self.panoptic.add(prediction.name, semantic, instance, prediction.scores)
+        self.panoptic.add(prediction.name, semantic, instance, prediction.scores.tolist())
         if with_panel:
             truth = self._truth(prediction.name, (height, width))
             panel = draw_panel(
@@ -124,7 +125,7 @@ class Writer:
             raise DataError(f"{path}: expected {shape[0]} x {shape[1]} labels, got {ids.shape}")
         return self.number_of[np.clip(ids, 0, 255)]
 
-    def _guarded(self, write) -> None:
+    def _guarded(self, write: Callable[[], object]) -> None:
         try:
             write()
         except OSError as error:
