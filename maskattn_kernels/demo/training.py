@@ -19,6 +19,7 @@ from maskattn_kernels.segmentation.panels import draw_panel
 from maskattn_kernels.segmentation.predict import predictions
 from maskattn_kernels.segmentation.train_options import parse
 from maskattn_kernels.segmentation.training import train
+from maskattn_kernels.segmentation.writing import at_size
 
 #: Options of ``maskattn train`` besides the folder.
 OPTIONS: tuple[str, ...] = ("--config", "digit-scenes-demo")
@@ -57,9 +58,15 @@ def learn(out: Path, step: Callable[[str], None]) -> Trained:
     samples = [scenes[i] for i in range(PANELS)]
     source = [Frame(s.name, partial(getattr, s, "image")) for s in samples]
     found = predictions(checkpoint, source, attended=PANELS)
-    panels = [
-        draw_panel(p.image, p.semantic, p.instance, checkpoint.classes, p.attended, s.semantic)
-        for p, s in zip(found, samples, strict=True)
-    ]
+    panels = []
+    for prediction, sample in zip(found, samples, strict=True):
+        maps = (prediction.semantic, prediction.instance)
+        semantic, instance = (at_size(labels, *sample.image.shape[:2]) for labels in maps)
+        attended = prediction.attended
+        panels.append(
+            draw_panel(
+                sample.image, semantic, instance, checkpoint.classes, attended, sample.semantic
+            )
+        )
     step("scenes predicted that it has not seen")
     return Trained(scores, read_log(out / "train.csv"), panels)
