@@ -65,17 +65,17 @@ void launch_cpu_bwd(const BackwardParams& params, const ThreadPool& pool);
 struct CudaForwardParams : ForwardParams {
   bool aligned = false;  // q, k, v, out: rows of whole 16 bytes, at multiples of 16 bytes
   int splits = 1;        // blocks that share the keys of a block of queries; if not 1, with a workspace of
-  float* part_out = nullptr;  // (splits, B, Hq, Nq, D) and
+  float* part_out = nullptr;  // (splits, B, Hq, Nq, width of a tile) and
   float* part_lse = nullptr;  // (splits, B, Hq, Nq), both by place in the index
 };
 
 struct CudaBackwardParams : BackwardParams {
   bool aligned = false;      // the same of q, k, v, dout, dq, dk, dv
-  float* deltas = nullptr;   // workspaces (B, Hq, Nq), by place in the index
-  float* lses = nullptr;
+  float* terms = nullptr;    // workspace (B, Hq, Nq, 2), by place in the index: lse in units of the scores, and delta
 };
 
 int cuda_fwd_splits(const ForwardParams& params, int processors);
+int64_t cuda_fwd_workspace(const CudaForwardParams& params);  // floats
 int launch_cuda_fwd(const CudaForwardParams& params, void* stream);
 int launch_cuda_bwd(const CudaBackwardParams& params, void* stream);
 

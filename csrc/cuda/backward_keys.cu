@@ -31,7 +31,7 @@ struct ForKeys : Backward<T, kDim> {
 };
 
 template <typename T, int kDim, bool kWithDk, bool kWithDv>
-__global__ __launch_bounds__(ForKeys<T, kDim>::kThreads) void dkdv_kernel(
+__global__ __launch_bounds__(ForKeys<T, kDim>::kThreads, 2) void dkdv_kernel(
     const __grid_constant__ CudaBackwardParams p) {
   using F = ForKeys<T, kDim>;
   constexpr int kN = F::kQueries / 8;
@@ -39,16 +39,19 @@ __global__ __launch_bounds__(ForKeys<T, kDim>::kThreads) void dkdv_kernel(
   const uint32_t blocks = static_cast<uint32_t>(ceil_div(p.seqlen_k, F::kKeys));
   const uint32_t kv_heads = static_cast<uint32_t>(p.heads_kv), bh = block_index() / blocks;
   const int first = static_cast<int>(block_index() % blocks) * F::kKeys;
-  const int64_t b = bh / kv_heads, kv_head = bh % kv_heads, group = p.heads_q / p.heads_kv;
+  const int64_t b = bh / kv_heads, kv_head = bh % kv_heads;
+  const int group = static_cast<int>(p.heads_q / p.heads_kv);
 
   const TokenList keys = token_list(p.keys, b, kv_head, p.seqlen_k);
   const Rows dk = rows_of<T>(p.dk, b, kv_head, p.head_dim, p.aligned);
   const Rows dv = rows_of<T>(p.dv, b, kv_head, p.head_dim, p.aligned);
-  float* dbias = kWithDk && p.dbias.data != nullptr ? p.dbias.data + bh * p.seqlen_k : nullptr;
+  const auto store_dbias = [&](int token, float sum) {
+    if (kWithDk && p.dbias.data != nullptr) p.dbias.data[bh * p.seqlen_k + token] = sum;
+  };
   for_unselected<F::kKeys, F::kThreads>(keys, first, memory.keys, [&](int token) {
     if (kWithDk) store_zeros<T>(dk, token);
     if (kWithDv) store_zeros<T>(dv, token);
-    if (dbias != nullptr && lane_index() == 0) dbias[token] = 0.0f;
+    if (lane_index() == 0) store_dbias(token, 0.0f);
   });
   if (first >= keys.count) return;
 
@@ -65,17 +68,17 @@ __global__ __launch_bounds__(ForKeys<T, kDim>::kThreads) void dkdv_kernel(
   float bias[2], dbias_acc[2] = {}, dk_acc[1][kWithDk ? kDim / 8 : 1][4] = {}, dv_acc[1][kWithDv ? kDim / 8 : 1][4] = {};
   for (int half = 0; half < 2; ++half) bias[half] = bias_of(load_shared(memory.keys + row + 8 * half + lane_index() / 4));
 
-  for (int64_t h = kv_head * group; h < (kv_head + 1) * group; ++h) {
+  for (int member = 0; member < group; ++member) {
+    const int64_t h = kv_head * group + member;
     const TokenList queries = token_list(p.queries, b, h, p.seqlen_q);
-    const int64_t places = (b * p.heads_q + h) * p.seqlen_q;
-    const float *lses = p.lses + places, *deltas = p.deltas + places;
+    const float2* lse_delta = reinterpret_cast<const float2*>(p.terms) + (b * p.heads_q + h) * p.seqlen_q;
     const Rows q_rows = rows_of<T>(p.q, b, h, p.head_dim, p.aligned);
     const Rows dout_rows = rows_of<T>(p.dout, b, h, p.head_dim, p.aligned);
     stream<F::kQueries, float2>(
         memory.stream, 0, queries.count,
-        [&](int place) { return lses[place] == kInfinity ? kNoToken : queries[place]; },
+        [&](int place) { return lse_delta[place].x == kInfinity ? kNoToken : queries[place]; },
         [&](int place, int token) {
-          return token == kNoToken ? float2{kInfinity, 0.0f} : float2{lses[place], deltas[place]};
+          return token == kNoToken ? float2{kInfinity, 0.0f} : lse_delta[place];
         },
         [&](int buffer, const int* tokens) {
           gather<F::kQueries, F::kThreads>(Tile<T, kDim>{memory.q[buffer]}, q_rows, tokens);
@@ -114,7 +117,7 @@ __global__ __launch_bounds__(ForKeys<T, kDim>::kThreads) void dkdv_kernel(
     for (int half = 0; half < 2; ++half) {
       const float sum = row_sum(dbias_acc[half]);
       const int token = load_shared(memory.keys + row + 8 * half + lane_index() / 4);
-      if (dbias != nullptr && token != kNoToken && lane_index() % 4 == 0) dbias[token] = sum;
+      if (token != kNoToken && lane_index() % 4 == 0) store_dbias(token, sum);
     }
   }
   if constexpr (kWithDv) scatter<T, kDim, 1>(dv_acc, [](int, int) { return 1.0f; }, v, row, memory.keys, dv);

@@ -33,8 +33,8 @@ __global__ __launch_bounds__(kDeltaThreads) void delta_kernel(const __grid_const
   if (lane_index() > 0) return;
   if (p.dlse.data != nullptr && lse != -kInfinity)
     delta -= p.dlse.data[b * p.dlse.stride_b + h * p.dlse.stride_h + token * p.dlse.stride_n];
-  p.deltas[bh * p.seqlen_q + place] = delta;
-  p.lses[bh * p.seqlen_q + place] = lse == -kInfinity ? kInfinity : lse * Scores<T>::kUnit;
+  const float level = lse == -kInfinity ? kInfinity : lse * Scores<T>::kUnit;
+  reinterpret_cast<float2*>(p.terms)[bh * p.seqlen_q + place] = float2{level, delta};
 }
 
 template <typename T, int kDim>
@@ -42,7 +42,7 @@ struct ForQueries : Backward<T, kDim> {
   using Backward<T, kDim>::kRowBytes;
   static constexpr int kM = sizeof(T) == 2 && kRowBytes <= 256 ? 2 : 1;
   static constexpr int kQueries = 16 * kM * Backward<T, kDim>::kWarps;
-  static constexpr int kKeys = Backward<T, kDim>::kStreamed < 32 ? Backward<T, kDim>::kStreamed : 32;
+  static constexpr int kKeys = kRowBytes <= 128 ? 32 : kM == 2 ? 16 : Backward<T, kDim>::kStreamed;
 
   struct Memory {
     alignas(128) char q[kQueries * kRowBytes];
@@ -57,7 +57,7 @@ struct ForQueries : Backward<T, kDim> {
 
 // One block owns kQueries selected queries of one head, and the zeros among kQueries tokens.
 template <typename T, int kDim>
-__global__ __launch_bounds__(ForQueries<T, kDim>::kThreads) void dq_kernel(
+__global__ __launch_bounds__(ForQueries<T, kDim>::kThreads, 2) void dq_kernel(
     const __grid_constant__ CudaBackwardParams p) {
   using F = ForQueries<T, kDim>;
   constexpr int kM = F::kM, kN = F::kKeys / 8;
@@ -74,10 +74,10 @@ __global__ __launch_bounds__(ForQueries<T, kDim>::kThreads) void dq_kernel(
   if (first >= queries.count) return;
 
   // Queries that see no key are not read, but their dq is written.
-  const float *lses = p.lses + bh * p.seqlen_q, *deltas = p.deltas + bh * p.seqlen_q;
+  const float2* lse_delta = reinterpret_cast<const float2*>(p.terms) + bh * p.seqlen_q;
   for (int i = thread_index(); i < F::kQueries; i += F::kThreads) {
     const int place = first + i;
-    store_shared(memory.queries + i, place < queries.count && lses[place] != kInfinity ? queries[place] : kNoToken);
+    store_shared(memory.queries + i, place < queries.count && lse_delta[place].x != kInfinity ? queries[place] : kNoToken);
   }
   block_barrier();
   const Tile<T, kDim> q{memory.q}, dout{memory.dout};
@@ -97,8 +97,8 @@ __global__ __launch_bounds__(ForQueries<T, kDim>::kThreads) void dq_kernel(
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int place = first + row + 16 * m + 8 * half + lane_index() / 4;
-      lse[m][half] = place < queries.count ? lses[place] : kInfinity;
-      delta[m][half] = place < queries.count ? deltas[place] : 0.0f;
+      const float2 term = place < queries.count ? lse_delta[place] : float2{kInfinity, 0.0f};
+      lse[m][half] = term.x, delta[m][half] = term.y;
     }
 
   stream<F::kKeys, float>(

@@ -62,8 +62,24 @@ MASKATTN_DEVICE void store_shared(T* to, T value) {
   *to = value;
 }
 
+// Where in shared memory p points, as a number to calculate with.
 MASKATTN_DEVICE uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+MASKATTN_DEVICE float2 load_float2(uint32_t address) {
+  float2 x;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(address) : "memory");
+  return x;
+}
+
+MASKATTN_DEVICE float4 load_float4(uint32_t address) {
+  float4 x;
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+               : "r"(address)
+               : "memory");
+  return x;
 }
 
 // Starts to copy 16 bytes from global to shared memory, or to write 16 zero bytes where there is nothing to copy.
@@ -79,18 +95,18 @@ MASKATTN_DEVICE void wait_copies() { asm volatile("cp.async.wait_all;" ::: "memo
 // ---- Matrix products --------------------------------------------------------------------------------------------------
 // Four 8 x 8 matrices of 16-bit numbers: lane l gives the address of row l % 8 of matrix l / 8, and gets of every
 // matrix the two neighbours 2 * (l % 4), 2 * (l % 4) + 1 of row l / 4.
-MASKATTN_DEVICE void load_matrices(uint32_t (&out)[4], const void* row) {
+MASKATTN_DEVICE void load_matrices(uint32_t (&out)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-               : "r"(shared_address(row))
+               : "r"(row)
                : "memory");
 }
 
 // The same of the transposed matrices.
-MASKATTN_DEVICE void load_matrices_transposed(uint32_t (&out)[4], const void* row) {
+MASKATTN_DEVICE void load_matrices_transposed(uint32_t (&out)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-               : "r"(shared_address(row))
+               : "r"(row)
                : "memory");
 }
 

@@ -29,7 +29,7 @@ struct Forward {
   static constexpr int kThreads = kWarps * kWarpSize;
   static constexpr int kM = sizeof(T) == 2 && kRowBytes <= 256 ? 2 : 1;  // 16-row blocks of a warp
   static constexpr int kQueries = 16 * kM * kWarps;
-  static constexpr int kKeys = kRowBytes > 256 ? 16384 / kRowBytes : 64;
+  static constexpr int kKeys = kRowBytes > 256 ? 16384 / kRowBytes : kM == 2 && kRowBytes == 256 ? 32 : 64;
 
   struct Memory {  // at most 99 KiB, which every chip has
     alignas(128) char q[kQueries * kRowBytes];
@@ -44,7 +44,7 @@ struct Forward {
 
 // Of its results, a block writes by place in the index where the keys are split, else to the tokens themselves.
 template <typename T, int kDim>
-__global__ __launch_bounds__(Forward<T, kDim>::kThreads) void fwd_kernel(const __grid_constant__ CudaForwardParams p) {
+__global__ __launch_bounds__(Forward<T, kDim>::kThreads, 2) void fwd_kernel(const __grid_constant__ CudaForwardParams p) {
   using F = Forward<T, kDim>;
   constexpr int kM = F::kM, kN = F::kKeys / 8;
   auto& memory = *reinterpret_cast<typename F::Memory*>(shared_memory());
@@ -136,12 +136,7 @@ __global__ __launch_bounds__(Forward<T, kDim>::kThreads) void fwd_kernel(const _
     block_barrier();
   }
 
-  float* part_out = p.part_out;
-  if (p.splits > 1) {
-    const int64_t part = (split * p.batch * p.heads_q + bh) * p.seqlen_q;
-    lse = p.part_lse + part;
-    part_out += part * p.head_dim;
-  }
+  const int64_t part = (split * p.batch * p.heads_q + bh) * p.seqlen_q + first;
 #pragma unroll
   for (int m = 0; m < kM; ++m)
 #pragma unroll
@@ -152,16 +147,16 @@ __global__ __launch_bounds__(Forward<T, kDim>::kThreads) void fwd_kernel(const _
       const int r = row + 16 * m + 8 * half + lane_index() / 4;
       const int token = load_shared(memory.queries + r);
       if (token == kNoToken) continue;
-      const int target = p.splits > 1 ? first + r : token;
-      if (lane_index() % 4 == 0) lse[target] = top[m][half] / Scores<T>::kUnit + logf(sum);
-      if (p.splits > 1)
+      const float lse_row = top[m][half] / Scores<T>::kUnit + logf(sum);
+      if (p.splits == 1) {
+        if (lane_index() % 4 == 0) lse[token] = lse_row;
+      } else {
+        if (lane_index() % 4 == 0) p.part_lse[part + r] = lse_row;
+        auto* part_row = reinterpret_cast<float2*>(p.part_out + (part + r) * kDim + column);
 #pragma unroll
         for (int n = 0; n < kDim / 8; ++n)
-#pragma unroll
-          for (int j = 0; j < 2; ++j)
-            if (8 * n + column + j < p.head_dim)
-              part_out[static_cast<int64_t>(target) * p.head_dim + 8 * n + column + j] =
-                  acc[m][n][2 * half + j] * total[m][half];
+          part_row[4 * n] = float2{acc[m][n][2 * half] * total[m][half], acc[m][n][2 * half + 1] * total[m][half]};
+      }
     }
   if (p.splits == 1)
     scatter<T, kDim, kM>(acc, [&](int m, int half) { return total[m][half]; }, q, row, memory.queries, out);
@@ -185,13 +180,10 @@ __global__ __launch_bounds__(kCombineThreads) void combine_kernel(const __grid_c
   float total = 0.0f, acc[kDim / kWarpSize] = {};
   for (int split = 0; split < p.splits; ++split) {
     const float weight = exp2f((p.part_lse[split * stride + own] - level) * kLog2e);
-    const float* part = p.part_out + (split * stride + own) * p.head_dim;
+    const float* part = p.part_out + (split * stride + own) * kDim + lane_index();
     total += weight;
 #pragma unroll
-    for (int i = 0; i < kDim / kWarpSize; ++i) {
-      const int column = i * kWarpSize + lane_index();
-      if (column < p.head_dim) acc[i] += weight * part[column];
-    }
+    for (int i = 0; i < kDim / kWarpSize; ++i) acc[i] += weight * part[i * kWarpSize];
   }
   total = total == 0.0f ? 1.0f : total;
   if (lane_index() == 0) p.lse.data[bh * p.seqlen_q + token] = top + logf(total);
@@ -213,6 +205,12 @@ int cuda_fwd_splits(const ForwardParams& p, int processors) {
     const int64_t wanted = by_chip < by_keys ? by_chip : by_keys;
     return static_cast<int>(wanted < 1 ? 1 : wanted > kMaxSplits ? kMaxSplits : wanted);
   });
+}
+
+int64_t cuda_fwd_workspace(const CudaForwardParams& p) {
+  if (p.splits == 1) return 0;
+  const int width = for_instance(p, [](auto, auto width) { return decltype(width)::value; });
+  return p.splits * p.batch * p.heads_q * p.seqlen_q * (width + int64_t{1});
 }
 
 int launch_cuda_fwd(const CudaForwardParams& p, void* stream) {

@@ -65,10 +65,10 @@ std::tuple<Tensor, Tensor> cuda_fwd(const Tensor& query, const Tensor& key, cons
   p.out = view(out), p.lse = row_view(lse);
   p.aligned = are_aligned({&in.query, &in.key, &in.value, &out});
   p.splits = cuda_fwd_splits(p, device.processors());
-  Tensor workspace = torch::stable::new_empty(
-      query, {p.splits > 1 ? p.splits * rows * (p.head_dim + int64_t{1}) : 0}, ScalarType::Float);
+  const int64_t floats = cuda_fwd_workspace(p);
+  Tensor workspace = torch::stable::new_empty(query, {floats}, ScalarType::Float);
   p.part_out = static_cast<float*>(workspace.data_ptr());
-  p.part_lse = p.part_out + (p.splits > 1 ? p.splits * rows * p.head_dim : 0);
+  p.part_lse = p.part_out + (floats > 0 ? floats - p.splits * rows : 0);
   check_launch(launch_cuda_fwd(p, device.stream()), "fwd");
   return {out, lse};
 }
@@ -93,7 +93,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cuda_bwd(
   if (key_bias.has_value()) p.dbias = row_view(dbias);
   p.aligned = are_aligned({&in.query, &in.key, &in.value, &more.dout, &dq, &dk, &dv});
   Tensor workspace = torch::stable::new_empty(query, {2 * rows}, ScalarType::Float);
-  p.deltas = static_cast<float*>(workspace.data_ptr()), p.lses = p.deltas + rows;
+  p.terms = static_cast<float*>(workspace.data_ptr());
   check_launch(launch_cuda_bwd(p, device.stream()), "bwd");
   return {dq, dk, dv, dbias};
 }

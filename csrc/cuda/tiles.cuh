@@ -37,6 +37,12 @@ struct Tile {
   }
 };
 
+// From the address of a chunk to that of the chunk whose number differs by an exclusive or with `chunks`. Where that is
+// known at compile time, the products below need few registers for addresses: an exclusive or and an offset.
+MASKATTN_DEVICE uint32_t along(uint32_t address, int chunks) {
+  return (address ^ (16 * chunks & 127)) + (16 * chunks & ~127);
+}
+
 // One (b, h) of a (B, H, N, D) tensor.
 struct Rows {
   char* data;
@@ -64,15 +70,20 @@ union Chunk {
 template <int kRows, int kThreads, typename T, int kDim>
 MASKATTN_DEVICE void gather(const Tile<T, kDim>& tile, const Rows& from, const int* tokens) {
   using Tile = Tile<T, kDim>;
-  static_assert(kRows * Tile::kChunks % kThreads == 0);
-#pragma unroll 4
-  for (int i = thread_index(); i < kRows * Tile::kChunks; i += kThreads) {
-    const int row = i / Tile::kChunks, chunk = i % Tile::kChunks, column = chunk * Tile::kPerChunk;
-    const int token = load_shared(tokens + row);
-    if (from.aligned) {
-      const bool exists = token != kNoToken && column < from.head_dim;
+  static_assert(kRows * Tile::kChunks % kThreads == 0 && kThreads % Tile::kChunks == 0);
+  const int chunk = thread_index() % Tile::kChunks, column = chunk * Tile::kPerChunk;
+  if (from.aligned) {
+    const bool is_column = column < from.head_dim;
+#pragma unroll 2
+    for (int row = thread_index() / Tile::kChunks; row < kRows; row += kThreads / Tile::kChunks) {
+      const int token = load_shared(tokens + row);
+      const bool exists = is_column && token != kNoToken;
       copy_async(tile.chunk(row, chunk), exists ? from.row(token) + 16 * chunk : from.data, exists);
-    } else {
+    }
+  } else {
+#pragma unroll 1
+    for (int row = thread_index() / Tile::kChunks; row < kRows; row += kThreads / Tile::kChunks) {
+      const int token = load_shared(tokens + row);
       Chunk<T> c;
       c.bits = uint4{0, 0, 0, 0};
       if (token != kNoToken)
@@ -142,7 +153,7 @@ MASKATTN_DEVICE void scatter(const float (&c)[M][kDim / 8][4], Factor factor, co
                    c[m][n][2 * half + 1] * f);
       }
   warp_barrier();
-#pragma unroll 4
+#pragma unroll 2
   for (int i = lane_index(); i < 16 * M * Tile::kChunks; i += kWarpSize) {
     const int r = first_row + i / Tile::kChunks, chunk = i % Tile::kChunks;
     const int token = load_shared(tokens + r);
@@ -156,16 +167,19 @@ MASKATTN_DEVICE void scatter(const float (&c)[M][kDim / 8][4], Factor factor, co
 template <typename T, int kDim, int M, int N>
 MASKATTN_DEVICE void add_nt(float (&c)[M][N][4], const Tile<T, kDim>& a, int a_row, const Tile<T, kDim>& b) {
   static_assert(N % 2 == 0);
+  constexpr int kRowBytes = Tile<T, kDim>::kRowBytes;
   const int lane = lane_index();
+  const uint32_t a_at = shared_address(a.chunk(a_row + lane % 16, lane / 16));
+  const uint32_t b_at = shared_address(b.chunk(lane % 8 + lane / 16 * 8, lane / 8 % 2));
 #pragma unroll
   for (int k = 0; k < kDim / 16; ++k) {
     uint32_t fa[M][4];
 #pragma unroll
-    for (int m = 0; m < M; ++m) load_matrices(fa[m], a.chunk(a_row + 16 * m + lane % 16, 2 * k + lane / 16));
+    for (int m = 0; m < M; ++m) load_matrices(fa[m], along(a_at, 2 * k) + 16 * m * kRowBytes);
 #pragma unroll
     for (int n = 0; n < N; n += 2) {
       uint32_t fb[4];
-      load_matrices(fb, b.chunk(8 * n + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
+      load_matrices(fb, along(b_at, 2 * k) + 8 * n * kRowBytes);
 #pragma unroll
       for (int m = 0; m < M; ++m) {
         multiply_add(c[m][n], fa[m], fb, T{});
@@ -177,10 +191,10 @@ MASKATTN_DEVICE void add_nt(float (&c)[M][N][4], const Tile<T, kDim>& a, int a_r
 
 template <int kDim, int M, int N>
 MASKATTN_DEVICE void add_nt(float (&c)[M][N][4], const Tile<float, kDim>& a, int a_row, const Tile<float, kDim>& b) {
-  const int row = a_row + lane_index() / 4, column = 2 * (lane_index() % 4);
-  const auto chunk_of = [](const Tile<float, kDim>& tile, int r, int k) {
-    return load_shared(reinterpret_cast<const float4*>(tile.chunk(r, k)));
-  };
+  constexpr int kRowBytes = Tile<float, kDim>::kRowBytes;
+  const int lane = lane_index(), column = 2 * (lane % 4);
+  const uint32_t a_at = shared_address(a.chunk(a_row + lane / 4, 0));
+  const uint32_t b_at[2] = {shared_address(b.chunk(column, 0)), shared_address(b.chunk(column + 1, 0))};
   const auto dot = [](float sum, const float4& x, const float4& y) {
     return x.x * y.x + (x.y * y.y + (x.z * y.z + (x.w * y.w + sum)));
   };
@@ -190,12 +204,12 @@ MASKATTN_DEVICE void add_nt(float (&c)[M][N][4], const Tile<float, kDim>& a, int
 #pragma unroll
     for (int m = 0; m < M; ++m)
 #pragma unroll
-      for (int half = 0; half < 2; ++half) x[m][half] = chunk_of(a, row + 16 * m + 8 * half, k);
+      for (int half = 0; half < 2; ++half) x[m][half] = load_float4(along(a_at, k) + (16 * m + 8 * half) * kRowBytes);
 #pragma unroll
     for (int n = 0; n < N; ++n)
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        const float4 y = chunk_of(b, 8 * n + column + j, k);
+        const float4 y = load_float4(along(b_at[j], k) + 8 * n * kRowBytes);
 #pragma unroll
         for (int m = 0; m < M; ++m)
 #pragma unroll
@@ -209,6 +223,7 @@ template <typename T, int kDim, int M, int N>
 MASKATTN_DEVICE void add_nn(float (&c)[M][kDim / 8][4], const float (&p)[M][N][4], const Tile<T, kDim>& b) {
   static_assert(N % 2 == 0);
   const int lane = lane_index();
+  const uint32_t b_at = shared_address(b.chunk(lane % 16, lane / 16));
 #pragma unroll
   for (int k = 0; k < N; k += 2) {
     uint32_t fa[M][4];
@@ -222,7 +237,7 @@ MASKATTN_DEVICE void add_nn(float (&c)[M][kDim / 8][4], const float (&p)[M][N][4
 #pragma unroll
     for (int n = 0; n < kDim / 8; n += 2) {
       uint32_t fb[4];
-      load_matrices_transposed(fb, b.chunk(8 * k + lane % 16, n + lane / 16));
+      load_matrices_transposed(fb, along(b_at, n) + 8 * k * Tile<T, kDim>::kRowBytes);
 #pragma unroll
       for (int m = 0; m < M; ++m) {
         multiply_add(c[m][n], fa[m], fb, T{});
@@ -234,7 +249,8 @@ MASKATTN_DEVICE void add_nn(float (&c)[M][kDim / 8][4], const float (&p)[M][N][4
 
 template <int kDim, int M, int N>
 MASKATTN_DEVICE void add_nn(float (&c)[M][kDim / 8][4], const float (&p)[M][N][4], const Tile<float, kDim>& b) {
-  const int lane = lane_index(), quad = lane - lane % 4, column = 2 * (lane % 4);
+  const int lane = lane_index(), quad = lane - lane % 4;
+  const uint32_t b_at = shared_address(b.at(0, 2 * (lane % 4)));
 #pragma unroll
   for (int k = 0; k < 8 * N; ++k) {
     float x[M][2];
@@ -244,7 +260,7 @@ MASKATTN_DEVICE void add_nn(float (&c)[M][kDim / 8][4], const float (&p)[M][N][4
       for (int half = 0; half < 2; ++half) x[m][half] = shuffle(p[m][k / 8][2 * half + k % 2], quad + k % 8 / 2);
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
-      const float2 y = load_shared(reinterpret_cast<const float2*>(b.at(k, 8 * n + column)));
+      const float2 y = load_float2(along(b_at, (2 * n) ^ (k % 8)) + k * Tile<float, kDim>::kRowBytes);
 #pragma unroll
       for (int m = 0; m < M; ++m)
 #pragma unroll

@@ -15,6 +15,17 @@ constexpr size_t kStackBytes = 256 * 1024;
 thread_local Block* current_block = nullptr;
 thread_local Thread* current_thread = nullptr;
 
+// Kept from launch to launch: most of a large stack is never touched, and so costs nothing.
+char* stacks_for(int threads) {
+  thread_local std::unique_ptr<char[]> memory;
+  thread_local int held = 0;
+  if (held < threads) {
+    memory.reset(new char[static_cast<size_t>(threads) * kStackBytes]);
+    held = threads;
+  }
+  return memory.get();
+}
+
 }  // namespace
 
 Thread& thread() { return *current_thread; }
@@ -38,7 +49,7 @@ void run_grid(int64_t blocks, int threads, int shared_bytes, const std::function
 Block::Block(int threads, int shared_bytes)
     : threads_(static_cast<size_t>(threads)),
       warps_(static_cast<size_t>(threads) / kLanes),
-      stacks_(static_cast<size_t>(threads) * kStackBytes),
+      stacks_(stacks_for(threads)),
       shared_bytes_(shared_bytes),
       shared_(nullptr, std::free),
       shadow_(shared_bytes) {
@@ -61,7 +72,7 @@ void Block::run(uint32_t own_index, const std::function<void()>& kernel) {
     Thread& t = threads_[i];
     t.index = static_cast<int>(i), t.state = State::kReady, t.exchanges = t.barriers = 0;
     t.copies.clear();
-    t.fiber.begin(stacks_.data() + i * kStackBytes, kStackBytes, &Block::enter);
+    t.fiber.begin(stacks_ + i * kStackBytes, kStackBytes, &Block::enter);
   }
   run_to_end();
   for (const Thread& t : threads_) check(t.copies.empty(), "a thread ended without waiting for its copies");

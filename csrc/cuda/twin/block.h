@@ -73,7 +73,7 @@ class Block {
 
   std::vector<Thread> threads_;
   std::vector<Warp> warps_;
-  std::vector<char> stacks_;
+  char* stacks_;
   int shared_bytes_, epoch_ = 0;
   std::unique_ptr<char, void (*)(void*)> shared_;
   Shadow shadow_;

@@ -71,6 +71,16 @@ void store_shared(T* to, T value) {
   *to = value;
 }
 
+inline uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(static_cast<const char*>(p) - shared_memory());
+}
+inline float2 load_float2(uint32_t address) {
+  return load_shared(reinterpret_cast<const float2*>(shared_memory() + address));
+}
+inline float4 load_float4(uint32_t address) {
+  return load_shared(reinterpret_cast<const float4*>(shared_memory() + address));
+}
+
 inline void copy_async(void* to, const void* from, bool exists) { twin::block().copy(to, from, exists); }
 inline void wait_copies() { twin::block().wait_copies(); }
 
@@ -81,14 +91,13 @@ inline const uint16_t* matrix_row(const std::array<uint32_t, kExchanged>* lanes,
   return reinterpret_cast<const uint16_t*>(block().shared() + lanes[lane][0]);
 }
 
-inline const std::array<uint32_t, kExchanged>* matrix_rows(const char* what, const void* row) {
-  const auto offset = static_cast<uint32_t>(static_cast<const char*>(row) - block().shared());
+inline const std::array<uint32_t, kExchanged>* matrix_rows(const char* what, uint32_t offset) {
   const auto* lanes = block().exchange(what, {offset});
   const int own = thread().index % kWarpSize;
   for (int lane = own - own % 8; lane < own; ++lane)
     check(lanes[lane][0] % 128 / 16 != offset % 128 / 16, "rows of a matrix in the same banks");
   check(offset % 16 == 0, "the row of a matrix is not at a multiple of 16 bytes");
-  block().note_read(row, 16);  // each row once, by the lane that names it
+  block().note_read(block().shared() + offset, 16);  // each row once, by the lane that names it
   return lanes;
 }
 
@@ -99,7 +108,7 @@ inline float product_term(uint16_t a, uint16_t b, BFloat16) {
 
 }  // namespace twin
 
-inline void load_matrices(uint32_t (&out)[4], const void* row) {
+inline void load_matrices(uint32_t (&out)[4], uint32_t row) {
   const auto* lanes = twin::matrix_rows("ldmatrix", row);
   const int lane = thread_index() % kWarpSize;
   for (int i = 0; i < 4; ++i) {
@@ -108,7 +117,7 @@ inline void load_matrices(uint32_t (&out)[4], const void* row) {
   }
 }
 
-inline void load_matrices_transposed(uint32_t (&out)[4], const void* row) {
+inline void load_matrices_transposed(uint32_t (&out)[4], uint32_t row) {
   const auto* lanes = twin::matrix_rows("ldmatrix.trans", row);
   const int lane = thread_index() % kWarpSize;
   for (int i = 0; i < 4; ++i) {
