@@ -58,13 +58,14 @@ def _tool(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path=os.pathsep.join(wheels))
 
 
-def compile_source(source: Path, arch: str) -> list[Kernel]:
+def compile_source(source: Path, arch: str, flags: tuple[str, ...] = ()) -> list[Kernel]:
     """All kernels of a source file."""
     number = arch.removeprefix("sm_")
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernels.cubin"
         target = f"arch=compute_{number},code={arch}"
-        command = ["nvcc", "-std=c++17", "-gencode", target, "-cubin", str(source), "-o", str(cubin)]
+        command = ["nvcc", "-std=c++17", "-gencode", target, *flags]
+        command += ["-cubin", str(source), "-o", str(cubin)]
         run = subprocess.run(command, capture_output=True, text=True)
         if run.returncode:
             raise RuntimeError(f"{source.name} for {arch}: {run.stderr.strip()}")
@@ -100,7 +101,8 @@ def _readable(symbol: str) -> str:
         return symbol
     head = name[2].split("EEv")[0]
     arguments = re.findall(r"BFloat16|Half|(?<=I)f(?=L|E|$)|(?<=Li)\d+|(?<=Lb)[01]", head)
-    return f"{name[1]}<{', '.join(arguments)}>".replace("<>", "").replace("f,", "float,")
+    arguments = ["float" if a == "f" else a for a in arguments]
+    return f"{name[1]}<{', '.join(arguments)}>" if arguments else name[1]
 
 
 def _dump(option: str, cubin: Path) -> str:
@@ -127,12 +129,12 @@ def faults(kernel: Kernel) -> list[str]:
     return why
 
 
-def compile_all(archs: tuple[str, ...], workers: int = 2) -> Iterator[Kernel]:
+def compile_all(archs: tuple[str, ...], flags: tuple[str, ...] = ()) -> Iterator[Kernel]:
     """Every kernel for every chip, a source file and chip at a time."""
     sources = sorted(p for p in SOURCES.glob("*.cu") if p.name != "device.cu")
     jobs = [(source, arch) for arch in archs for source in sources]
-    with ThreadPoolExecutor(workers) as pool:
-        for kernels in pool.map(lambda job: compile_source(*job), jobs):
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for kernels in pool.map(lambda job: compile_source(*job, flags), jobs):
             yield from kernels
 
 
