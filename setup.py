@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Drives CMake. Flags and sources are in CMakeLists.txt, everything else in pyproject.toml.
 
-MASKATTN_BUILD=auto  (default) the CPU library if it can be built, else pure Python that says why; the
-                     CUDA library too where torch has CUDA and there is an nvcc
+MASKATTN_BUILD=auto  (default) the CPU library if it can be built, else pure Python that says why;
+                     the CUDA library too where torch has CUDA and there is an nvcc
 MASKATTN_BUILD=cpu   the CPU library, or an error
 MASKATTN_BUILD=cuda  both libraries, or an error; also against a torch without CUDA
 MASKATTN_BUILD=none  pure Python
 
-MASKATTN_CUDA_ARCHS="80-real 90" (say) are the GPUs to compile for, as CMake writes them; by default the
-machine's own.
+MASKATTN_CUDA_ARCHS="80-real;90" (say) are the GPUs to compile for, as CMake writes them; by default
+the machine's own.
 """
 
 import json

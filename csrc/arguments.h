@@ -99,7 +99,8 @@ inline void fill_inputs(Inputs& in, double scale, ForwardParams& p, CheckDevice 
 
   in.query = unit_stride(in.query), in.key = unit_stride(in.key), in.value = unit_stride(in.value);
   p.q = view(in.query), p.k = view(in.key), p.v = view(in.value);
-  p.queries = selection(in.query_indices, in.query_counts, "query_mask", p.batch, p.heads_q, p.seqlen_q, check_device);
+  p.queries =
+      selection(in.query_indices, in.query_counts, "query_mask", p.batch, p.heads_q, p.seqlen_q, check_device);
   p.keys = selection(in.key_indices, in.key_counts, "key_mask", p.batch, p.heads_kv, p.seqlen_k, check_device);
   if (in.key_bias.has_value()) {
     check_device(*in.key_bias, "key_bias");

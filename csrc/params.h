@@ -63,15 +63,16 @@ void launch_cpu_bwd(const BackwardParams& params, const ThreadPool& pool);
 
 // What the CUDA kernels take besides. Their launches return a cudaError_t and wait for nothing.
 struct CudaForwardParams : ForwardParams {
-  bool aligned = false;  // q, k, v, out: rows of whole 16 bytes, at multiples of 16 bytes
-  int splits = 1;        // blocks that share the keys of a block of queries; if not 1, with a workspace of
+  bool aligned = false;       // q, k, v, out: rows of whole 16 bytes, at multiples of 16 bytes
+  int splits = 1;             // blocks that share the keys of a block of queries; if not 1, with a workspace of
   float* part_out = nullptr;  // (splits, B, Hq, Nq, width of a tile) and
   float* part_lse = nullptr;  // (splits, B, Hq, Nq), both by place in the index
 };
 
 struct CudaBackwardParams : BackwardParams {
-  bool aligned = false;      // the same of q, k, v, dout, dq, dk, dv
-  float* terms = nullptr;    // workspace (B, Hq, Nq, 2), by place in the index: lse in units of the scores, and delta
+  bool aligned = false;  // the same of q, k, v, dout, dq, dk, dv
+  float* terms =
+      nullptr;  // workspace (B, Hq, Nq, 2), by place in the index: lse in units of the scores, and delta
 };
 
 int cuda_fwd_splits(const ForwardParams& params, int processors);

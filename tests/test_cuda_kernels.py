@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The CUDA sources: what nvcc makes of them for chips that are not here, and the rules of their house.
+"""The CUDA sources: what nvcc makes of them for chips that are not here, and their house rules.
 
 In bfloat16, which stands for float16; `python tools/cuda_kernels.py` has every dtype.
 """
@@ -64,8 +64,8 @@ def test_one_place_launches() -> None:
     """On the caller's stream, in one dimension, with its error read at once."""
     assert [name for name, text in SOURCES.items() if "<<<" in text] == ["device.cuh"]
     launch = SOURCES["device.cuh"].split("int launch(")[1]
-    assert re.search(r"<<<[^;]*static_cast<cudaStream_t>\(stream\)>>>\(params\);\s*"
-                     r"return cudaGetLastError\(\);", launch)  # fmt: skip
+    assert "const auto on = static_cast<cudaStream_t>(stream);" in launch
+    assert re.search(r"<<<[^;]*, on>>>\(params\);\s*return cudaGetLastError\(\);", launch)
     assert "<<<static_cast<uint32_t>(blocks), " in launch and "blocks > INT32_MAX" in launch
 
 
@@ -73,7 +73,9 @@ def test_one_place_launches() -> None:
 def test_no_launch_is_unchecked(name: str) -> None:
     """Every launch is returned to the torch side or compared, none is dropped."""
     for line in SOURCES[name].splitlines():
-        if re.search(r"\blaunch(_\w+)?(<[^>]*>)?\(\w", line) and not re.match(r"\s*(int|template)\b", line):
+        if re.search(r"\blaunch(_\w+)?(<[^>]*>)?\(\w", line) and not re.match(
+            r"\s*(int|template)\b", line
+        ):
             assert re.search(r"return |error = |check_launch\(", line), line
 
 

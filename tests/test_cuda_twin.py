@@ -26,8 +26,14 @@ pytestmark = pytest.mark.skipif(
     not shutil.which(twin.COMPILER), reason="needs a C++ compiler to build the twin"
 )
 BF16 = Target("twin", torch.bfloat16)
-# What depends on the dtype: widths of tiles, products, rounding. The rest of the table runs in bfloat16.
-OTHER_DTYPES = ("everything", "large_scores", "bias_some_inf", "keys_none_queries_0.5", "cross_37_101")
+# What depends on the dtype: widths of tiles, products, rounding. All else runs in bfloat16.
+OTHER_DTYPES = (
+    "everything",
+    "large_scores",
+    "bias_some_inf",
+    "keys_none_queries_0.5",
+    "cross_37_101",
+)
 OTHER_DTYPES += tuple(f"d{d}" for d in (1, 15, 17, 46, 64, 80, 128, 200, 256))
 
 
@@ -49,7 +55,7 @@ def test_other_dtypes(dtype: torch.dtype, name: str) -> None:
 
 @pytest.mark.parametrize("n", [1, 31, 33, 511, 513, 1500])
 def test_select_tokens(n: int) -> None:
-    """Lengths around a warp and a block; any strides; a True of any byte; entries past the count."""
+    """Lengths around a warp and a block; any strides; a True of any byte; entries past the end."""
     g = torch.Generator().manual_seed(n)
     mask = torch.rand(n, 2, 3, generator=g).lt(0.4).permute(1, 2, 0)
     odd_bytes = (mask.to(torch.uint8) * 7).view(torch.bool)
@@ -131,7 +137,7 @@ def test_repeats_bitwise() -> None:
     assert all(torch.equal(first[name], second[name]) for name in RESULTS)
 
 
-# ---- Faults planted on purpose ---------------------------------------------------------------------
+# ---- Faults planted on purpose -------------------------------------------------------------------
 PLANTED = Case("planted", 1, 1, 1, 40, 200, 64, keys=0.9)
 
 
@@ -171,7 +177,7 @@ def sanitized(library: Path, *cases: str) -> subprocess.CompletedProcess:
         command = [twin.COMPILER, f"-print-file-name={name}"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
-    # Python itself is not sanitized, so the runtimes come first; its own allocations are never freed.
+    # Python itself is not sanitized, so the runtimes come first; its own memory is never freed.
     env = os.environ | {
         "LD_PRELOAD": " ".join(map(runtime, ("libasan.so", "libubsan.so", "libstdc++.so"))),
         "ASAN_OPTIONS": "detect_leaks=0:use_sigaltstack=0",
@@ -182,7 +188,15 @@ def sanitized(library: Path, *cases: str) -> subprocess.CompletedProcess:
 
 
 def test_sanitizers_find_nothing() -> None:
-    names = ("d46", "n65", "cross_37_101", "heads_6_1_per_head", "shared_mask", "d256", "cross_1_129")
+    names = (
+        "d46",
+        "n65",
+        "cross_37_101",
+        "heads_6_1_per_head",
+        "shared_mask",
+        "d256",
+        "cross_1_129",
+    )
     done = sanitized(twin.build(twin.SANITIZE), *names)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split("\n")[:-1] == [f"{name} is right" for name in names]

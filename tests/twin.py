@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The CUDA kernels on the CPU: compiled as C++ behind `csrc/cuda/twin`, and made a backend.
 
-Every CUDA thread is a fiber; shared memory is checked for races, copies arrive when they are waited
-for and no earlier, and a broken rule raises RuntimeError. Built once into build/twin, and kept there
-as long as no source changes.
+Every CUDA thread is a fiber; shared memory is checked for races, copies arrive when they are
+waited for and no earlier, and a broken rule raises RuntimeError. Built once into build/twin, and
+kept there as long as no source changes.
 """
 
 import ctypes
@@ -69,7 +69,7 @@ def build(flags: tuple[str, ...] = (), csrc: Path = CSRC) -> Path:
 
 
 def _made(target: Path, command: list[str]) -> Path:
-    """What the command writes, made now if it is not there; several processes may do so at a time."""
+    """What the command writes, made now if it is not there; by several processes at a time."""
     if not target.exists():
         own = target.with_name(f"{os.getpid()}-{target.name}")
         run = subprocess.run([*command, "-o", str(own)], capture_output=True, text=True)
@@ -82,7 +82,9 @@ class TwinBackend(Backend):
     name = "twin"
 
     def reasons(self, problem: Problem) -> list[str]:
-        return [] if problem.device_type == "cpu" and problem.head_dim > 0 else ["not for this call"]
+        return (
+            [] if problem.device_type == "cpu" and problem.head_dim > 0 else ["not for this call"]
+        )
 
 
 @cache

@@ -4,8 +4,8 @@
     python tools/cuda_kernels.py [--arch sm_80,sm_90,sm_100,sm_120]
 
 prints a row for every kernel, and ends with 1 if one is not as it must be: without spills, without
-atomic additions of floats (results repeat to the last bit), its 16-bit products on the tensor cores,
-its gathers by asynchronous copies. Needs nvcc (13.0 or later knows all four chips); the machine code
+atomic additions of floats (results repeat to the last bit), its 16-bit products on the tensor
+cores, its gathers by asynchronous copies. Needs nvcc (13.0 knows all four chips); the machine code
 is read by the cuobjdump of the CUDA toolkit or of triton.
 """
 
@@ -48,7 +48,9 @@ def missing() -> str:
     """What is not here to compile and to look inside; empty if nothing."""
     if not shutil.which("nvcc"):
         return "no nvcc"
-    return "" if _tool("cuobjdump") else "no cuobjdump: it comes with the CUDA toolkit and with triton"
+    return (
+        "" if _tool("cuobjdump") else "no cuobjdump: it comes with the CUDA toolkit and with triton"
+    )
 
 
 def _tool(name: str) -> str | None:
@@ -109,7 +111,9 @@ def _dump(option: str, cubin: Path) -> str:
     tool = _tool("cuobjdump")
     if tool is None:
         raise RuntimeError(missing())
-    return subprocess.run([tool, option, str(cubin)], check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        [tool, option, str(cubin)], check=True, capture_output=True, text=True
+    ).stdout
 
 
 def faults(kernel: Kernel) -> list[str]:
@@ -138,7 +142,9 @@ def compile_all(archs: tuple[str, ...], flags: tuple[str, ...] = ()) -> Iterator
             yield from kernels
 
 
-HEADER = f"{'chip':7} {'kernel':32} {'regs':>4} {'stack':>5} {'spills':>6} {'HMMA':>5} {'LDGSTS':>6}"
+HEADER = (
+    f"{'chip':7} {'kernel':32} {'regs':>4} {'stack':>5} {'spills':>6} {'HMMA':>5} {'LDGSTS':>6}"
+)
 
 
 def line(k: Kernel) -> str:

@@ -7,9 +7,9 @@
 //     dv_j = sum_i p_ij dout_i     dk_j = scale sum_i ds_ij q_i     dbias_j = sum_i ds_ij
 //     dq_i = scale sum_j ds_ij k_j
 //
-// backward_queries.cu has delta_kernel (delta and lse by place in the index) and dq_kernel (queries stay, keys stream
-// by), backward_keys.cu has dkdv_kernel (keys stay, queries stream by). p is computed again in each: 7 products in
-// place of 5, and no atomic additions into dq.
+// backward_queries.cu has delta_kernel (delta and lse by place in the index) and dq_kernel (queries stay, keys
+// stream by), backward_keys.cu has dkdv_kernel (keys stay, queries stream by). p is computed again in each: 7
+// products in place of 5, and no atomic additions into dq.
 #pragma once
 
 #include "scores.cuh"

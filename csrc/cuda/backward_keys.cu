@@ -3,8 +3,8 @@
 // What the backward pass computes for keys: dk, dv and dbias.
 //
 // One block owns kKeys selected keys of one kv head, and the zeros among kKeys tokens. They are gathered once and
-// stay; the selected queries of all heads of the group stream by. Few keys under many queries fill a chip only as far
-// as batch and kv heads go: this pass is not split over queries.
+// stay; the selected queries of all heads of the group stream by. Few keys under many queries fill a chip only as
+// far as batch and kv heads go: this pass is not split over queries.
 //
 // At head_dim 256 the registers hold dk or dv but not both: two launches, one for each.
 #include "backward.cuh"
@@ -31,8 +31,8 @@ struct ForKeys : Backward<T, kDim> {
 };
 
 template <typename T, int kDim, bool kWithDk, bool kWithDv>
-__global__ __launch_bounds__(ForKeys<T, kDim>::kThreads, 2) void dkdv_kernel(
-    const __grid_constant__ CudaBackwardParams p) {
+__global__ __launch_bounds__(ForKeys<T, kDim>::kThreads,
+                             2) void dkdv_kernel(const __grid_constant__ CudaBackwardParams p) {
   using F = ForKeys<T, kDim>;
   constexpr int kN = F::kQueries / 8;
   auto& memory = *reinterpret_cast<typename F::Memory*>(shared_memory());
@@ -43,14 +43,14 @@ __global__ __launch_bounds__(ForKeys<T, kDim>::kThreads, 2) void dkdv_kernel(
   const int group = static_cast<int>(p.heads_q / p.heads_kv);
 
   const TokenList keys = token_list(p.keys, b, kv_head, p.seqlen_k);
-  const Rows dk = rows_of<T>(p.dk, b, kv_head, p.head_dim, p.aligned);
-  const Rows dv = rows_of<T>(p.dv, b, kv_head, p.head_dim, p.aligned);
+  const Rows<T> dk = rows_of<T>(p.dk, b, kv_head, p.head_dim, p.aligned);
+  const Rows<T> dv = rows_of<T>(p.dv, b, kv_head, p.head_dim, p.aligned);
   const auto store_dbias = [&](int token, float sum) {
     if (kWithDk && p.dbias.data != nullptr) p.dbias.data[bh * p.seqlen_k + token] = sum;
   };
   for_unselected<F::kKeys, F::kThreads>(keys, first, memory.keys, [&](int token) {
-    if (kWithDk) store_zeros<T>(dk, token);
-    if (kWithDv) store_zeros<T>(dv, token);
+    if (kWithDk) store_zeros(dk, token);
+    if (kWithDv) store_zeros(dv, token);
     if (lane_index() == 0) store_dbias(token, 0.0f);
   });
   if (first >= keys.count) return;
@@ -65,21 +65,21 @@ __global__ __launch_bounds__(ForKeys<T, kDim>::kThreads, 2) void dkdv_kernel(
   const float score_scale = p.scale * Scores<T>::kUnit;
   const int row = 16 * warp_index(), column = 2 * (lane_index() % 4);
   // The row of a key that does not exist may come to hold anything, NaN too: it is not stored.
-  float bias[2], dbias_acc[2] = {}, dk_acc[1][kWithDk ? kDim / 8 : 1][4] = {}, dv_acc[1][kWithDv ? kDim / 8 : 1][4] = {};
-  for (int half = 0; half < 2; ++half) bias[half] = bias_of(load_shared(memory.keys + row + 8 * half + lane_index() / 4));
+  float bias[2], dbias_acc[2] = {}, dk_acc[1][kWithDk ? kDim / 8 : 1][4] = {},
+                 dv_acc[1][kWithDv ? kDim / 8 : 1][4] = {};
+  for (int half = 0; half < 2; ++half)
+    bias[half] = bias_of(load_shared(memory.keys + row + 8 * half + lane_index() / 4));
 
   for (int member = 0; member < group; ++member) {
     const int64_t h = kv_head * group + member;
     const TokenList queries = token_list(p.queries, b, h, p.seqlen_q);
     const float2* lse_delta = reinterpret_cast<const float2*>(p.terms) + (b * p.heads_q + h) * p.seqlen_q;
-    const Rows q_rows = rows_of<T>(p.q, b, h, p.head_dim, p.aligned);
-    const Rows dout_rows = rows_of<T>(p.dout, b, h, p.head_dim, p.aligned);
+    const Rows<T> q_rows = rows_of<T>(p.q, b, h, p.head_dim, p.aligned);
+    const Rows<T> dout_rows = rows_of<T>(p.dout, b, h, p.head_dim, p.aligned);
     stream<F::kQueries, float2>(
         memory.stream, 0, queries.count,
         [&](int place) { return lse_delta[place].x == kInfinity ? kNoToken : queries[place]; },
-        [&](int place, int token) {
-          return token == kNoToken ? float2{kInfinity, 0.0f} : lse_delta[place];
-        },
+        [&](int place, int token) { return token == kNoToken ? float2{kInfinity, 0.0f} : lse_delta[place]; },
         [&](int buffer, const int* tokens) {
           gather<F::kQueries, F::kThreads>(Tile<T, kDim>{memory.q[buffer]}, q_rows, tokens);
           gather<F::kQueries, F::kThreads>(Tile<T, kDim>{memory.dout[buffer]}, dout_rows, tokens);

@@ -8,8 +8,8 @@ namespace {
 
 constexpr int kDeltaThreads = 128;
 
-// A warp owns one selected query. A query that sees no key has lse -inf; it is written as +inf here, which makes all
-// its p exactly 0, and tells the other kernels not to read it.
+// A warp owns one selected query. A query that sees no key has lse -inf; it is written as +inf here, which makes
+// all its p exactly 0, and tells the other kernels not to read it.
 template <typename T>
 __global__ __launch_bounds__(kDeltaThreads) void delta_kernel(const __grid_constant__ CudaBackwardParams p) {
   constexpr int kQueries = kDeltaThreads / kWarpSize;
@@ -23,8 +23,8 @@ __global__ __launch_bounds__(kDeltaThreads) void delta_kernel(const __grid_const
   const float lse = token == kNoToken ? -kInfinity : p.lse.data[bh * p.seqlen_q + token];
   float delta = 0.0f;
   if (lse != -kInfinity) {
-    const T* out = reinterpret_cast<const T*>(rows_of<T>(p.out, b, h, p.head_dim, p.aligned).row(token));
-    const T* dout = reinterpret_cast<const T*>(rows_of<T>(p.dout, b, h, p.head_dim, p.aligned).row(token));
+    const T* out = rows_of<T>(p.out, b, h, p.head_dim, p.aligned).row(token);
+    const T* dout = rows_of<T>(p.dout, b, h, p.head_dim, p.aligned).row(token);
     for (int i = lane_index(); i < p.head_dim; i += kWarpSize) delta += to_float(dout[i]) * to_float(out[i]);
   }
   delta = row_sum(delta);
@@ -57,8 +57,8 @@ struct ForQueries : Backward<T, kDim> {
 
 // One block owns kQueries selected queries of one head, and the zeros among kQueries tokens.
 template <typename T, int kDim>
-__global__ __launch_bounds__(ForQueries<T, kDim>::kThreads, 2) void dq_kernel(
-    const __grid_constant__ CudaBackwardParams p) {
+__global__ __launch_bounds__(ForQueries<T, kDim>::kThreads,
+                             2) void dq_kernel(const __grid_constant__ CudaBackwardParams p) {
   using F = ForQueries<T, kDim>;
   constexpr int kM = F::kM, kN = F::kKeys / 8;
   auto& memory = *reinterpret_cast<typename F::Memory*>(shared_memory());
@@ -68,16 +68,17 @@ __global__ __launch_bounds__(ForQueries<T, kDim>::kThreads, 2) void dq_kernel(
   const int64_t b = bh / heads, h = bh % heads, kv_head = h / (p.heads_q / p.heads_kv);
 
   const TokenList queries = token_list(p.queries, b, h, p.seqlen_q);
-  const Rows dq = rows_of<T>(p.dq, b, h, p.head_dim, p.aligned);
+  const Rows<T> dq = rows_of<T>(p.dq, b, h, p.head_dim, p.aligned);
   for_unselected<F::kQueries, F::kThreads>(queries, first, memory.queries,
-                                           [&](int token) { store_zeros<T>(dq, token); });
+                                           [&](int token) { store_zeros(dq, token); });
   if (first >= queries.count) return;
 
   // Queries that see no key are not read, but their dq is written.
   const float2* lse_delta = reinterpret_cast<const float2*>(p.terms) + bh * p.seqlen_q;
   for (int i = thread_index(); i < F::kQueries; i += F::kThreads) {
     const int place = first + i;
-    store_shared(memory.queries + i, place < queries.count && lse_delta[place].x != kInfinity ? queries[place] : kNoToken);
+    store_shared(memory.queries + i,
+                 place < queries.count && lse_delta[place].x != kInfinity ? queries[place] : kNoToken);
   }
   block_barrier();
   const Tile<T, kDim> q{memory.q}, dout{memory.dout};
@@ -85,8 +86,8 @@ __global__ __launch_bounds__(ForQueries<T, kDim>::kThreads, 2) void dq_kernel(
   gather<F::kQueries, F::kThreads>(dout, rows_of<T>(p.dout, b, h, p.head_dim, p.aligned), memory.queries);
 
   const TokenList keys = token_list(p.keys, b, kv_head, p.seqlen_k);
-  const Rows k_rows = rows_of<T>(p.k, b, kv_head, p.head_dim, p.aligned);
-  const Rows v_rows = rows_of<T>(p.v, b, kv_head, p.head_dim, p.aligned);
+  const Rows<T> k_rows = rows_of<T>(p.k, b, kv_head, p.head_dim, p.aligned);
+  const Rows<T> v_rows = rows_of<T>(p.v, b, kv_head, p.head_dim, p.aligned);
   const KeyBias bias = key_bias_of<T>(p, b, kv_head);
   const float score_scale = p.scale * Scores<T>::kUnit;
   const int row = 16 * kM * warp_index(), column = 2 * (lane_index() % 4);
@@ -140,8 +141,8 @@ __global__ __launch_bounds__(ForQueries<T, kDim>::kThreads, 2) void dq_kernel(
 
 int launch_delta(const CudaBackwardParams& p, void* stream) {
   return for_instance(p, [&](auto t, auto) {
-    return launch(delta_kernel<decltype(t)>,
-                  p.batch * p.heads_q * ceil_div(p.seqlen_q, kDeltaThreads / kWarpSize), kDeltaThreads, 0, p, stream);
+    return launch(delta_kernel<decltype(t)>, p.batch * p.heads_q * ceil_div(p.seqlen_q, kDeltaThreads / kWarpSize),
+                  kDeltaThreads, 0, p, stream);
   });
 }
 

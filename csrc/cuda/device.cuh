@@ -46,7 +46,7 @@ MASKATTN_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_syn
 MASKATTN_DEVICE uint32_t ballot(bool is_true) { return __ballot_sync(0xffffffffu, is_true); }
 MASKATTN_DEVICE int bits_set(uint32_t bits) { return __popc(bits); }
 
-// ---- Memory ---------------------------------------------------------------------------------------------------------
+// ---- Memory -----------------------------------------------------------------------------------------------
 MASKATTN_DEVICE char* shared_memory() {
   extern __shared__ __align__(128) char memory[];
   return memory;
@@ -92,9 +92,10 @@ MASKATTN_DEVICE void copy_async(void* to, const void* from, bool exists) {
 // This thread's copies have arrived; those of others after the next barrier.
 MASKATTN_DEVICE void wait_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-// ---- Matrix products --------------------------------------------------------------------------------------------------
-// Four 8 x 8 matrices of 16-bit numbers: lane l gives the address of row l % 8 of matrix l / 8, and gets of every
-// matrix the two neighbours 2 * (l % 4), 2 * (l % 4) + 1 of row l / 4.
+// ---- Matrix products --------------------------------------------------------------------------------------
+// Four 8 x 8
+// matrices of 16-bit numbers: lane l gives the address of row l % 8 of matrix l / 8, and gets of every matrix the
+// two neighbours 2 * (l % 4), 2 * (l % 4) + 1 of row l / 4.
 MASKATTN_DEVICE void load_matrices(uint32_t (&out)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
@@ -110,8 +111,8 @@ MASKATTN_DEVICE void load_matrices_transposed(uint32_t (&out)[4], uint32_t row) 
                : "memory");
 }
 
-// c += a b, for a (16 x 16), b (16 x 8) and c (16 x 8) spread over the warp as PTX lays them out for m16n8k16: lane l
-// holds of c the neighbours 2 * (l % 4), 2 * (l % 4) + 1 of rows l / 4 and l / 4 + 8.
+// c += a b, for a (16 x 16), b (16 x 8) and c (16 x 8) spread over the warp as PTX lays them out for m16n8k16:
+// lane l holds of c the neighbours 2 * (l % 4), 2 * (l % 4) + 1 of rows l / 4 and l / 4 + 8.
 MASKATTN_DEVICE void multiply_add(float (&c)[4], const uint32_t (&a)[4], const uint32_t* b, Half) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -128,7 +129,7 @@ MASKATTN_DEVICE void multiply_add(float (&c)[4], const uint32_t (&a)[4], const u
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// ---- Numbers ----------------------------------------------------------------------------------------------------------
+// ---- Numbers ----------------------------------------------------------------------------------------------
 MASKATTN_DEVICE float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -157,8 +158,9 @@ MASKATTN_DEVICE float to_float(Half x) {
 MASKATTN_DEVICE float to_float(float x) { return x; }
 MASKATTN_DEVICE float to_float(BFloat16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
 
-// ---- Launches ---------------------------------------------------------------------------------------------------------
-// The one place that launches a kernel. Returns a cudaError_t; grids have one dimension, whose limit is 2^31 - 1.
+// ---- Launches ---------------------------------------------------------------------------------------------
+// The
+// one place that launches a kernel. Returns a cudaError_t; grids have one dimension, whose limit is 2^31 - 1.
 template <typename Params>
 int launch(void (*kernel)(Params), int64_t blocks, int threads, int shared_bytes, const Params& params,
            void* stream) {
@@ -169,7 +171,8 @@ int launch(void (*kernel)(Params), int64_t blocks, int threads, int shared_bytes
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
     if (error != cudaSuccess) return error;
   }
-  kernel<<<static_cast<uint32_t>(blocks), threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(params);
+  const auto on = static_cast<cudaStream_t>(stream);
+  kernel<<<static_cast<uint32_t>(blocks), threads, shared_bytes, on> > >(params);
   return cudaGetLastError();
 }
 

@@ -6,12 +6,12 @@
 //     lse = log sum_j exp(s_j)     out = sum_j exp(s_j - lse) v_j
 //
 // One block owns kQueries selected queries of one head, and the zeros among kQueries tokens. Its queries stay, the
-// selected keys stream by (stream.cuh). Only the running maximum, sum and output of the online softmax (Milakov and
-// Gimelshein, arXiv:1805.02867) are kept.
+// selected keys stream by (stream.cuh). Only the running maximum, sum and output of the online softmax (Milakov
+// and Gimelshein, arXiv:1805.02867) are kept.
 //
 // Few queries over many keys would leave most of the chip idle. Then `splits` blocks share the keys of a block of
-// queries, each writes its own (out, lse) into a workspace, and combine_kernel weighs them. How many is decided from
-// sizes alone, never from the mask, so results are repeatable.
+// queries, each writes its own (out, lse) into a workspace, and combine_kernel weighs them. How many is decided
+// from sizes alone, never from the mask, so results are repeatable.
 #include "scores.cuh"
 #include "stream.cuh"
 
@@ -44,7 +44,8 @@ struct Forward {
 
 // Of its results, a block writes by place in the index where the keys are split, else to the tokens themselves.
 template <typename T, int kDim>
-__global__ __launch_bounds__(Forward<T, kDim>::kThreads, 2) void fwd_kernel(const __grid_constant__ CudaForwardParams p) {
+__global__ __launch_bounds__(Forward<T, kDim>::kThreads,
+                             2) void fwd_kernel(const __grid_constant__ CudaForwardParams p) {
   using F = Forward<T, kDim>;
   constexpr int kM = F::kM, kN = F::kKeys / 8;
   auto& memory = *reinterpret_cast<typename F::Memory*>(shared_memory());
@@ -56,11 +57,11 @@ __global__ __launch_bounds__(Forward<T, kDim>::kThreads, 2) void fwd_kernel(cons
   const int64_t b = bh / heads, h = bh % heads, kv_head = h / (p.heads_q / p.heads_kv);
 
   const TokenList queries = token_list(p.queries, b, h, p.seqlen_q);
-  const Rows out = rows_of<T>(p.out, b, h, p.head_dim, p.aligned);
+  const Rows<T> out = rows_of<T>(p.out, b, h, p.head_dim, p.aligned);
   float* lse = p.lse.data + bh * p.seqlen_q;
   if (split == 0)
     for_unselected<F::kQueries, F::kThreads>(queries, first, memory.queries, [&](int token) {
-      store_zeros<T>(out, token);
+      store_zeros(out, token);
       if (lane_index() == 0) lse[token] = -kInfinity;
     });
   if (first >= queries.count) return;
@@ -71,21 +72,23 @@ __global__ __launch_bounds__(Forward<T, kDim>::kThreads, 2) void fwd_kernel(cons
   const Tile<T, kDim> q{memory.q};
   gather<F::kQueries, F::kThreads>(q, rows_of<T>(p.q, b, h, p.head_dim, p.aligned), memory.queries);
 
-  const TokenList keys = token_list(p.keys, b, kv_head, p.seqlen_k);
+  TokenList keys = token_list(p.keys, b, kv_head, p.seqlen_k);
   const int share = static_cast<int>(ceil_div(ceil_div(keys.count, F::kKeys), p.splits)) * F::kKeys;
-  const int begin = split * share, end = begin + share < keys.count ? begin + share : keys.count;
-  const Rows k_rows = rows_of<T>(p.k, b, kv_head, p.head_dim, p.aligned);
-  const Rows v_rows = rows_of<T>(p.v, b, kv_head, p.head_dim, p.aligned);
+  const int begin = split * share;
+  keys.count = begin + share < keys.count ? begin + share : keys.count;
+  const Rows<T> k_rows = rows_of<T>(p.k, b, kv_head, p.head_dim, p.aligned);
+  const Rows<T> v_rows = rows_of<T>(p.v, b, kv_head, p.head_dim, p.aligned);
   const KeyBias bias = key_bias_of<T>(p, b, kv_head);
   const float score_scale = p.scale * Scores<T>::kUnit;
   const int row = 16 * kM * warp_index(), column = 2 * (lane_index() % 4);
 
   float acc[kM][kDim / 8][4] = {};
-  float top[kM][2], total[kM][2] = {};  // running maximum of the scores; this lane's part of the sum of exp(s - top)
+  float top[kM][2],
+      total[kM][2] = {};  // running maximum of the scores; this lane's part of the sum of exp(s - top)
   for (auto& of_block : top) of_block[0] = of_block[1] = -kInfinity;
 
   stream<F::kKeys, float>(
-      memory.stream, begin, end, [&](int place) { return keys[place]; },
+      memory.stream, begin, keys.count, [&](int place) { return keys[place]; },
       [&](int, int token) { return bias(token); },
       [&](int buffer, const int* tokens) {
         gather<F::kKeys, F::kThreads>(Tile<T, kDim>{memory.k[buffer]}, k_rows, tokens);
@@ -100,8 +103,7 @@ __global__ __launch_bounds__(Forward<T, kDim>::kThreads, 2) void fwd_kernel(cons
 #pragma unroll
           for (int m = 0; m < kM; ++m)
 #pragma unroll
-            for (int i = 0; i < 4; ++i)
-              s[m][n][i] = s[m][n][i] * score_scale + (i % 2 == 0 ? term.x : term.y);
+            for (int i = 0; i < 4; ++i) s[m][n][i] = s[m][n][i] * score_scale + (i % 2 == 0 ? term.x : term.y);
         }
 #pragma unroll
         for (int m = 0; m < kM; ++m)
@@ -131,7 +133,7 @@ __global__ __launch_bounds__(Forward<T, kDim>::kThreads, 2) void fwd_kernel(cons
           }
         add_nn(acc, s, Tile<T, kDim>{memory.v[buffer]});
       });
-  if (begin >= end) {  // no key, no loop: the queries are on their way all the same
+  if (begin >= keys.count) {  // no key, no loop: the queries are on their way all the same
     wait_copies();
     block_barrier();
   }
@@ -187,7 +189,7 @@ __global__ __launch_bounds__(kCombineThreads) void combine_kernel(const __grid_c
   }
   total = total == 0.0f ? 1.0f : total;
   if (lane_index() == 0) p.lse.data[bh * p.seqlen_q + token] = top + logf(total);
-  T* out = reinterpret_cast<T*>(rows_of<T>(p.out, b, h, p.head_dim, p.aligned).row(token));
+  T* out = rows_of<T>(p.out, b, h, p.head_dim, p.aligned).row(token);
 #pragma unroll
   for (int i = 0; i < kDim / kWarpSize; ++i) {
     const int column = i * kWarpSize + lane_index();
@@ -201,7 +203,8 @@ int cuda_fwd_splits(const ForwardParams& p, int processors) {
   return for_instance(p, [&](auto t, auto width) {
     using F = Forward<decltype(t), decltype(width)::value>;
     const int64_t blocks = p.batch * p.heads_q * ceil_div(p.seqlen_q, F::kQueries);
-    const int64_t by_chip = processors / (blocks > 0 ? blocks : 1), by_keys = p.seqlen_k / (kTilesOfASplit * F::kKeys);
+    const int64_t by_chip = processors / (blocks > 0 ? blocks : 1),
+                  by_keys = p.seqlen_k / (kTilesOfASplit * F::kKeys);
     const int64_t wanted = by_chip < by_keys ? by_chip : by_keys;
     return static_cast<int>(wanted < 1 ? 1 : wanted > kMaxSplits ? kMaxSplits : wanted);
   });
@@ -222,8 +225,8 @@ int launch_cuda_fwd(const CudaForwardParams& p, void* stream) {
     const int error = launch(fwd_kernel<T, kDim>, rows * ceil_div(p.seqlen_q, F::kQueries) * p.splits, F::kThreads,
                              static_cast<int>(sizeof(typename F::Memory)), p, stream);
     if (error != 0 || p.splits == 1) return error;
-    return launch(combine_kernel<T, kDim>, rows * ceil_div(p.seqlen_q, kCombineThreads / kWarpSize), kCombineThreads,
-                  0, p, stream);
+    return launch(combine_kernel<T, kDim>, rows * ceil_div(p.seqlen_q, kCombineThreads / kWarpSize),
+                  kCombineThreads, 0, p, stream);
   });
 }
 

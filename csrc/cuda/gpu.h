@@ -26,8 +26,8 @@ inline void check_gpu(const Tensor& t, const char* name) {
   if (!t.is_cuda()) fail(name, "a tensor on another device", "one on a CUDA device");
 }
 
-// torch's current stream, from a function of libtorch_cuda. It is looked up where a GPU's torch is loaded, so that the
-// library can also be built against a torch without CUDA.
+// torch's current stream, from a function of libtorch_cuda. It is looked up where a GPU's torch is loaded, so that
+// the library can also be built against a torch without CUDA.
 inline void* current_stream(int device) {
   using Get = AOTITorchError (*)(int32_t device_index, void** ret_stream);
   static const auto get = [] {

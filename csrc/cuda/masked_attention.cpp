@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// The CUDA ops as torch sees them: check, allocate, fill the parameter struct, launch. Nothing waits for the device,
-// and nothing is allocated but results and one workspace, so that calls can be captured in a CUDA graph.
+// The CUDA ops as torch sees them: check, allocate, fill the parameter struct, launch. Nothing waits for the
+// device, and nothing is allocated but results and one workspace, so that calls can be captured in a CUDA graph.
 #include <torch/csrc/stable/library.h>
 
 #include <string>
@@ -45,7 +45,8 @@ std::tuple<Tensor, Tensor> cuda_select_tokens(const Tensor& mask) {
   const int64_t b = mask.size(0), h = mask.size(1), n = mask.size(2);
   Tensor indices = torch::stable::new_empty(mask, {b, h, n}, ScalarType::Int);
   Tensor counts = torch::stable::new_empty(mask, {b, h}, ScalarType::Int);
-  const auto p = select_params(mask, static_cast<int32_t*>(indices.data_ptr()), static_cast<int32_t*>(counts.data_ptr()));
+  const auto p =
+      select_params(mask, static_cast<int32_t*>(indices.data_ptr()), static_cast<int32_t*>(counts.data_ptr()));
   check_launch(launch_cuda_select_tokens(p, device.stream()), "select_tokens");
   return {indices, counts};
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// Mask to ascending token indices and counts, in one launch. One block owns one row of the mask, each of its warps an
-// equal part of the row: it counts its part, learns what the warps before it counted, and goes over its part once
-// more to write. Inside a warp a ballot tells each selected token its place. Entries past the count hold the length.
+// Mask to ascending token indices and counts, in one launch. One block owns one row of the mask, each of its warps
+// an equal part of the row: it counts its part, learns what the warps before it counted, and goes over its part
+// once more to write. Inside a warp a ballot tells each selected token its place. Entries past the count hold the
+// length.
 #include "tokens.cuh"
 
 namespace maskattn {
@@ -51,7 +52,8 @@ __global__ __launch_bounds__(kThreads) void select_tokens_kernel(const __grid_co
 }  // namespace
 
 int launch_cuda_select_tokens(const SelectParams& p, void* stream) {
-  return launch(select_tokens_kernel, p.batch * p.heads, kThreads, kWarps * static_cast<int>(sizeof(int)), p, stream);
+  return launch(select_tokens_kernel, p.batch * p.heads, kThreads, kWarps * static_cast<int>(sizeof(int)), p,
+                stream);
 }
 
 }  // namespace maskattn

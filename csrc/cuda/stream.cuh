@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// Tiles of selected tokens that stream by while other tiles stay: the loop of all three attention kernels. Two tiles
-// of each streamed tensor lie in shared memory; one is multiplied while the other is gathered, row by row, from
-// wherever its tokens are. The gather needs to know the tokens, whose numbers are in memory too: they are read one
-// more tile ahead, and so is what goes with every token (its bias, or its lse and delta), each by its own thread.
+// Tiles of selected tokens that stream by while other tiles stay: the loop of all three attention kernels. Two
+// tiles of each streamed tensor lie in shared memory; one is multiplied while the other is gathered, row by row,
+// from wherever its tokens are. The gather needs to know the tokens, whose numbers are in memory too: they are
+// read one more tile ahead, and so is what goes with every token (its bias, or its lse and delta), each by its own
+// thread.
 #pragma once
 
 #include "tiles.cuh"
@@ -23,8 +24,8 @@ struct StreamMemory {
 //   gather(buffer, tokens)      starts the copies of a tile into buffer 0 or 1
 //   multiply(buffer, terms)     uses a tile that is there
 template <int kTokens, typename Term, typename TokenOf, typename TermOf, typename Gather, typename Multiply>
-MASKATTN_DEVICE void stream(StreamMemory<kTokens, Term>& memory, int begin, int end, TokenOf token_of, TermOf term_of,
-                            Gather gather, Multiply multiply) {
+MASKATTN_DEVICE void stream(StreamMemory<kTokens, Term>& memory, int begin, int end, TokenOf token_of,
+                            TermOf term_of, Gather gather, Multiply multiply) {
   if (begin >= end) return;
   const int own = thread_index();
   const bool reads = own < kTokens;

@@ -2,8 +2,8 @@
 //
 // Tiles in shared memory, and the two products that every kernel here is made of. A warp owns 16 * M rows of its
 // results, which lie in registers as the tensor cores leave them: accumulator c[m][n] is rows 16 m to 16 m + 15,
-// columns 8 n to 8 n + 7, of which a lane holds two neighbours in row lane / 4 (c[m][n][0], [1]) and two in the row 8
-// below ([2], [3]).
+// columns 8 n to 8 n + 7, of which a lane holds two neighbours in row lane / 4 (c[m][n][0], [1]) and two in the
+// row 8 below ([2], [3]).
 //
 //   add_nt   c += A B^T   A and B in shared memory
 //   add_nn   c += P B     P in registers, just computed and laid out as above; B in shared memory
@@ -17,8 +17,8 @@
 
 namespace maskattn {
 
-// Rows of kDim numbers, their 16-byte chunks permuted (by an exclusive or with the row) so that the same chunk of 8
-// successive rows lies in 8 different sets of banks.
+// Rows of kDim numbers, their 16-byte chunks permuted (by an exclusive or with the row) so that the same chunk of
+// 8 successive rows lies in 8 different sets of banks.
 template <typename T, int kDim>
 struct Tile {
   static constexpr int kRowBytes = kDim * static_cast<int>(sizeof(T));
@@ -28,7 +28,8 @@ struct Tile {
   char* data;
 
   MASKATTN_DEVICE char* chunk(int row, int chunk) const {
-    const int turn = kChunks >= 8 ? row % 8 : row / 2 % 4;  // two rows of 4 chunks share the 128 bytes of all banks
+    const int turn =
+        kChunks >= 8 ? row % 8 : row / 2 % 4;  // two rows of 4 chunks share the 128 bytes of all banks
     return data + row * kRowBytes + (chunk ^ turn) * 16;
   }
 
@@ -37,26 +38,28 @@ struct Tile {
   }
 };
 
-// From the address of a chunk to that of the chunk whose number differs by an exclusive or with `chunks`. Where that is
-// known at compile time, the products below need few registers for addresses: an exclusive or and an offset.
+// From the address of a chunk to that of the chunk whose number differs by an exclusive or with `chunks`. Where
+// that is known at compile time, the products below need few registers for addresses: an exclusive or and an
+// offset.
 MASKATTN_DEVICE uint32_t along(uint32_t address, int chunks) {
   return (address ^ (16 * chunks & 127)) + (16 * chunks & ~127);
 }
 
-// One (b, h) of a (B, H, N, D) tensor.
+// One (b, h) of a (B, H, N, D) tensor. The stride counts numbers, as in the parameters: it then stays in constant
+// memory and takes no register.
+template <typename T>
 struct Rows {
-  char* data;
-  int64_t row_bytes;
+  T* data;
+  int64_t stride;
   int head_dim;
   bool aligned;  // rows begin at multiples of 16 bytes and are as long: chunks can be moved as a whole
 
-  MASKATTN_DEVICE char* row(int token) const { return data + token * row_bytes; }
+  MASKATTN_DEVICE T* row(int token) const { return data + token * stride; }
 };
 
 template <typename T>
-MASKATTN_DEVICE Rows rows_of(const TensorView& t, int64_t b, int64_t h, int head_dim, bool aligned) {
-  return {static_cast<char*>(t.data) + (b * t.stride_b + h * t.stride_h) * static_cast<int64_t>(sizeof(T)),
-          t.stride_n * static_cast<int64_t>(sizeof(T)), head_dim, aligned};
+MASKATTN_DEVICE Rows<T> rows_of(const TensorView& t, int64_t b, int64_t h, int head_dim, bool aligned) {
+  return {static_cast<T*>(t.data) + (b * t.stride_b + h * t.stride_h), t.stride_n, head_dim, aligned};
 }
 
 template <typename T>
@@ -68,17 +71,17 @@ union Chunk {
 // Starts to gather the rows of `tokens` (kRows ints in shared memory) into a tile; zeros for kNoToken and for
 // columns from head_dim on. Done after wait_copies() and a barrier.
 template <int kRows, int kThreads, typename T, int kDim>
-MASKATTN_DEVICE void gather(const Tile<T, kDim>& tile, const Rows& from, const int* tokens) {
+MASKATTN_DEVICE void gather(const Tile<T, kDim>& tile, const Rows<T>& from, const int* tokens) {
   using Tile = Tile<T, kDim>;
   static_assert(kRows * Tile::kChunks % kThreads == 0 && kThreads % Tile::kChunks == 0);
   const int chunk = thread_index() % Tile::kChunks, column = chunk * Tile::kPerChunk;
   if (from.aligned) {
     const bool is_column = column < from.head_dim;
-#pragma unroll 2
+#pragma unroll 1  // the registers are full of accumulators
     for (int row = thread_index() / Tile::kChunks; row < kRows; row += kThreads / Tile::kChunks) {
       const int token = load_shared(tokens + row);
       const bool exists = is_column && token != kNoToken;
-      copy_async(tile.chunk(row, chunk), exists ? from.row(token) + 16 * chunk : from.data, exists);
+      copy_async(tile.chunk(row, chunk), exists ? from.row(token) + column : from.data, exists);
     }
   } else {
 #pragma unroll 1
@@ -89,29 +92,29 @@ MASKATTN_DEVICE void gather(const Tile<T, kDim>& tile, const Rows& from, const i
       if (token != kNoToken)
 #pragma unroll
         for (int j = 0; j < Tile::kPerChunk; ++j)
-          if (column + j < from.head_dim) c.numbers[j] = reinterpret_cast<const T*>(from.row(token))[column + j];
+          if (column + j < from.head_dim) c.numbers[j] = from.row(token)[column + j];
       store_shared(reinterpret_cast<uint4*>(tile.chunk(row, chunk)), c.bits);
     }
   }
 }
 
 template <typename T>
-MASKATTN_DEVICE void store_chunk(const Rows& to, int token, int chunk, Chunk<T> c) {
+MASKATTN_DEVICE void store_chunk(const Rows<T>& to, int token, int chunk, Chunk<T> c) {
   constexpr int kPerChunk = 16 / sizeof(T);
   const int column = chunk * kPerChunk;
   if (column >= to.head_dim) return;
   if (to.aligned) {
-    *reinterpret_cast<uint4*>(to.row(token) + 16 * chunk) = c.bits;
+    *reinterpret_cast<uint4*>(to.row(token) + column) = c.bits;
   } else {
 #pragma unroll
     for (int j = 0; j < kPerChunk; ++j)
-      if (column + j < to.head_dim) reinterpret_cast<T*>(to.row(token))[column + j] = c.numbers[j];
+      if (column + j < to.head_dim) to.row(token)[column + j] = c.numbers[j];
   }
 }
 
 // Zeros in the row of one token, by a warp.
 template <typename T>
-MASKATTN_DEVICE void store_zeros(const Rows& to, int token) {
+MASKATTN_DEVICE void store_zeros(const Rows<T>& to, int token) {
   Chunk<T> nothing;
   nothing.bits = uint4{0, 0, 0, 0};
   const int chunks = (to.head_dim * static_cast<int>(sizeof(T)) + 15) / 16;
@@ -138,7 +141,7 @@ MASKATTN_DEVICE void store_pair(T* to, float low, float high) {
 // reads, so that whole chunks of a row are stored at a time. c is multiplied by `factor` of its row.
 template <typename T, int kDim, int M, typename Factor>
 MASKATTN_DEVICE void scatter(const float (&c)[M][kDim / 8][4], Factor factor, const Tile<T, kDim>& tile,
-                             int first_row, const int* tokens, const Rows& to) {
+                             int first_row, const int* tokens, const Rows<T>& to) {
   using Tile = Tile<T, kDim>;
   const int row = first_row + lane_index() / 4, column = 2 * (lane_index() % 4);
   warp_barrier();
@@ -163,7 +166,7 @@ MASKATTN_DEVICE void scatter(const float (&c)[M][kDim / 8][4], Factor factor, co
   }
 }
 
-// ---- c += A B^T: rows [a_row, a_row + 16 M) of tile a, rows [0, 8 N) of tile b --------------------------------------
+// ---- c += A B^T: rows [a_row, a_row + 16 M) of tile a, rows [0, 8 N) of tile b ----------------------------
 template <typename T, int kDim, int M, int N>
 MASKATTN_DEVICE void add_nt(float (&c)[M][N][4], const Tile<T, kDim>& a, int a_row, const Tile<T, kDim>& b) {
   static_assert(N % 2 == 0);
@@ -190,7 +193,8 @@ MASKATTN_DEVICE void add_nt(float (&c)[M][N][4], const Tile<T, kDim>& a, int a_r
 }
 
 template <int kDim, int M, int N>
-MASKATTN_DEVICE void add_nt(float (&c)[M][N][4], const Tile<float, kDim>& a, int a_row, const Tile<float, kDim>& b) {
+MASKATTN_DEVICE void add_nt(float (&c)[M][N][4], const Tile<float, kDim>& a, int a_row,
+                            const Tile<float, kDim>& b) {
   constexpr int kRowBytes = Tile<float, kDim>::kRowBytes;
   const int lane = lane_index(), column = 2 * (lane % 4);
   const uint32_t a_at = shared_address(a.chunk(a_row + lane / 4, 0));
@@ -204,7 +208,8 @@ MASKATTN_DEVICE void add_nt(float (&c)[M][N][4], const Tile<float, kDim>& a, int
 #pragma unroll
     for (int m = 0; m < M; ++m)
 #pragma unroll
-      for (int half = 0; half < 2; ++half) x[m][half] = load_float4(along(a_at, k) + (16 * m + 8 * half) * kRowBytes);
+      for (int half = 0; half < 2; ++half)
+        x[m][half] = load_float4(along(a_at, k) + (16 * m + 8 * half) * kRowBytes);
 #pragma unroll
     for (int n = 0; n < N; ++n)
 #pragma unroll
@@ -218,7 +223,7 @@ MASKATTN_DEVICE void add_nt(float (&c)[M][N][4], const Tile<float, kDim>& a, int
   }
 }
 
-// ---- c += P B: P (16 M x 8 N) in registers, rows [0, 8 N) of tile b --------------------------------------------------
+// ---- c += P B: P (16 M x 8 N) in registers, rows [0, 8 N) of tile b ---------------------------------------
 template <typename T, int kDim, int M, int N>
 MASKATTN_DEVICE void add_nn(float (&c)[M][kDim / 8][4], const float (&p)[M][N][4], const Tile<T, kDim>& b) {
   static_assert(N % 2 == 0);

@@ -52,8 +52,9 @@ MASKATTN_DEVICE int entries_below(const TokenList& list, int token) {
   return low;
 }
 
-// Calls visit(token) for every token of [first, first + kTokens) that the list does not hold: the tokens of a block
-// that get zeros. A warp takes one token at a time. `found` is kTokens ints of shared memory, free afterwards.
+// Calls visit(token) for every token of [first, first + kTokens) that the list does not hold: the tokens of a
+// block that get zeros. A warp takes one token at a time. `found` is kTokens ints of shared memory, free
+// afterwards.
 template <int kTokens, int kThreads, typename Visit>
 MASKATTN_DEVICE void for_unselected(const TokenList& list, int first, int* found, Visit visit) {
   if (list.indices == nullptr) return;

@@ -92,8 +92,7 @@ void Block::run_to_end() {
   const int warps = static_cast<int>(warps_.size());
   for (;;) {
     bool ran = false, all_done = true;
-    for (int warp = 0; warp < warps; ++warp)
-      do {
+    for (int warp = 0; warp < warps; ++warp) do {
         for (int lane = 0; lane < kLanes; ++lane) {
           Thread& t = threads_[static_cast<size_t>(warp * kLanes + lane)];
           if (t.state == State::kReady) resume(t), ran = true;
@@ -109,7 +108,8 @@ void Block::resume(Thread& t) {
   current_thread = &t;
   switch_fibers(scheduler_, t.fiber);
   if (error_.empty()) return;
-  const std::string error = "block " + std::to_string(index) + ", thread " + std::to_string(t.index) + ": " + error_;
+  const std::string error =
+      "block " + std::to_string(index) + ", thread " + std::to_string(t.index) + ": " + error_;
   error_.clear();
   throw std::runtime_error(error);
 }
@@ -161,7 +161,8 @@ Who Block::self() const {
 
 void Block::copy(void* to, const void* from, bool exists) {
   check(reinterpret_cast<uintptr_t>(to) % 16 == 0, "a copy to an address that is no multiple of 16");
-  check(!exists || reinterpret_cast<uintptr_t>(from) % 16 == 0, "a copy from an address that is no multiple of 16");
+  check(!exists || reinterpret_cast<uintptr_t>(from) % 16 == 0,
+        "a copy from an address that is no multiple of 16");
   const int64_t word = (static_cast<char*>(to) - shared()) / 4;
   for (int64_t i = 0; i < 4; ++i) shadow_.copy_begins(word + i, self());
   thread().copies.push_back({to, from, exists});
@@ -219,6 +220,7 @@ uint16_t float_to_bfloat(float x) {
 
 }  // namespace maskattn::twin
 
-extern "C" __attribute__((visibility("default"))) void maskattn_twin_plant(int missing_barrier, bool missing_wait) {
+extern "C" __attribute__((visibility("default"))) void maskattn_twin_plant(int missing_barrier,
+                                                                           bool missing_wait) {
   maskattn::twin::plant() = {missing_barrier, missing_wait};
 }

@@ -30,9 +30,9 @@ enum class State { kReady, kAtWarp, kAtBlock, kDone };
 struct Thread {
   int index = 0;
   State state = State::kReady;
-  const char* at = "";      // which word it waits in
-  int exchanges = 0;        // their parity names the buffer
-  int barriers = 0;         // for the plant of a missing one
+  const char* at = "";       // which word it waits in
+  int exchanges = 0;         // their parity names the buffer
+  int barriers = 0;          // for the plant of a missing one
   std::vector<Copy> copies;  // under way
   Fiber fiber;
 };

@@ -54,7 +54,7 @@ inline uint32_t ballot(bool is_true) {
 }
 inline int bits_set(uint32_t bits) { return std::popcount(bits); }
 
-// ---- Memory ---------------------------------------------------------------------------------------------------------
+// ---- Memory -----------------------------------------------------------------------------------------------
 inline char* shared_memory() { return twin::block().shared(); }
 
 template <typename T>
@@ -84,7 +84,7 @@ inline float4 load_float4(uint32_t address) {
 inline void copy_async(void* to, const void* from, bool exists) { twin::block().copy(to, from, exists); }
 inline void wait_copies() { twin::block().wait_copies(); }
 
-// ---- Matrix products --------------------------------------------------------------------------------------------------
+// ---- Matrix products --------------------------------------------------------------------------------------
 namespace twin {
 
 inline const uint16_t* matrix_row(const std::array<uint32_t, kExchanged>* lanes, int lane) {
@@ -122,7 +122,8 @@ inline void load_matrices_transposed(uint32_t (&out)[4], uint32_t row) {
   const int lane = thread_index() % kWarpSize;
   for (int i = 0; i < 4; ++i) {
     const int first = 8 * i + 2 * (lane % 4);
-    out[i] = twin::matrix_row(lanes, first)[lane / 4] | uint32_t{twin::matrix_row(lanes, first + 1)[lane / 4]} << 16;
+    out[i] = twin::matrix_row(lanes, first)[lane / 4] | uint32_t{twin::matrix_row(lanes, first + 1)[lane / 4]}
+                                                            << 16;
   }
 }
 
@@ -141,7 +142,7 @@ void multiply_add(float (&c)[4], const uint32_t (&a)[4], const uint32_t* b, T t)
   }
 }
 
-// ---- Numbers ----------------------------------------------------------------------------------------------------------
+// ---- Numbers ----------------------------------------------------------------------------------------------
 inline float exp2_fast(float x) { return std::exp2(x); }
 inline uint32_t pack(float low, float high, Half) {
   return twin::float_to_half(low) | uint32_t{twin::float_to_half(high)} << 16;
@@ -153,7 +154,7 @@ inline float to_float(Half x) { return twin::half_to_float(x.bits); }
 inline float to_float(BFloat16 x) { return std::bit_cast<float>(uint32_t{x.bits} << 16); }
 inline float to_float(float x) { return x; }
 
-// ---- Launches ---------------------------------------------------------------------------------------------------------
+// ---- Launches ---------------------------------------------------------------------------------------------
 template <typename Params>
 int launch(void (*kernel)(Params), int64_t blocks, int threads, int shared_bytes, const Params& params, void*) {
   twin::check(shared_bytes <= 99 * 1024, "more shared memory than every chip has");

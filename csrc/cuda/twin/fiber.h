@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// A thread of control that gives way only when it says so. ucontext starts it; _setjmp and _longjmp switch, since they
-// leave the signal mask alone, which ucontext sets by two system calls. AddressSanitizer only knows the latter.
+// A thread of control that gives way only when it says so. ucontext starts it; _setjmp and _longjmp switch, since
+// they leave the signal mask alone, which ucontext sets by two system calls. AddressSanitizer only knows the
+// latter.
 #pragma once
 
 #include <setjmp.h>

@@ -8,8 +8,8 @@ namespace maskattn::twin {
 namespace {
 
 [[noreturn]] void race(const char* what, int64_t word, int other, int thread) {
-  throw std::runtime_error(std::string("race: ") + what + " at shared word " + std::to_string(word) + ", threads " +
-                           std::to_string(other) + " and " + std::to_string(thread));
+  throw std::runtime_error(std::string("race: ") + what + " at shared word " + std::to_string(word) +
+                           ", threads " + std::to_string(other) + " and " + std::to_string(thread));
 }
 
 // Whether what `earlier` did may happen at the same time as what `now` does.
