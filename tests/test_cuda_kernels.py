@@ -65,8 +65,9 @@ def test_one_place_launches() -> None:
     assert [name for name, text in SOURCES.items() if "<<<" in text] == ["device.cuh"]
     launch = SOURCES["device.cuh"].split("int launch(")[1]
     assert "const auto on = static_cast<cudaStream_t>(stream);" in launch
-    assert re.search(r"<<<[^;]*, on>>>\(params\);\s*return cudaGetLastError\(\);", launch)
-    assert "<<<static_cast<uint32_t>(blocks), " in launch and "blocks > INT32_MAX" in launch
+    assert "const auto grid = static_cast<uint32_t>(blocks);" in launch
+    assert re.search(r"<<<grid, [^;]*, on>>>\(params\);\s*return cudaGetLastError\(\);", launch)
+    assert "if (blocks > INT32_MAX) return" in launch
 
 
 @pytest.mark.parametrize("name", sorted(SOURCES))

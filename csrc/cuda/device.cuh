@@ -93,9 +93,8 @@ MASKATTN_DEVICE void copy_async(void* to, const void* from, bool exists) {
 MASKATTN_DEVICE void wait_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // ---- Matrix products --------------------------------------------------------------------------------------
-// Four 8 x 8
-// matrices of 16-bit numbers: lane l gives the address of row l % 8 of matrix l / 8, and gets of every matrix the
-// two neighbours 2 * (l % 4), 2 * (l % 4) + 1 of row l / 4.
+// Four 8 x 8 matrices of 16-bit numbers: lane l gives the address of row l % 8 of matrix l / 8, and gets of every
+// matrix the two neighbours 2 * (l % 4), 2 * (l % 4) + 1 of row l / 4.
 MASKATTN_DEVICE void load_matrices(uint32_t (&out)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
@@ -159,8 +158,7 @@ MASKATTN_DEVICE float to_float(float x) { return x; }
 MASKATTN_DEVICE float to_float(BFloat16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
 
 // ---- Launches ---------------------------------------------------------------------------------------------
-// The
-// one place that launches a kernel. Returns a cudaError_t; grids have one dimension, whose limit is 2^31 - 1.
+// The one place that launches a kernel. Returns a cudaError_t; grids have one dimension, whose limit is 2^31 - 1.
 template <typename Params>
 int launch(void (*kernel)(Params), int64_t blocks, int threads, int shared_bytes, const Params& params,
            void* stream) {
@@ -172,7 +170,10 @@ int launch(void (*kernel)(Params), int64_t blocks, int threads, int shared_bytes
     if (error != cudaSuccess) return error;
   }
   const auto on = static_cast<cudaStream_t>(stream);
-  kernel<<<static_cast<uint32_t>(blocks), threads, shared_bytes, on> > >(params);
+  const auto grid = static_cast<uint32_t>(blocks);
+  // clang-format off: it takes the brackets apart
+  kernel<<<grid, threads, shared_bytes, on>>>(params);
+  // clang-format on
   return cudaGetLastError();
 }
 
