@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Drives CMake. Flags and sources are in CMakeLists.txt, everything else in pyproject.toml.
 
-MASKATTN_BUILD=auto  (default) the CPU library if it can be built, else pure Python that says why
+MASKATTN_BUILD=auto  (default) the CPU library if it can be built, else pure Python that says why;
+                     the CUDA library too where torch has CUDA and there is an nvcc
 MASKATTN_BUILD=cpu   the CPU library, or an error
+MASKATTN_BUILD=cuda  both libraries, or an error; also against a torch without CUDA
 MASKATTN_BUILD=none  pure Python
+
+MASKATTN_CUDA_ARCHS="80-real;90" (say) are the GPUs to compile for, as CMake writes them; by default
+the machine's own.
 """
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -43,9 +49,27 @@ def missing() -> str:
     return ""
 
 
-def compile_library(build: Path) -> str:
+def missing_cuda() -> str:
+    """Why no CUDA library is built here; empty if it is."""
+    if MODE == "cpu":
+        return "built with MASKATTN_BUILD=cpu"
+    if MODE == "auto" and not torch_cuda():
+        return "torch had no CUDA at build time: MASKATTN_BUILD=cuda builds it all the same"
+    if not shutil.which(os.environ.get("CUDACXX", "nvcc")):
+        return "no nvcc: install the CUDA toolkit of torch's version, or set CUDACXX"
+    return ""
+
+
+def torch_cuda() -> str | None:
+    """The CUDA version of the torch that is here, without importing it."""
+    torch = next(iter(distributions(name="torch")))
+    return runpy.run_path(str(torch.locate_file("torch/version.py"))).get("cuda")
+
+
+def compile_libraries(build: Path, with_cuda: bool) -> str:
     """Configure and build in `build`; the first error in one line, empty if there is none."""
     tools = [f"-DCMAKE_MAKE_PROGRAM={NINJA}", f"-DPython_EXECUTABLE={sys.executable}"]
+    tools += [f"-DMASKATTN_CUDA={'ON' if with_cuda else 'OFF'}"]
     for args in (["-S", ROOT, "-B", build, "-G", "Ninja", *tools], ["--build", build]):
         run = subprocess.run([CMAKE, *args], capture_output=True, text=True)
         lines = (run.stdout + run.stderr).splitlines()
@@ -64,26 +88,34 @@ class BuildPy(build_py):
             shutil.rmtree(self.build_lib, ignore_errors=True)  # setuptools keeps deleted modules
         super().run()
         folder = (ROOT if self.editable_mode else Path(self.build_lib)) / PACKAGE
-        library = f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
         build = ROOT / "build" / sys.implementation.cache_tag
-        reason = LACKS or compile_library(build)
-        if reason and MODE == "cpu":
-            sys.exit(f"MASKATTN_BUILD=cpu: {reason}")
-        (folder / library).unlink(missing_ok=True)  # never write into a library that is loaded
-        if reason:
-            print(f"\n*** {PACKAGE} has no compiled library: {reason}\n", file=sys.stderr)
-        else:
-            shutil.copy(build / library, folder)
-        outcome = json.dumps({"built": not reason, "reason": reason})
-        (folder / "_build_report.json").write_text(outcome + "\n")
+        lacks = {"_C": LACKS, "_cuda": LACKS or missing_cuda()}
+        if MODE == "cuda" and lacks["_cuda"]:
+            sys.exit(f"MASKATTN_BUILD=cuda: {lacks['_cuda']}")
+        if not lacks["_cuda"]:
+            lacks["_cuda"] = compile_libraries(build, with_cuda=True)
+        if lacks["_cuda"] and not LACKS and MODE != "cuda":  # nvcc's error costs no CPU library
+            lacks["_C"] = compile_libraries(build, with_cuda=False)
+        error = {"cpu": lacks["_C"], "cuda": lacks["_cuda"]}.get(MODE)
+        if error:
+            sys.exit(f"MASKATTN_BUILD={MODE}: {error}")
+        for name, reason in lacks.items():
+            library = f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
+            (folder / library).unlink(missing_ok=True)  # never write into a library that is loaded
+            if not reason:
+                shutil.copy(build / library, folder)
+        if lacks["_C"]:
+            print(f"\n*** {PACKAGE} has no compiled library: {lacks['_C']}\n", file=sys.stderr)
+        outcome = {"built": not lacks["_C"], "reason": lacks["_C"], "cuda_reason": lacks["_cuda"]}
+        (folder / "_build_report.json").write_text(json.dumps(outcome) + "\n")
 
 
-if MODE not in ("auto", "cpu", "none"):
-    sys.exit(f"MASKATTN_BUILD={MODE}: expected auto, cpu or none (there is no CUDA backend yet)")
+if MODE not in ("auto", "cpu", "cuda", "none"):
+    sys.exit(f"MASKATTN_BUILD={MODE}: expected auto, cpu, cuda or none")
 if int(version("setuptools").split(".")[0]) < 77:
     sys.exit(f"setuptools {version('setuptools')} is too old: pip install 'setuptools>=77'")
 LACKS = "built with MASKATTN_BUILD=none" if MODE == "none" else missing()
-if LACKS and MODE == "cpu":
-    sys.exit(f"MASKATTN_BUILD=cpu: {LACKS}")
+if LACKS and MODE in ("cpu", "cuda"):
+    sys.exit(f"MASKATTN_BUILD={MODE}: {LACKS}")
 Distribution.has_ext_modules = lambda self: not LACKS  # a wheel of this platform, or of any
 setup(cmdclass={"build_py": BuildPy})

@@ -1,24 +1,20 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// The schemas of all compiled ops, and what the Python side asks about this build. Importing the module
+// The schemas of the CPU ops, and what the Python side asks about this build. Importing the module
 // registers the ops; fakes and autograd formulas are in maskattn_kernels/ops.py.
 #include <pybind11/pybind11.h>
 #include <torch/csrc/stable/library.h>
 
 #include "params.h"
+#include "schemas.h"
 
 STABLE_TORCH_LIBRARY(maskattn, m) {
-  m.def("cpu_select_tokens(Tensor mask) -> (Tensor indices, Tensor counts)");
-  m.def(
-      "cpu_fwd(Tensor query, Tensor key, Tensor value, Tensor? query_indices, Tensor? query_counts, "
-      "Tensor? key_indices, Tensor? key_counts, Tensor? key_bias, float scale) -> (Tensor out, Tensor lse)");
+  m.def("cpu_select_tokens" MASKATTN_SELECT_TOKENS_SCHEMA);
+  m.def("cpu_fwd" MASKATTN_FWD_SCHEMA);
   m.def(
       "cpu_infer(Tensor query, Tensor key, Tensor value, Tensor? query_mask, Tensor? key_mask, Tensor? key_bias, "
       "float scale) -> (Tensor out, Tensor lse)");
-  m.def(
-      "cpu_bwd(Tensor dout, Tensor? dlse, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, "
-      "Tensor? query_indices, Tensor? query_counts, Tensor? key_indices, Tensor? key_counts, Tensor? key_bias, "
-      "float scale) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbias)");
+  m.def("cpu_bwd" MASKATTN_BWD_SCHEMA);
 }
 
 PYBIND11_MODULE(_C, m) {

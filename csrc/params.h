@@ -61,6 +61,25 @@ struct ThreadPool {
 void launch_cpu_fwd(const ForwardParams& params, const ThreadPool& pool);
 void launch_cpu_bwd(const BackwardParams& params, const ThreadPool& pool);
 
+// What the CUDA kernels take besides. Their launches return a cudaError_t and wait for nothing.
+struct CudaForwardParams : ForwardParams {
+  bool aligned = false;       // q, k, v, out: rows of whole 16 bytes, at multiples of 16 bytes
+  int splits = 1;             // blocks that share the keys of a block of queries; if not 1, with a workspace of
+  float* part_out = nullptr;  // (splits, B, Hq, Nq, width of a tile) and
+  float* part_lse = nullptr;  // (splits, B, Hq, Nq), both by place in the index
+};
+
+struct CudaBackwardParams : BackwardParams {
+  bool aligned = false;  // the same of q, k, v, dout, dq, dk, dv
+  float* terms =
+      nullptr;  // workspace (B, Hq, Nq, 2), by place in the index: lse in units of the scores, and delta
+};
+
+int cuda_fwd_splits(const ForwardParams& params, int processors);
+int64_t cuda_fwd_workspace(const CudaForwardParams& params);  // floats
+int launch_cuda_fwd(const CudaForwardParams& params, void* stream);
+int launch_cuda_bwd(const CudaBackwardParams& params, void* stream);
+
 // mask (B, H, N) bool with any strides -> indices (B, H, N) contiguous, counts (B, H) contiguous.
 struct SelectParams {
   const bool* mask = nullptr;
@@ -70,6 +89,7 @@ struct SelectParams {
   int32_t* counts = nullptr;
 };
 void launch_cpu_select_tokens(const SelectParams& params, const ThreadPool& pool);
+int launch_cuda_select_tokens(const SelectParams& params, void* stream);
 
 // Name of the instruction-set tier a call would use now: generic, avx2, avx512 or amx.
 const char* cpu_tier();

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from maskattn_kernels.backends import BACKENDS, by_name
+from maskattn_kernels.backends import BACKENDS, by_name, why_not_chosen
 from maskattn_kernels.functional import autocast, validated
 from maskattn_kernels.problem import Problem
 from maskattn_kernels.token_index import TokenIndex
@@ -96,11 +96,14 @@ def explain(
 
 def _explained(problem: Problem, name: str | None) -> Explanation:
     asked = BACKENDS if name is None else (by_name(name),)
-    chosen = next((b for b in asked if not b.reasons(problem)), None)
+    why_nots = {
+        b.name: why_not_chosen(b, problem) if name is None else b.reasons(problem) for b in BACKENDS
+    }
+    chosen = next((b for b in asked if not why_nots[b.name]), None)
     broken = chosen.unavailable() if chosen else []  # chosen all the same: the call raises
     reasons: dict[str, tuple[str, ...]] = {}
     for backend in BACKENDS:
-        why = backend.reasons(problem)
+        why = why_nots[backend.name]
         if backend is chosen:
             why = broken
         elif not why and name is not None:

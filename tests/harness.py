@@ -58,6 +58,11 @@ TRITON_TARGETS = [
     if INTERPRETED or TRITON_DEVICE == "cuda"
 ]
 TARGETS += TRITON_TARGETS
+# The CUDA kernels need a GPU; `test_cuda_twin.py` runs them without one.
+CUDA_TARGETS = [
+    Target("cuda", dtype, device="cuda") for dtype in FLOATS if torch.cuda.is_available()
+]
+TARGETS += CUDA_TARGETS
 # One dtype a tier, for what does not depend on rounding.
 ONE_DTYPE_TARGETS = [Target("reference", torch.float32)]
 ONE_DTYPE_TARGETS += [Target("cpu", torch.float32, tier) for tier in ("generic", "avx2", "avx512")]

@@ -36,7 +36,7 @@ def run_python(code: str, **env: str) -> str:
 
 def test_records_in_order_of_preference() -> None:
     records = backends()
-    assert [r.name for r in records] == ["cpu", "triton", "reference"]
+    assert [r.name for r in records] == ["cpu", "triton", "cuda", "reference"]
     for record in records:
         assert record.available != bool(record.reasons)
         assert all("\n" not in reason for reason in record.reasons)
@@ -83,7 +83,7 @@ def test_explain_says_why_not() -> None:
     assert "float64" in str(explanation.reasons["cpu"]) or not available("cpu")
     assert str(explanation).splitlines()[0] == "reference: runs"
     forced = explain(q, q, q, backend="cpu")
-    assert forced.backend is None and forced.reasons.keys() == {"cpu", "triton", "reference"}
+    assert forced.backend is None and forced.reasons.keys() == {b.name for b in BACKENDS}
 
 
 def test_meta_tensors_are_not_the_compiled_librarys() -> None:
@@ -133,6 +133,52 @@ def test_dtypes_of_each_backend() -> None:
     for backend in BACKENDS:
         why = backend.reasons(Problem(*shape, torch.float64, "cpu"))
         assert any("float64" in reason for reason in why) == (backend.name != "reference")
+
+
+def test_unmeasured_backend_runs_by_name_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend that could run, and comes first, is still not chosen before it is measured."""
+
+    class Unmeasured(Backend):
+        name = "new"
+        by_name_only = "nobody knows how fast it is"
+
+        def reasons(self, problem: Problem) -> list[str]:
+            return []
+
+    everything = (Unmeasured(), *BACKENDS)
+    monkeypatch.setattr(sys.modules["maskattn_kernels.backends"], "BACKENDS", everything)
+    monkeypatch.setattr(sys.modules["maskattn_kernels.explanation"], "BACKENDS", everything)
+    q = torch.randn(1, 1, 4, 8)
+    assert choose(Problem(1, 1, 1, 4, 4, 8, torch.float32, "cpu")).name != "new"
+    assert choose(Problem(1, 1, 1, 4, 4, 8, torch.float32, "cpu"), "new").name == "new"
+    explanation = explain(q, q, q)
+    assert explanation.backend != "new" and "nobody knows" in explanation.reasons["new"][0]
+    assert explain(q, q, q, backend="new").backend == "new"
+
+
+def test_cuda_says_why_not() -> None:
+    record = next(record for record in backends() if record.name == "cuda")
+    if record.available:
+        pytest.skip("there is a GPU")
+    q = torch.randn(1, 1, 4, 8)
+    with pytest.raises(NotImplementedError, match=r"'cuda' cannot run this call: .*got cpu"):
+        masked_attention(q, q, q, backend="cuda")
+
+
+WITH_CUDA = """
+    import torch
+    torch.version.cuda = "13.0"
+    import maskattn_kernels
+    record = next(r for r in maskattn_kernels.backends() if r.name == "cuda")
+    print(record.available, *record.reasons, sep="|")
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_library_that_is_not_there_is_a_reason() -> None:
+    """What a torch with CUDA meets where the library was not built, or finds no GPU."""
+    record = run_python(WITH_CUDA)
+    assert record.startswith("False|") and record.endswith("finds no GPU")
 
 
 BROKEN = """

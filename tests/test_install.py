@@ -102,7 +102,7 @@ def test_sdist_holds_all_a_build_needs(sdist):
         files = [
             p
             for p in (ROOT / folder).rglob("*")
-            if p.suffix in {".py", ".h", ".cpp", ".typed", ".html", ".yaml"}
+            if p.suffix in {".py", ".h", ".cpp", ".cu", ".cuh", ".typed", ".html", ".yaml"}
         ]
         assert files
         assert {str(p.relative_to(ROOT)) for p in files} <= held
@@ -123,7 +123,8 @@ def test_pure_wheel_from_the_sdist(pure_wheel):
     assert names(pure_wheel) - metadata == package_files() | {REPORT}
     assert [name for name in metadata if name.endswith("licenses/LICENSE")]
     report = json.loads(read(pure_wheel, REPORT))
-    assert report == {"built": False, "reason": "built with MASKATTN_BUILD=none"}
+    why = "built with MASKATTN_BUILD=none"
+    assert report == {"built": False, "reason": why, "cuda_reason": why}
 
 
 def test_metadata(pure_wheel):
@@ -178,7 +179,8 @@ def test_native_wheel_holds_the_library_and_nothing_else(tmp_path):
     assert f"-{sys.implementation.cache_tag.replace('cpython-', 'cp')}-" in wheel.name
     found = {name for name in names(wheel) if ".dist-info/" not in name}
     assert found == package_files() | {REPORT, LIBRARY}
-    assert json.loads(read(wheel, REPORT)) == {"built": True, "reason": ""}
+    report = json.loads(read(wheel, REPORT))
+    assert report == {"built": True, "reason": "", "cuda_reason": "built with MASKATTN_BUILD=cpu"}
 
 
 def test_no_compiler(tree, tmp_path):
@@ -237,11 +239,19 @@ def test_no_torch_or_an_old_one(torch, expected, tmp_path):
     assert run.stderr.startswith(f"MASKATTN_BUILD=cpu: {expected}"), run.stderr
 
 
-@pytest.mark.parametrize("mode", ["cuda", "gpu"])
-def test_unknown_mode(mode, tmp_path):
-    run = backend_hook("build_wheel", ROOT, tmp_path, {"MASKATTN_BUILD": mode})
+def test_unknown_mode(tmp_path):
+    run = backend_hook("build_wheel", ROOT, tmp_path, {"MASKATTN_BUILD": "gpu"})
     assert run.returncode == 1
-    assert run.stderr.strip().startswith(f"MASKATTN_BUILD={mode}: expected auto, cpu or none")
+    expected = "MASKATTN_BUILD=gpu: expected auto, cpu, cuda or none"
+    assert run.stderr.strip().startswith(expected)
+
+
+@pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="needs a C++ compiler")
+def test_no_nvcc(tmp_path):
+    env = {"MASKATTN_BUILD": "cuda", "CUDACXX": "/nowhere/nvcc"}
+    run = backend_hook("build_wheel", ROOT, tmp_path, env)
+    assert run.returncode == 1
+    assert run.stderr.strip().startswith("MASKATTN_BUILD=cuda: no nvcc: install the CUDA toolkit")
 
 
 def test_the_build_never_asks_for_torch():

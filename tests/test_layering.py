@@ -14,7 +14,7 @@ SOURCES = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".c
 
 # Lower layers first; a module imports only from its own layer or from lower ones.
 LAYERS = (
-    ("problem", "token_index", "_version", "_C"),
+    ("problem", "token_index", "_version", "_C", "_cuda"),
     ("backends",),
     ("ops",),
     ("functional",),
@@ -61,7 +61,7 @@ def imports(path: Path) -> list[tuple[str, bool]]:
             for alias in node.names:
                 submodule = PACKAGE.parent / base.replace(".", "/") / alias.name
                 is_module = submodule.is_dir() or submodule.with_suffix(".py").exists()
-                is_module |= alias.name == "_C"
+                is_module |= alias.name in ("_C", "_cuda")
                 found.append((f"{base}.{alias.name}" if is_module else base, id(node) in inside))
     return found
 
@@ -94,7 +94,7 @@ def test_imports_run_one_way(path: Path) -> None:
 def test_outside_imports_stay_in_their_place(path: Path) -> None:
     name = own_name(path)
     for module, _ in imports(path):
-        if module == "maskattn_kernels._C":
+        if module in ("maskattn_kernels._C", "maskattn_kernels._cuda"):
             assert name == "maskattn_kernels.backends.native", f"{name} imports the library"
         if module.split(".")[0] == "triton":
             assert name.startswith("maskattn_kernels.backends.triton_"), f"{name} imports triton"

@@ -5,13 +5,18 @@ import torch
 from torch import Tensor
 
 from maskattn_kernels.backends.base import Backend
-from maskattn_kernels.backends.native import CpuBackend
+from maskattn_kernels.backends.native import CpuBackend, CudaBackend
 from maskattn_kernels.backends.reference import ReferenceBackend
 from maskattn_kernels.backends.triton_ops import TritonBackend
 from maskattn_kernels.problem import Problem
 
 # Best first. A new backend is one more entry here; see CONTRIBUTING.md.
-BACKENDS: tuple[Backend, ...] = (CpuBackend(), TritonBackend(), ReferenceBackend())
+BACKENDS: tuple[Backend, ...] = (
+    CpuBackend(),
+    TritonBackend(),
+    CudaBackend(),
+    ReferenceBackend(),
+)
 NAMES = tuple(backend.name for backend in BACKENDS)
 
 
@@ -26,15 +31,23 @@ def choose(problem: Problem, name: str | None = None) -> Backend:
     """
     if name is None:
         for backend in BACKENDS:
-            if not backend.reasons(problem):
+            if not why_not_chosen(backend, problem):
                 return backend
-        refusals = [f"{b.name} ({'; '.join(b.reasons(problem))})" for b in BACKENDS]
+        refusals = [f"{b.name} ({'; '.join(why_not_chosen(b, problem))})" for b in BACKENDS]
         raise NotImplementedError(f"no backend can run this call: {', '.join(refusals)}")
     backend = by_name(name)
     why = backend.reasons(problem)
     if why:
         raise NotImplementedError(f"backend: {name!r} cannot run this call: {'; '.join(why)}")
     return backend
+
+
+def why_not_chosen(backend: Backend, problem: Problem) -> list[str]:
+    """Why a call that names no backend does not come to this one; empty when it can."""
+    if backend.by_name_only:
+        hint = f"runs only if asked for by backend={backend.name!r}: {backend.by_name_only}"
+        return backend.reasons(problem) or [hint]
+    return backend.reasons(problem)
 
 
 def by_name(name: str) -> Backend:

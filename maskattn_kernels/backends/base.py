@@ -47,6 +47,7 @@ class Backend:
     """One way to compute the op. Subclasses fill in what they can do; instances hold no state."""
 
     name: str
+    by_name_only: str = ""  # why it runs only if asked for by name; empty: it may be chosen
 
     def unavailable(self) -> list[str]:
         """Why this backend cannot run anything on this machine; empty when it can."""

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The compiled backends. The only module that imports the compiled library, and it never fails to
-import.
+"""The compiled backends. The only module that imports the compiled libraries, and it never fails
+to import.
 
-Importing `maskattn_kernels._C` registers the ops. When that is not possible, the reason is kept in
-words for `backends()` and for the error of a call that asks for the backend.
+Importing `maskattn_kernels._C` registers the CPU ops, `maskattn_kernels._cuda` those for NVIDIA
+GPUs; the latter is loaded only into a torch that has CUDA. When that is not possible, the reason is
+kept in words for `backends()` and for the error of a call that asks for the backend.
 """
 
 import json
@@ -22,25 +23,32 @@ except (ImportError, OSError, RuntimeError) as error:  # absent; cannot be loade
     _C = None  # type: ignore[assignment]
     _IMPORT_ERROR = error
 
-
-def _why_not_loaded() -> list[str]:
-    if _C is None:
-        if isinstance(_IMPORT_ERROR, ImportError) and _IMPORT_ERROR.name == "maskattn_kernels":
-            return [f"the compiled library is not built{_build_report()}"]
-        text = " ".join(str(_IMPORT_ERROR).split())
-        return [f"the compiled library does not load with torch {torch.__version__}: {text}"]
-    missing = [n for n in SCHEMAS if not hasattr(torch.ops.maskattn, f"cpu_{n}")]
-    if missing:
-        return [f"the compiled library lacks the ops {', '.join('cpu_' + n for n in missing)}"]
-    return []
+_CUDA_ERROR: Exception | None = None
+if torch.version.cuda:
+    try:
+        from maskattn_kernels import _cuda
+    except (ImportError, OSError, RuntimeError) as error:
+        _CUDA_ERROR = error
 
 
-def _build_report() -> str:
+def _why_not_loaded(library: str, error: Exception | None, prefix: str, report: str) -> list[str]:
+    """Why a library is not there with all ops of its backend; `report` is the key of the build's
+    own words."""
+    if error is not None:
+        if isinstance(error, ImportError) and error.name == "maskattn_kernels":
+            return [f"the {library} is not built{_build_report(report)}"]
+        text = " ".join(str(error).split())
+        return [f"the {library} does not load with torch {torch.__version__}: {text}"]
+    missing = [f"{prefix}_{n}" for n in SCHEMAS if not hasattr(torch.ops.maskattn, f"{prefix}_{n}")]
+    return [f"the {library} lacks the ops {', '.join(missing)}"] if missing else []
+
+
+def _build_report(key: str) -> str:
     """What the build left in words when it built nothing, as ': reason'."""
     report = resources.files("maskattn_kernels") / "_build_report.json"
     if not report.is_file():
         return ""
-    reason = json.loads(report.read_text()).get("reason", "")
+    reason = json.loads(report.read_text()).get(key, "")
     return f": {reason}" if reason else ""
 
 
@@ -49,7 +57,7 @@ class CpuBackend(Backend):
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
 
     def __init__(self) -> None:
-        self._not_loaded = _why_not_loaded()
+        self._not_loaded = _why_not_loaded("compiled library", _IMPORT_ERROR, "cpu", "reason")
 
     def unavailable(self) -> list[str]:
         if self._not_loaded:
@@ -78,3 +86,44 @@ class CpuBackend(Backend):
         if not self.unavailable():
             facts["tier"] = _C.cpu_tier()
         return facts
+
+
+class CudaBackend(Backend):
+    name = "cuda"
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    oldest = (8, 0)  # compute capability; older chips have no asynchronous copies and no bfloat16
+    by_name_only = "it has not been measured on a GPU yet"
+
+    def __init__(self) -> None:
+        self._not_loaded: list[str] = []
+        if torch.version.cuda:
+            self._not_loaded = _why_not_loaded("CUDA library", _CUDA_ERROR, "cuda", "cuda_reason")
+
+    def unavailable(self) -> list[str]:
+        if not torch.version.cuda:
+            return [f"needs an NVIDIA GPU, and torch {torch.__version__} is built without CUDA"]
+        if not torch.cuda.is_available():
+            return [*self._not_loaded, f"torch {torch.__version__} finds no GPU"]
+        return self._not_loaded + self._too_old()
+
+    def reasons(self, problem: Problem) -> list[str]:
+        why = list(self._not_loaded)
+        if problem.device_type != "cuda" or not torch.version.cuda:
+            why.append(f"runs on tensors on an NVIDIA GPU, got {problem.device_type}")
+        else:
+            why += self._too_old()
+        if problem.dtype not in self.dtypes:
+            why.append(f"supports float32, bfloat16 and float16, got {problem.dtype}")
+        if problem.head_dim == 0:
+            why.append("needs a head_dim of at least 1, got 0")
+        return why
+
+    def build(self) -> dict[str, str]:
+        return {} if self._not_loaded or not torch.version.cuda else dict(_cuda.build_info())
+
+    def _too_old(self) -> list[str]:
+        """Why the current GPU cannot run the kernels."""
+        major, minor = torch.cuda.get_device_capability()
+        if (major, minor) >= self.oldest:
+            return []
+        return [f"needs compute capability 8.0 or newer, the GPU has {major}.{minor}"]

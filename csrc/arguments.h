@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// The arguments of an op, checked and as the kernels take them: the same for every compiled backend.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <utility>
+
+#include "checks.h"
+#include "params.h"
+
+namespace maskattn {
+
+using torch::headeronly::ScalarType;
+using OptionalTensor = std::optional<Tensor>;
+using CheckDevice = void (*)(const Tensor& t, const char* name);  // throws where t is on another device
+
+// A dense (B, H, N, D) tensor whose memory is ordered as t's: tokens before heads, or heads before tokens.
+inline Tensor new_like(const Tensor& t) {
+  const int64_t b = t.size(0), h = t.size(1), n = t.size(2), d = t.size(3);
+  if (h > 1 && t.stride(1) < t.stride(2))
+    return torch::stable::transpose(torch::stable::new_empty(t, {b, n, h, d}), 1, 2);
+  return torch::stable::new_empty(t, {b, h, n, d});
+}
+
+inline Tensor unit_stride(const Tensor& t) {
+  return t.stride(t.dim() - 1) == 1 || t.size(t.dim() - 1) == 1 ? t : torch::stable::contiguous(t);
+}
+
+inline TensorView view(const Tensor& t) { return {t.data_ptr(), t.stride(0), t.stride(1), t.stride(2)}; }
+
+inline RowView row_view(const Tensor& t) {
+  return {static_cast<float*>(t.data_ptr()), t.stride(0), t.stride(1), t.stride(2)};
+}
+
+inline int64_t broadcast_stride(const Tensor& t, int64_t dim) { return t.size(dim) == 1 ? 0 : t.stride(dim); }
+
+// The tensors behind one call, kept alive while the kernels read them.
+struct Inputs {
+  Tensor query, key, value;
+  OptionalTensor query_indices, query_counts, key_indices, key_counts, key_bias;
+};
+
+inline SelectionView selection(OptionalTensor& indices, OptionalTensor& counts, const char* name, int64_t batch,
+                               int64_t heads, int64_t seqlen, CheckDevice check_device) {
+  if (indices.has_value() != counts.has_value()) fail(name, "indices or counts alone", "both or neither");
+  if (!indices.has_value()) return {};
+  for (const Tensor* t : {&*indices, &*counts}) {
+    check_device(*t, name);
+    check_dtype(*t, ScalarType::Int, name, "int32");
+  }
+  check_shape(*indices, name, {batch, heads, -1}, true);
+  check_shape(*counts, name, {batch, heads}, true);
+  if (indices->size(2) != seqlen) check_shape(*indices, name, {batch, heads, seqlen});
+  indices = unit_stride(*indices);
+  return {static_cast<const int32_t*>(indices->data_ptr()),
+          broadcast_stride(*indices, 0),
+          broadcast_stride(*indices, 1),
+          static_cast<const int32_t*>(counts->data_ptr()),
+          broadcast_stride(*counts, 0),
+          broadcast_stride(*counts, 1)};
+}
+
+inline DType dtype_of(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    default:
+      fail("query", "another dtype", "float32, float16 or bfloat16");
+      return DType::kFloat32;
+  }
+}
+
+inline void fill_inputs(Inputs& in, double scale, ForwardParams& p, CheckDevice check_device) {
+  for (const auto& [t, name] : {std::pair{&in.query, "query"}, {&in.key, "key"}, {&in.value, "value"}}) {
+    check_device(*t, name);
+    check_shape(*t, name, {-1, -1, -1, -1});
+    if (t->scalar_type() != in.query.scalar_type()) fail(name, "another dtype", "the dtype of query");
+  }
+  p.dtype = dtype_of(in.query);
+  p.batch = in.query.size(0), p.heads_q = in.query.size(1), p.seqlen_q = in.query.size(2);
+  p.heads_kv = in.key.size(1), p.seqlen_k = in.key.size(2);
+  const int64_t head_dim = in.query.size(3);
+  if (head_dim < 1 || head_dim > kMaxHeadDim) fail("query", shape_of(in.query), "a head_dim of 1 to 256");
+  p.head_dim = static_cast<int>(head_dim);
+  p.scale = static_cast<float>(scale);
+  check_shape(in.key, "key", {p.batch, p.heads_kv, p.seqlen_k, head_dim});
+  check_shape(in.value, "value", {p.batch, p.heads_kv, p.seqlen_k, head_dim});
+  if (p.heads_kv == 0 ? p.heads_q != 0 : p.heads_q % p.heads_kv != 0)
+    fail("query", shape_of(in.query), "a multiple of key's heads");
+  if (p.seqlen_q > INT32_MAX || p.seqlen_k > INT32_MAX) fail("query", shape_of(in.query), "lengths below 2^31");
+
+  in.query = unit_stride(in.query), in.key = unit_stride(in.key), in.value = unit_stride(in.value);
+  p.q = view(in.query), p.k = view(in.key), p.v = view(in.value);
+  p.queries =
+      selection(in.query_indices, in.query_counts, "query_mask", p.batch, p.heads_q, p.seqlen_q, check_device);
+  p.keys = selection(in.key_indices, in.key_counts, "key_mask", p.batch, p.heads_kv, p.seqlen_k, check_device);
+  if (in.key_bias.has_value()) {
+    check_device(*in.key_bias, "key_bias");
+    check_dtype(*in.key_bias, ScalarType::Float, "key_bias", "float32");
+    check_shape(*in.key_bias, "key_bias", {p.batch, p.heads_kv, p.seqlen_k});
+    p.key_bias = row_view(*in.key_bias);
+  }
+}
+
+// What the backward pass takes besides.
+struct BackwardInputs {
+  Tensor dout, out, lse;
+  OptionalTensor dlse;
+};
+
+inline void fill_backward_inputs(BackwardInputs& in, const Tensor& query, BackwardParams& p,
+                                 CheckDevice check_device) {
+  for (const auto& [t, name] : {std::pair{&in.dout, "dout"}, {&in.out, "out"}}) {
+    check_device(*t, name);
+    if (t->scalar_type() != query.scalar_type()) fail(name, "another dtype", "the dtype of query");
+    check_shape(*t, name, {p.batch, p.heads_q, p.seqlen_q, p.head_dim});
+  }
+  check_device(in.lse, "lse");
+  check_dtype(in.lse, ScalarType::Float, "lse", "float32");
+  check_shape(in.lse, "lse", {p.batch, p.heads_q, p.seqlen_q});
+  in.dout = unit_stride(in.dout), in.out = unit_stride(in.out), in.lse = unit_stride(in.lse);
+  p.dout = view(in.dout), p.out = view(in.out), p.lse = row_view(in.lse);
+  if (in.dlse.has_value()) {
+    check_device(*in.dlse, "dlse");
+    check_dtype(*in.dlse, ScalarType::Float, "dlse", "float32");
+    check_shape(*in.dlse, "dlse", {p.batch, p.heads_q, p.seqlen_q});
+    p.dlse = row_view(*in.dlse);
+  }
+}
+
+inline void check_mask(const Tensor& mask, const char* name, CheckDevice check_device) {
+  check_device(mask, name);
+  check_dtype(mask, ScalarType::Bool, name, "bool");
+  check_shape(mask, name, {-1, -1, -1});
+  if (mask.size(2) > INT32_MAX) fail(name, shape_of(mask), "a length below 2^31");
+}
+
+inline SelectParams select_params(const Tensor& mask, int32_t* indices, int32_t* counts) {
+  return {static_cast<const bool*>(mask.data_ptr()),
+          mask.stride(0),
+          mask.stride(1),
+          mask.stride(2),
+          mask.size(0),
+          mask.size(1),
+          mask.size(2),
+          indices,
+          counts};
+}
+
+}  // namespace maskattn

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// The CUDA ops as torch sees them: check, allocate, fill the parameter struct, launch. Nothing waits for the
+// device, and nothing is allocated but results and one workspace, so that calls can be captured in a CUDA graph.
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+#include <tuple>
+
+#include "../arguments.h"
+#include "../schemas.h"
+#include "gpu.h"
+
+namespace maskattn {
+namespace {
+
+// Whether all rows of t can be moved in chunks of 16 bytes.
+bool is_aligned(const Tensor& t) {
+  const int64_t bytes = t.scalar_type() == ScalarType::Float ? 4 : 2;
+  bool aligned = reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 == 0 && t.size(3) * bytes % 16 == 0;
+  for (int64_t d = 0; d < 3; ++d) aligned &= t.size(d) == 1 || t.stride(d) * bytes % 16 == 0;
+  return aligned;
+}
+
+bool are_aligned(std::initializer_list<const Tensor*> tensors) {
+  for (const Tensor* t : tensors)
+    if (!is_aligned(*t)) return false;
+  return true;
+}
+
+void check_launch(int error, const char* op) {
+  if (error != 0) throw std::runtime_error(std::string(op) + ": " + error_text(error));
+}
+
+Tensor filled(Tensor t, double value) {
+  torch::stable::fill_(t, value);
+  return t;
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> cuda_select_tokens(const Tensor& mask) {
+  check_mask(mask, "mask", check_gpu);
+  const OnDevice device(mask);
+  const int64_t b = mask.size(0), h = mask.size(1), n = mask.size(2);
+  Tensor indices = torch::stable::new_empty(mask, {b, h, n}, ScalarType::Int);
+  Tensor counts = torch::stable::new_empty(mask, {b, h}, ScalarType::Int);
+  const auto p =
+      select_params(mask, static_cast<int32_t*>(indices.data_ptr()), static_cast<int32_t*>(counts.data_ptr()));
+  check_launch(launch_cuda_select_tokens(p, device.stream()), "select_tokens");
+  return {indices, counts};
+}
+
+std::tuple<Tensor, Tensor> cuda_fwd(const Tensor& query, const Tensor& key, const Tensor& value,
+                                    const OptionalTensor& query_indices, const OptionalTensor& query_counts,
+                                    const OptionalTensor& key_indices, const OptionalTensor& key_counts,
+                                    const OptionalTensor& key_bias, double scale) {
+  Inputs in{query, key, value, query_indices, query_counts, key_indices, key_counts, key_bias};
+  CudaForwardParams p;
+  fill_inputs(in, scale, p, check_gpu);
+  const OnDevice device(query);
+  Tensor out = new_like(query);
+  Tensor lse = torch::stable::new_empty(query, {p.batch, p.heads_q, p.seqlen_q}, ScalarType::Float);
+  const int64_t rows = p.batch * p.heads_q * p.seqlen_q;
+  if (rows == 0 || p.seqlen_k == 0) return {filled(out, 0.0), filled(lse, -INFINITY)};
+  p.out = view(out), p.lse = row_view(lse);
+  p.aligned = are_aligned({&in.query, &in.key, &in.value, &out});
+  p.splits = cuda_fwd_splits(p, device.processors());
+  const int64_t floats = cuda_fwd_workspace(p);
+  Tensor workspace = torch::stable::new_empty(query, {floats}, ScalarType::Float);
+  p.part_out = static_cast<float*>(workspace.data_ptr());
+  p.part_lse = p.part_out + (floats > 0 ? floats - p.splits * rows : 0);
+  check_launch(launch_cuda_fwd(p, device.stream()), "fwd");
+  return {out, lse};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> cuda_bwd(
+    const Tensor& dout, const OptionalTensor& dlse, const Tensor& query, const Tensor& key, const Tensor& value,
+    const Tensor& out, const Tensor& lse, const OptionalTensor& query_indices, const OptionalTensor& query_counts,
+    const OptionalTensor& key_indices, const OptionalTensor& key_counts, const OptionalTensor& key_bias,
+    double scale) {
+  Inputs in{query, key, value, query_indices, query_counts, key_indices, key_counts, key_bias};
+  CudaBackwardParams p;
+  fill_inputs(in, scale, p, check_gpu);
+  const OnDevice device(query);
+  BackwardInputs more{dout, out, torch::stable::contiguous(lse), dlse};
+  fill_backward_inputs(more, query, p, check_gpu);
+  Tensor dq = new_like(query), dk = new_like(key), dv = new_like(value);
+  Tensor dbias = key_bias.has_value() ? torch::stable::new_empty(*key_bias, {p.batch, p.heads_kv, p.seqlen_k})
+                                      : torch::stable::new_empty(query, {0}, ScalarType::Float);
+  const int64_t rows = p.batch * p.heads_q * p.seqlen_q;
+  if (rows == 0 || p.seqlen_k == 0) return {filled(dq, 0.0), filled(dk, 0.0), filled(dv, 0.0), filled(dbias, 0.0)};
+  p.dq = view(dq), p.dk = view(dk), p.dv = view(dv);
+  if (key_bias.has_value()) p.dbias = row_view(dbias);
+  p.aligned = are_aligned({&in.query, &in.key, &in.value, &more.dout, &dq, &dk, &dv});
+  Tensor workspace = torch::stable::new_empty(query, {2 * rows}, ScalarType::Float);
+  p.terms = static_cast<float*>(workspace.data_ptr());
+  check_launch(launch_cuda_bwd(p, device.stream()), "bwd");
+  return {dq, dk, dv, dbias};
+}
+
+STABLE_TORCH_LIBRARY_FRAGMENT(maskattn, m) {
+  m.def(MASKATTN_OP "select_tokens" MASKATTN_SELECT_TOKENS_SCHEMA);
+  m.def(MASKATTN_OP "fwd" MASKATTN_FWD_SCHEMA);
+  m.def(MASKATTN_OP "bwd" MASKATTN_BWD_SCHEMA);
+}
+
+STABLE_TORCH_LIBRARY_IMPL(maskattn, MASKATTN_DISPATCH_KEY, m) {
+  m.impl(MASKATTN_OP "select_tokens", TORCH_BOX(&cuda_select_tokens));
+  m.impl(MASKATTN_OP "fwd", TORCH_BOX(&cuda_fwd));
+  m.impl(MASKATTN_OP "bwd", TORCH_BOX(&cuda_bwd));
+}
+
+}  // namespace maskattn

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// Tiles of selected tokens that stream by while other tiles stay: the loop of all three attention kernels. Two
+// tiles of each streamed tensor lie in shared memory; one is multiplied while the other is gathered, row by row,
+// from wherever its tokens are. The gather needs to know the tokens, whose numbers are in memory too: they are
+// read one more tile ahead, and so is what goes with every token (its bias, or its lse and delta), each by its own
+// thread.
+#pragma once
+
+#include "tiles.cuh"
+
+namespace maskattn {
+
+// Shared memory that the loop needs besides the tiles.
+template <int kTokens, typename Term>
+struct StreamMemory {
+  int tokens[2][kTokens];
+  Term terms[2][kTokens];
+};
+
+// For every tile of `count` tokens from place `begin` of a list on:
+//   token_of(place)             the token at a place, kNoToken where there is none to be read
+//   term_of(place, token)       what goes with it
+//   gather(buffer, tokens)      starts the copies of a tile into buffer 0 or 1
+//   multiply(buffer, terms)     uses a tile that is there
+template <int kTokens, typename Term, typename TokenOf, typename TermOf, typename Gather, typename Multiply>
+MASKATTN_DEVICE void stream(StreamMemory<kTokens, Term>& memory, int begin, int end, TokenOf token_of,
+                            TermOf term_of, Gather gather, Multiply multiply) {
+  if (begin >= end) return;
+  const int own = thread_index();
+  const bool reads = own < kTokens;
+  const auto token_at = [&](int place) { return place < end ? token_of(place) : kNoToken; };
+  int next_token = kNoToken;
+  block_barrier();  // an earlier loop over this memory is over
+  if (reads) {
+    const int token = token_at(begin + own);
+    next_token = token_at(begin + kTokens + own);
+    store_shared(&memory.tokens[0][own], token);
+    store_shared(&memory.tokens[1][own], next_token);
+    store_shared(&memory.terms[0][own], term_of(begin + own, token));
+  }
+  block_barrier();
+  gather(0, memory.tokens[0]);
+
+  int buffer = 0;
+  for (int start = begin; start < end; start += kTokens) {
+    wait_copies();
+    block_barrier();  // this tile is there, and nobody reads the other one any more
+    const int place = start + kTokens + own;
+    if (start + kTokens < end) gather(buffer ^ 1, memory.tokens[buffer ^ 1]);
+    Term next_term{};
+    int token_after = kNoToken;
+    if (reads) {
+      next_term = term_of(place, next_token);
+      token_after = token_at(place + kTokens);
+    }
+    multiply(buffer, memory.terms[buffer]);
+    if (reads) {
+      store_shared(&memory.terms[buffer ^ 1][own], next_term);
+      store_shared(&memory.tokens[buffer][own], token_after);
+    }
+    next_token = token_after;
+    buffer ^= 1;
+  }
+}
+
+}  // namespace maskattn

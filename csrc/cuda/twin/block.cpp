@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "block.h"
+
+#include <bit>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+
+namespace maskattn::twin {
+namespace {
+
+constexpr size_t kStackBytes = 256 * 1024;
+
+thread_local Block* current_block = nullptr;
+thread_local Thread* current_thread = nullptr;
+
+// Kept from launch to launch: most of a large stack is never touched, and so costs nothing.
+char* stacks_for(int threads) {
+  thread_local std::unique_ptr<char[]> memory;
+  thread_local int held = 0;
+  if (held < threads) {
+    memory.reset(new char[static_cast<size_t>(threads) * kStackBytes]);
+    held = threads;
+  }
+  return memory.get();
+}
+
+}  // namespace
+
+Thread& thread() { return *current_thread; }
+Block& block() { return *current_block; }
+
+Plant& plant() {
+  static Plant plant;
+  return plant;
+}
+
+void check(bool holds, const char* rule) {
+  if (!holds) throw std::runtime_error(rule);
+}
+
+void run_grid(int64_t blocks, int threads, int shared_bytes, const std::function<void()>& kernel) {
+  Block block(threads, shared_bytes);
+  // The last block first: no block may lean on another one.
+  for (int64_t i = blocks - 1; i >= 0; --i) block.run(static_cast<uint32_t>(i), kernel);
+}
+
+Block::Block(int threads, int shared_bytes)
+    : threads_(static_cast<size_t>(threads)),
+      warps_(static_cast<size_t>(threads) / kLanes),
+      stacks_(stacks_for(threads)),
+      shared_bytes_(shared_bytes),
+      shared_(nullptr, std::free),
+      shadow_(shared_bytes) {
+  check(threads % kLanes == 0, "a block of whole warps");
+  void* memory = nullptr;
+  check(posix_memalign(&memory, 128, static_cast<size_t>(shared_bytes)) == 0, "out of memory");
+  shared_.reset(static_cast<char*>(memory));
+  current_block = this;
+}
+
+Block::~Block() { current_block = nullptr; }
+
+void Block::run(uint32_t own_index, const std::function<void()>& kernel) {
+  index = own_index;
+  kernel_ = &kernel;
+  epoch_ = 0;
+  std::memset(shared_.get(), 0xff, static_cast<size_t>(shared_bytes_));  // NaN, and -1
+  shadow_.forget();
+  for (size_t i = 0; i < threads_.size(); ++i) {
+    Thread& t = threads_[i];
+    t.index = static_cast<int>(i), t.state = State::kReady, t.exchanges = t.barriers = 0;
+    t.copies.clear();
+    t.fiber.begin(stacks_ + i * kStackBytes, kStackBytes, &Block::enter);
+  }
+  run_to_end();
+  for (const Thread& t : threads_) check(t.copies.empty(), "a thread ended without waiting for its copies");
+}
+
+void Block::enter() {
+  try {
+    (*block().kernel_)();
+  } catch (const std::exception& error) {
+    block().error_ = error.what();
+  }
+  thread().state = State::kDone;
+  switch_fibers(thread().fiber, block().scheduler_);
+}
+
+void Block::run_to_end() {
+  const int warps = static_cast<int>(warps_.size());
+  for (;;) {
+    bool ran = false, all_done = true;
+    for (int warp = 0; warp < warps; ++warp) do {
+        for (int lane = 0; lane < kLanes; ++lane) {
+          Thread& t = threads_[static_cast<size_t>(warp * kLanes + lane)];
+          if (t.state == State::kReady) resume(t), ran = true;
+        }
+      } while (release_warp(warp));
+    for (const Thread& t : threads_) all_done &= t.state == State::kDone;
+    if (all_done) return;
+    if (!release_block() && !ran) throw std::runtime_error("the threads of a block wait for ever");
+  }
+}
+
+void Block::resume(Thread& t) {
+  current_thread = &t;
+  switch_fibers(scheduler_, t.fiber);
+  if (error_.empty()) return;
+  const std::string error =
+      "block " + std::to_string(index) + ", thread " + std::to_string(t.index) + ": " + error_;
+  error_.clear();
+  throw std::runtime_error(error);
+}
+
+void Block::block_barrier() {
+  if (++thread().barriers == plant().missing_barrier) return;
+  wait(State::kAtBlock, "barrier");
+}
+
+void Block::wait(State state, const char* what) {
+  Thread& t = thread();
+  t.state = state, t.at = what;
+  switch_fibers(t.fiber, scheduler_);
+}
+
+bool Block::release_warp(int warp) {
+  Thread* lanes = &threads_[static_cast<size_t>(warp * kLanes)];
+  for (int lane = 0; lane < kLanes; ++lane) {
+    if (lanes[lane].state != lanes[0].state) throw std::runtime_error("the lanes of a warp went different ways");
+    if (lanes[lane].state == State::kAtWarp && std::strcmp(lanes[lane].at, lanes[0].at) != 0)
+      throw std::runtime_error(std::string("lanes wait in ") + lanes[0].at + " and " + lanes[lane].at);
+  }
+  if (lanes[0].state != State::kAtWarp) return false;
+  if (std::strcmp(lanes[0].at, "warp barrier") == 0) ++warps_[static_cast<size_t>(warp)].epoch;
+  for (int lane = 0; lane < kLanes; ++lane) lanes[lane].state = State::kReady;
+  return true;
+}
+
+bool Block::release_block() {
+  for (const Thread& t : threads_)
+    if (t.state != State::kAtBlock) return false;  // one that has ended never comes
+  ++epoch_;
+  for (Thread& t : threads_) t.state = State::kReady;
+  return true;
+}
+
+const std::array<uint32_t, kExchanged>* Block::exchange(const char* what, std::initializer_list<uint32_t> words) {
+  Thread& t = thread();
+  auto* lanes = warps_[static_cast<size_t>(t.index / kLanes)].words[t.exchanges++ % 2];
+  std::copy(words.begin(), words.end(), lanes[t.index % kLanes].begin());
+  wait(State::kAtWarp, what);
+  return lanes;
+}
+
+Who Block::self() const {
+  const int warp = current_thread->index / kLanes;
+  return {current_thread->index, warp, epoch_, warps_[static_cast<size_t>(warp)].epoch};
+}
+
+void Block::copy(void* to, const void* from, bool exists) {
+  check(reinterpret_cast<uintptr_t>(to) % 16 == 0, "a copy to an address that is no multiple of 16");
+  check(!exists || reinterpret_cast<uintptr_t>(from) % 16 == 0,
+        "a copy from an address that is no multiple of 16");
+  const int64_t word = (static_cast<char*>(to) - shared()) / 4;
+  for (int64_t i = 0; i < 4; ++i) shadow_.copy_begins(word + i, self());
+  thread().copies.push_back({to, from, exists});
+}
+
+void Block::wait_copies() {
+  if (plant().missing_wait) return thread().copies.clear();
+  for (const Copy& c : thread().copies) {
+    if (c.exists) {
+      std::memcpy(c.to, c.from, 16);
+    } else {
+      std::memset(c.to, 0, 16);
+    }
+    const int64_t word = (static_cast<char*>(c.to) - shared()) / 4;
+    for (int64_t i = 0; i < 4; ++i) shadow_.copy_ends(word + i, self());
+  }
+  thread().copies.clear();
+}
+
+void Block::note_read(const void* p, size_t bytes) {
+  const int64_t word = (static_cast<const char*>(p) - shared()) / 4;
+  for (size_t i = 0; i < bytes / 4; ++i) shadow_.read(word + static_cast<int64_t>(i), self());
+}
+
+void Block::note_write(const void* p, size_t bytes) {
+  const int64_t word = (static_cast<const char*>(p) - shared()) / 4;
+  for (size_t i = 0; i < bytes / 4; ++i) shadow_.write(word + static_cast<int64_t>(i), self());
+}
+
+float half_to_float(uint16_t bits) {
+  const uint32_t sign = uint32_t{bits & 0x8000u} << 16, rest = bits & 0x7fffu;
+  if (rest >= 0x7c00) return std::bit_cast<float>(sign | 0x7f800000u | (rest & 0x3ffu) << 13);
+  // As a float whose exponent is 112 too small, denormal numbers included.
+  return std::bit_cast<float>(sign | rest << 13) * 0x1p112f;
+}
+
+uint16_t float_to_half(float x) {
+  const uint32_t sign = std::bit_cast<uint32_t>(x) >> 16 & 0x8000u;
+  if (std::isnan(x)) return static_cast<uint16_t>(sign | 0x7e00u);
+  const double magnitude = std::fabs(double{x});
+  if (magnitude == 0.0) return static_cast<uint16_t>(sign);
+  if (magnitude >= 65520.0) return static_cast<uint16_t>(sign | 0x7c00u);
+  int exponent = 0;
+  std::frexp(magnitude, &exponent);
+  const int step = std::max(exponent - 11, -24);  // of the last bit
+  const auto units = static_cast<uint32_t>(std::nearbyint(std::ldexp(magnitude, -step)));
+  return static_cast<uint16_t>(sign | (units + (static_cast<uint32_t>(step + 24) << 10)));
+}
+
+uint16_t float_to_bfloat(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x);
+  if (std::isnan(x)) return static_cast<uint16_t>(bits >> 16 | 0x40u);
+  return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+}  // namespace maskattn::twin
+
+extern "C" __attribute__((visibility("default"))) void maskattn_twin_plant(int missing_barrier,
+                                                                           bool missing_wait) {
+  maskattn::twin::plant() = {missing_barrier, missing_wait};
+}

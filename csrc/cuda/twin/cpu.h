@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// The ops of masked_attention.cpp on CPU tensors, under names of their own.
+#pragma once
+
+#include "../../checks.h"
+
+#define MASKATTN_OP "twin_"
+#define MASKATTN_DISPATCH_KEY CPU
+
+namespace maskattn {
+
+inline const char* error_text(int) { return "an error that the twin cannot have"; }
+
+inline void check_gpu(const Tensor& t, const char* name) { check_cpu(t, name); }
+
+struct OnDevice {
+  explicit OnDevice(const Tensor&) {}
+  void* stream() const { return nullptr; }
+  int processors() const { return 24; }  // few enough that small cases run with and without split keys
+};
+
+}  // namespace maskattn

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// A thread of control that gives way only when it says so. ucontext starts it; _setjmp and _longjmp switch, since
+// they leave the signal mask alone, which ucontext sets by two system calls. AddressSanitizer only knows the
+// latter.
+#pragma once
+
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <cstddef>
+
+namespace maskattn::twin {
+
+struct Fiber {
+  ucontext_t context;
+  jmp_buf place;
+  bool is_new = false;
+
+  void begin(char* stack, size_t bytes, void (*run)()) {
+    getcontext(&context);
+    context.uc_stack.ss_sp = stack;
+    context.uc_stack.ss_size = bytes;
+    context.uc_link = nullptr;  // it never ends, it switches away for good
+    makecontext(&context, run, 0);
+    is_new = true;
+  }
+};
+
+inline void switch_fibers(Fiber& from, Fiber& to) {
+#ifdef __SANITIZE_ADDRESS__
+  swapcontext(&from.context, &to.context);
+#else
+  if (_setjmp(from.place) != 0) return;
+  if (!to.is_new) _longjmp(to.place, 1);
+  to.is_new = false;
+  setcontext(&to.context);
+#endif
+}
+
+}  // namespace maskattn::twin

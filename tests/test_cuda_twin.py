@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The CUDA kernels as they ship, run on the CPU: results against the oracle, races and faults seen.
+
+What only a GPU can show is not here: speed, and whether mma.sync, ldmatrix and cp.async do what
+`csrc/cuda/twin` says they do.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import twin
+from cases import BY_NAME, CASES, Case, make
+from harness import RESULTS, Target, check_against_oracle, run
+from oracle import assert_close
+from test_isolation import FIELDS, poisoned
+
+from maskattn_kernels import masked_attention, select_tokens
+
+pytestmark = pytest.mark.skipif(
+    not shutil.which(twin.COMPILER), reason="needs a C++ compiler to build the twin"
+)
+BF16 = Target("twin", torch.bfloat16)
+# What depends on the dtype: widths of tiles, products, rounding. All else runs in bfloat16.
+OTHER_DTYPES = (
+    "everything",
+    "large_scores",
+    "bias_some_inf",
+    "keys_none_queries_0.5",
+    "cross_37_101",
+)
+OTHER_DTYPES += tuple(f"d{d}" for d in (1, 15, 17, 46, 64, 80, 128, 200, 256))
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    twin.install(monkeypatch, twin.build())
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_results_and_gradients(case: Case) -> None:
+    check_against_oracle(BF16, case)
+
+
+@pytest.mark.parametrize("name", OTHER_DTYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_other_dtypes(dtype: torch.dtype, name: str) -> None:
+    check_against_oracle(Target("twin", dtype), BY_NAME[name])
+
+
+@pytest.mark.parametrize("n", [1, 31, 33, 511, 513, 1500])
+def test_select_tokens(n: int) -> None:
+    """Lengths around a warp and a block; any strides; a True of any byte; entries past the end."""
+    g = torch.Generator().manual_seed(n)
+    mask = torch.rand(n, 2, 3, generator=g).lt(0.4).permute(1, 2, 0)
+    odd_bytes = (mask.to(torch.uint8) * 7).view(torch.bool)
+    expected = torch.ops.maskattn.reference_select_tokens(mask)
+    for m in (mask, odd_bytes):
+        for got, want in zip(torch.ops.maskattn.twin_select_tokens(m), expected, strict=True):
+            assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("queries", [5, 100])
+def test_few_queries_share_many_keys(queries: int) -> None:
+    """Enough keys that several blocks share them; one share of them is empty."""
+    case = Case("splits", 1, 1, 1, queries, 2100, 40, keys=0.1, queries=0.5, bias="normal")
+    check_against_oracle(BF16, case)
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf], ids=str)
+@pytest.mark.parametrize("name", ["everything", "index_per_head", "d46", "n65"])
+def test_unselected_tokens_are_invisible(name: str, poison: float) -> None:
+    x = make(BY_NAME[name], BF16.dtype)
+    clean, dirty = run(BF16, x), run(BF16, poisoned(x, FIELDS, poison))
+    for result in clean:
+        assert torch.equal(clean[result], dirty[result]), result
+
+
+def test_query_without_keys_is_not_read() -> None:
+    """Its bias leaves it no key: not even 0 * NaN of it reaches the gradients."""
+    x = make(BY_NAME["bias_all_inf"], BF16.dtype)
+    results = run(BF16, replace(x, dout=x.dout * torch.nan))
+    for name in ("out", "dq", "dk", "dv", "dbias"):
+        assert not results[name].any(), name
+
+
+@pytest.mark.parametrize("layout", ["tokens_major", "odd_offset", "odd_stride", "past_int32"])
+def test_strides(layout: str) -> None:
+    """Rows that 16-byte copies can and cannot move, and offsets of more than 31 bits."""
+    x = make(replace(BY_NAME["heads_4_2"], name=layout, head_dim=24), BF16.dtype)
+
+    def far_strides(t: torch.Tensor) -> tuple[int, ...]:
+        b, h, n, d = t.shape
+        return d * h, d, max(d * h * b, 2**31 // (n - 1) // 8 * 8 + 8), 1
+
+    def laid_out(t: torch.Tensor) -> torch.Tensor:
+        b, h, n, d = t.shape
+        if layout == "tokens_major":
+            return t.transpose(1, 2).contiguous().transpose(1, 2)
+        if layout == "odd_offset":
+            return torch.empty(t.numel() + 1, dtype=t.dtype)[1:].view(t.shape).copy_(t)
+        if layout == "odd_stride":
+            return torch.empty(b, h, n, d + 3, dtype=t.dtype)[..., :d].copy_(t)
+        torch.use_deterministic_algorithms(False)  # pages that nobody fills are never there
+        return torch.empty_strided(t.shape, far_strides(t), dtype=t.dtype).copy_(t)
+
+    fields = ("query", "key", "value", "dout")
+    got = run(BF16, replace(x, **{f: laid_out(getattr(x, f)) for f in fields}))
+    for name, result in run(BF16, x).items():
+        assert torch.equal(got[name], result), name
+
+
+def test_index_made_by_hand_stays_inside() -> None:
+    """Entries that name no token count as none, and counts past the end as the end."""
+    q, k, v = (torch.randn(1, 1, 40, 16).bfloat16() for _ in range(3))
+    wild = [-(2**31), -1, 3, 5, 40, 2**31 - 1, -2, *range(7, 40)]
+    wild = torch.tensor([[wild]], dtype=torch.int32)
+    counts = torch.tensor([[6]], dtype=torch.int32)
+    mask = torch.zeros(1, 40, dtype=torch.bool)
+    mask[:, [3, 5]] = True
+    got, _ = torch.ops.maskattn.twin_fwd(q, k, v, None, None, wild, counts, None, 0.25)
+    kwargs = {"key_mask": mask, "scale": 0.25}
+    truth = masked_attention(q.double(), k.double(), v.double(), **kwargs)
+    eager = masked_attention(q, k, v, **kwargs, backend="reference")
+    assert_close("out", got, truth, [eager], torch.bfloat16)
+    torch.ops.maskattn.twin_fwd(q, k, v, wild, counts * 2**20, None, None, None, 0.25)
+
+
+def test_repeats_bitwise() -> None:
+    x = make(BY_NAME["everything"], BF16.dtype)
+    first, second = run(BF16, x), run(BF16, x)
+    assert all(torch.equal(first[name], second[name]) for name in RESULTS)
+
+
+# ---- Faults planted on purpose -------------------------------------------------------------------
+PLANTED = Case("planted", 1, 1, 1, 40, 200, 64, keys=0.9)
+
+
+@pytest.mark.parametrize("barrier", [1, 2, 3, 4, 6, 7, 8])
+def test_missing_barrier_is_seen(barrier: int) -> None:
+    """All of a forward block but the fifth, which only a second loop over the same memory needs."""
+    x = make(PLANTED, BF16.dtype)
+    index = [t for m in (x.query_mask, x.key_mask) for t in select_tokens(m[:, None])]
+    with twin.planted(twin.build(), barrier=barrier), pytest.raises(RuntimeError, match="race"):
+        torch.ops.maskattn.twin_fwd(x.query, x.key, x.value, *index, None, 0.125)
+
+
+def test_missing_wait_is_seen() -> None:
+    x = make(PLANTED, BF16.dtype)
+    with twin.planted(twin.build(), wait=True), pytest.raises(RuntimeError, match="under way"):
+        torch.ops.maskattn.twin_fwd(x.query, x.key, x.value, *[None] * 5, 0.125)
+
+
+SANITIZED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import pytest, torch, twin
+from pathlib import Path
+from cases import BY_NAME
+from harness import Target, check_against_oracle
+twin.install(pytest.MonkeyPatch(), Path(sys.argv[2]))
+for name in sys.argv[3:]:
+    check_against_oracle(Target("twin", torch.bfloat16), BY_NAME[name])
+    print(name, "is right")
+"""
+
+
+def sanitized(library: Path, *cases: str) -> subprocess.CompletedProcess:
+    """Runs cases under the address and undefined-behaviour sanitizers."""
+
+    def runtime(name: str) -> str:
+        command = [twin.COMPILER, f"-print-file-name={name}"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    # Python itself is not sanitized, so the runtimes come first; its own memory is never freed.
+    env = os.environ | {
+        "LD_PRELOAD": " ".join(map(runtime, ("libasan.so", "libubsan.so", "libstdc++.so"))),
+        "ASAN_OPTIONS": "detect_leaks=0:use_sigaltstack=0",
+        "PYTHONMALLOC": "malloc",
+    }
+    command = [sys.executable, "-c", SANITIZED, str(Path(__file__).parent), str(library), *cases]
+    return subprocess.run(command, cwd=twin.ROOT, env=env, capture_output=True, text=True)
+
+
+def test_sanitizers_find_nothing() -> None:
+    names = (
+        "d46",
+        "n65",
+        "cross_37_101",
+        "heads_6_1_per_head",
+        "shared_mask",
+        "d256",
+        "cross_1_129",
+    )
+    done = sanitized(twin.build(twin.SANITIZE), *names)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split("\n")[:-1] == [f"{name} is right" for name in names]
+
+
+def test_read_outside_is_seen(tmp_path: Path) -> None:
+    """The same build, but the tokens of a block of queries are read without a look at the count."""
+    shutil.copytree(twin.CSRC, tmp_path / "csrc")
+    source = tmp_path / "csrc" / "cuda" / "forward.cu"
+    right = "store_shared(memory.queries + i, queries[first + i]);"
+    assert right in source.read_text()
+    wrong = right.replace("queries[first + i]", "queries.indices[first + i]")
+    source.write_text(source.read_text().replace(right, wrong))
+    done = sanitized(twin.build(twin.SANITIZE, tmp_path / "csrc"), "n65")
+    assert done.returncode != 0 and "heap-buffer-overflow" in done.stderr, done.stderr[-3000:]

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The CUDA kernels on the CPU: compiled as C++ behind `csrc/cuda/twin`, and made a backend.
+
+Every CUDA thread is a fiber; shared memory is checked for races, copies arrive when they are
+waited for and no earlier, and a broken rule raises RuntimeError. Built once into build/twin, and
+kept there as long as no source changes.
+"""
+
+import ctypes
+import hashlib
+import importlib
+import os
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from maskattn_kernels import explanation, ops
+from maskattn_kernels.backends.base import Backend
+from maskattn_kernels.problem import Problem
+
+ROOT = Path(__file__).parents[1]
+CSRC = ROOT / "csrc"
+FOLDER = ROOT / "build" / "twin"
+BACKENDS = importlib.import_module("maskattn_kernels.backends")
+TORCH = Path(torch.__file__).parent
+COMPILER = os.environ.get("CXX", "c++")
+FLAGS = (
+    "-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror",
+    "-Wno-unknown-pragmas", "-ffp-contract=off", "-DMASKATTN_TWIN",
+    "-DTORCH_TARGET_VERSION=0x020b000000000000", "-isystem", str(TORCH / "include"),
+)  # fmt: skip
+# One dtype is enough to see an address that is wrong, and compiles in a third of the time.
+SANITIZE = (
+    "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer",
+    "-DMASKATTN_ONLY_BFLOAT16",
+)  # fmt: skip
+
+
+def sources(csrc: Path = CSRC) -> list[Path]:
+    kernels = [p for p in csrc.glob("cuda/*.cu") if p.name != "device.cu"]
+    return sorted([*kernels, csrc / "cuda" / "masked_attention.cpp", *csrc.glob("cuda/twin/*.cpp")])
+
+
+def build(flags: tuple[str, ...] = (), csrc: Path = CSRC) -> Path:
+    """The library of the twin, compiled now or by an earlier run from the same text."""
+    headers = hashlib.sha256(repr((COMPILER, FLAGS, flags, torch.__version__)).encode())
+    for path in sorted(p for p in csrc.rglob("*") if p.suffix in (".h", ".cuh")):
+        headers.update(str(path.relative_to(csrc)).encode() + path.read_bytes())
+
+    def compile_one(source: Path) -> Path:
+        digest = headers.copy()
+        digest.update(source.read_bytes())
+        target = FOLDER / f"{source.stem}-{digest.hexdigest()[:16]}.o"
+        command = [COMPILER, *FLAGS, *flags, "-x", "c++", "-c", str(source)]
+        return _made(target, command)
+
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_one, sources(csrc)))
+    digest = hashlib.sha256(repr(objects).encode()).hexdigest()[:16]
+    command = [COMPILER, "-shared", *flags, *map(str, objects)]
+    return _made(FOLDER / f"twin-{digest}.so", [*command, "-L", str(TORCH / "lib"), "-ltorch_cpu"])
+
+
+def _made(target: Path, command: list[str]) -> Path:
+    """What the command writes, made now if it is not there; by several processes at a time."""
+    if not target.exists():
+        own = target.with_name(f"{os.getpid()}-{target.name}")
+        run = subprocess.run([*command, "-o", str(own)], capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        own.replace(target)
+    return target
+
+
+class TwinBackend(Backend):
+    name = "twin"
+
+    def reasons(self, problem: Problem) -> list[str]:
+        return (
+            [] if problem.device_type == "cpu" and problem.head_dim > 0 else ["not for this call"]
+        )
+
+
+@cache
+def load(library: Path) -> tuple[ctypes.CDLL, ops.BackendOps]:
+    torch.ops.load_library(library)
+    found = ops._find_ops("twin")
+    ops._register(found)
+    return ctypes.CDLL(str(library)), found
+
+
+def install(monkeypatch: pytest.MonkeyPatch, library: Path) -> None:
+    """Makes the twin a backend that can be asked for by name, for the length of one test."""
+    _, found = load(library)
+    monkeypatch.setitem(ops.OPS, "twin", found)
+    everything = (*BACKENDS.BACKENDS, TwinBackend())
+    monkeypatch.setattr(BACKENDS, "BACKENDS", everything)
+    monkeypatch.setattr(explanation, "BACKENDS", everything)
+
+
+@contextmanager
+def planted(library: Path, barrier: int = 0, wait: bool = False) -> Iterator[None]:
+    """Leaves out the so-many-th barrier of every thread, or every wait for copies."""
+    plant = load(library)[0].maskattn_twin_plant
+    plant(barrier, wait)
+    try:
+        yield
+    finally:
+        plant(0, False)
