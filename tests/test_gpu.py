@@ -14,11 +14,22 @@ from torch import Tensor
 
 from maskattn_kernels import masked_attention
 
-GPU_TARGETS = [Target("triton", dtype, device="cuda") for dtype in (torch.float32, torch.bfloat16)]
+GPU_TARGETS = [
+    Target(backend, dtype, device="cuda")
+    for backend in ("triton", "cuda")
+    for dtype in (torch.float32, torch.bfloat16)
+]
 CASE = Case("gpu", heads=2, query_len=300, key_len=300, bias="normal", keys=0.4, queries=0.5)
 REPEATS = 1000
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+
+
+@pytest.fixture(autouse=True)
+def backend_is_there(target: Target) -> None:
+    reason = target.missing()
+    if reason:
+        pytest.skip(reason)
 
 
 class Call:

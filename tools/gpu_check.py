@@ -5,7 +5,7 @@
 
 Each step is a process with a limit of its own; the next one starts whatever became of it. Logs,
 measurements and summary.json lie in FOLDER as soon as they exist. Needs the repository, torch with
-CUDA, triton, pytest and pytest-xdist; the C++ library need not be built.
+CUDA, triton, pytest and pytest-xdist; for the step "build" also nvcc, cmake and ninja.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 import time
 from pathlib import Path
 
+DEFAULT = "build,info,tests,gpu,sweep,memcheck,racecheck,small"
 ROOT = Path(__file__).resolve().parents[1]
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 MASKATTN = [sys.executable, "-m", "maskattn_kernels.cli"]
@@ -30,6 +31,11 @@ def steps(out: Path) -> dict[str, tuple[int, list[str], dict[str, str]]]:
     sanitizer = ["compute-sanitizer", "--error-exitcode", "9", "--tool"]
     bench = [*MASKATTN, "bench", "--device", "cuda", "--out", str(out)]
     return {
+        "build": (
+            300,
+            [sys.executable, *"-m pip install -q --no-build-isolation --no-deps -e .".split()],
+            {"MASKATTN_BUILD": "cuda"},
+        ),
         "info": (60, [*MASKATTN, "info"], {}),
         "tests": (200, [*PYTEST, "-n", "8", "-k", "cuda", "tests"], {}),
         "gpu": (120, [*PYTEST, "tests/test_gpu.py"], {}),
@@ -71,7 +77,7 @@ def run(name: str, limit: float, command: list[str], extra: dict[str, str], out:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for logs and measurements")
-    parser.add_argument("--steps", default="info,tests,gpu,sweep,memcheck,racecheck,small")
+    parser.add_argument("--steps", default=DEFAULT)
     parser.add_argument("--minutes", type=float, default=9.0, help="for all steps together")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
