@@ -10,12 +10,17 @@ import torch
 
 pytest.importorskip("skimage", reason="the extra [demo] is not installed")
 pytest.importorskip("matplotlib", reason="the extra [demo] is not installed")
+pytest.importorskip("pytorch_lightning", reason="the extra [demo] is not installed")
 
 from maskattn_kernels import cli
 from maskattn_kernels.benchmark import network
-from maskattn_kernels.demo import compare, photographs, run
+from maskattn_kernels.demo import compare, photographs, run, training
 
 SIDE = 32
+HARDLY_ANY_TRAINING = (
+    *("--data.size=32", "--data.batch_size=2", "--data.val_options.count=2"),
+    *("--network.width=4", "--steps=4", "--val_every=4", "--log_every=2"),
+)
 
 
 @pytest.fixture
@@ -28,6 +33,8 @@ def small(monkeypatch):
     monkeypatch.setattr(run, "CHART_KEEPS", (0.25, 1.0))
     monkeypatch.setattr(run, "FORWARD_SECONDS", 0.01)
     monkeypatch.setattr(run, "LAYER_SECONDS", 0.01)
+    monkeypatch.setattr(training, "OPTIONS", (*training.OPTIONS, *HARDLY_ANY_TRAINING))
+    monkeypatch.setattr(training, "PANELS", 1)
     # Processes of their own would not see the patches above; they are tested with the benchmark.
     monkeypatch.setattr(run, "in_fresh_process", lambda *args: 3 * 2**20)
     monkeypatch.setattr(compare, "in_fresh_process", lambda *args: 2**20)
@@ -114,7 +121,9 @@ def test_the_command_leaves_a_page_that_stands_alone(small, tmp_path, capsys):
     page.feed(text)
     assert page.open == []
     assert len(page.sources) > 8
+    assert page.sources.pop(page.sources.index("#learned")) and 'id="learned"' in text
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert "for 4 steps on" in text and text.count('class="panel"') == 1
     assert not re.search(r"https?://|\$[a-z]", re.sub(r"base64,[^\"]*", "", text))
     assert "The weights are random" in text
 
