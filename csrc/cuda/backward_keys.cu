@@ -16,7 +16,8 @@ template <typename T, int kDim>
 struct ForKeys : Backward<T, kDim> {
   using Backward<T, kDim>::kRowBytes;
   static constexpr int kKeys = 16 * Backward<T, kDim>::kWarps;
-  static constexpr int kQueries = Backward<T, kDim>::kStreamed;
+  // At head_dim 128 dk and dv fill half of the registers, and leave room for scores of 16 queries.
+  static constexpr int kQueries = kDim == 128 ? 16 : Backward<T, kDim>::kStreamed;
 
   struct Memory {
     alignas(128) char k[kKeys * kRowBytes];

@@ -27,9 +27,9 @@ struct Forward {
   static constexpr int kRowBytes = Tile<T, kDim>::kRowBytes;
   static constexpr int kWarps = kRowBytes > 512 ? 2 : 4;
   static constexpr int kThreads = kWarps * kWarpSize;
-  static constexpr int kM = sizeof(T) == 2 && kRowBytes <= 256 ? 2 : 1;  // 16-row blocks of a warp
+  static constexpr int kM = sizeof(T) == 2 && kRowBytes <= 128 ? 2 : 1;  // blocks of 16 rows of a warp
   static constexpr int kQueries = 16 * kM * kWarps;
-  static constexpr int kKeys = kRowBytes > 256 ? 16384 / kRowBytes : kM == 2 && kRowBytes == 256 ? 32 : 64;
+  static constexpr int kKeys = kRowBytes > 512 ? 16 : kRowBytes > 128 ? 32 : 64;
 
   struct Memory {  // at most 99 KiB, which every chip has
     alignas(128) char q[kQueries * kRowBytes];
