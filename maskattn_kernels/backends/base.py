@@ -62,6 +62,19 @@ class Backend:
         return {}
 
 
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def kernel_limits(problem: Problem) -> list[str]:
+    """Why a call is nothing for fused kernels, whatever their backend; empty when it is."""
+    why = []
+    if problem.dtype not in KERNEL_DTYPES:
+        why.append(f"supports float32, bfloat16 and float16, got {problem.dtype}")
+    if problem.head_dim == 0:
+        why.append("needs a head_dim of at least 1, got 0")
+    return why
+
+
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of scores, lse and key_bias for tensors of `dtype`."""
     return torch.float64 if dtype is torch.float64 else torch.float32

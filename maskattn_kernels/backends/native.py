@@ -12,7 +12,7 @@ from importlib import resources
 
 import torch
 
-from maskattn_kernels.backends.base import SCHEMAS, Backend
+from maskattn_kernels.backends.base import SCHEMAS, Backend, kernel_limits
 from maskattn_kernels.problem import Problem
 
 try:
@@ -54,7 +54,6 @@ def _build_report(key: str) -> str:
 
 class CpuBackend(Backend):
     name = "cpu"
-    dtypes = (torch.float32, torch.bfloat16, torch.float16)
 
     def __init__(self) -> None:
         self._not_loaded = _why_not_loaded("compiled library", _IMPORT_ERROR, "cpu", "reason")
@@ -73,11 +72,7 @@ class CpuBackend(Backend):
         why = list(self._not_loaded)
         if problem.device_type != "cpu":
             why.append(f"runs on cpu tensors, got {problem.device_type}")
-        if problem.dtype not in self.dtypes:
-            why.append(f"supports float32, bfloat16 and float16, got {problem.dtype}")
-        if problem.head_dim == 0:
-            why.append("needs a head_dim of at least 1, got 0")
-        return why
+        return why + kernel_limits(problem)
 
     def build(self) -> dict[str, str]:
         if self._not_loaded:
@@ -90,7 +85,6 @@ class CpuBackend(Backend):
 
 class CudaBackend(Backend):
     name = "cuda"
-    dtypes = (torch.float32, torch.bfloat16, torch.float16)
     oldest = (8, 0)  # compute capability; older chips have no asynchronous copies and no bfloat16
     by_name_only = "it has not been measured on a GPU yet"
 
@@ -112,11 +106,7 @@ class CudaBackend(Backend):
             why.append(f"runs on tensors on an NVIDIA GPU, got {problem.device_type}")
         else:
             why += self._too_old()
-        if problem.dtype not in self.dtypes:
-            why.append(f"supports float32, bfloat16 and float16, got {problem.dtype}")
-        if problem.head_dim == 0:
-            why.append("needs a head_dim of at least 1, got 0")
-        return why
+        return why + kernel_limits(problem)
 
     def build(self) -> dict[str, str]:
         return {} if self._not_loaded or not torch.version.cuda else dict(_cuda.build_info())

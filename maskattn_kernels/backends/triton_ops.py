@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from maskattn_kernels.backends.base import SCHEMAS, Backend
+from maskattn_kernels.backends.base import SCHEMAS, Backend, kernel_limits
 from maskattn_kernels.problem import Problem
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
@@ -29,7 +29,6 @@ OLDEST = (8, 0)  # compute capability; older chips have no asynchronous copies a
 
 class TritonBackend(Backend):
     name = "triton"
-    dtypes = (torch.float32, torch.bfloat16, torch.float16)
 
     def unavailable(self) -> list[str]:
         why = [] if INSTALLED else ["triton is not installed"]
@@ -54,11 +53,7 @@ class TritonBackend(Backend):
             why.append(f"runs on cuda tensors, got {problem.device_type}")
         elif not INTERPRETED:
             why += _too_old()
-        if problem.dtype not in self.dtypes:
-            why.append(f"supports float32, bfloat16 and float16, got {problem.dtype}")
-        if problem.head_dim == 0:
-            why.append("needs a head_dim of at least 1, got 0")
-        return why
+        return why + kernel_limits(problem)
 
     def build(self) -> dict[str, str]:
         if not INSTALLED:

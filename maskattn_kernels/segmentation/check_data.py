@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 from PIL import Image, ImageDraw
 
+from maskattn_kernels.segmentation.command_line import Parser, count
 from maskattn_kernels.segmentation.data import NAMES, DataError, open_dataset
 from maskattn_kernels.segmentation.data.augmentation import fit
 from maskattn_kernels.segmentation.sample import VOID, Classes, Sample, SegmentationDataset
@@ -164,19 +165,6 @@ def _with_legend(picture: Image.Image, classes: Classes, shown: Sequence[int]) -
     return full
 
 
-class _Parser(argparse.ArgumentParser):
-    """Errors in one line."""
-
-    def error(self, message: str) -> Any:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
-
-
-def _number(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}")
-    return int(text)
-
-
 def _option(text: str) -> tuple[str, Any]:
     key, sign, value = text.partition("=")
     if not sign or not key:
@@ -189,12 +177,12 @@ def _option(text: str) -> tuple[str, Any]:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line of ``maskattn check-data``."""
-    parser = _Parser(prog=_PROGRAM, description="See what is in a data set, before any training.")
+    parser = Parser(prog=_PROGRAM, description="See what is in a data set, before any training.")
     parser.add_argument("name", choices=NAMES, help="how the data is laid out")
     parser.add_argument("--root", type=Path, metavar="DIR", help="folder of the data")
     parser.add_argument(
         "--images",
-        type=_number,
+        type=count,
         default=500,
         metavar="N",
         help="read so many of each split, evenly spread; 0 = all (default 500)",
@@ -207,7 +195,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="folder for the sheets of samples (default out/check-data)",
     )
     parser.add_argument(
-        "--samples", type=_number, default=8, metavar="N", help="in a sheet; 0 = none (default 8)"
+        "--samples", type=count, default=8, metavar="N", help="in a sheet; 0 = none (default 8)"
     )
     parser.add_argument(
         "--set",
