@@ -147,6 +147,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--threads", type=_threads, help="default: as many as torch chooses")
     bench.add_argument(
+        "--resume",
+        type=Path,
+        metavar="JSON",
+        help="go on with a run of the same grid: take what is missing, and again what others on "
+        "this machine disturbed; the calmer of two measurements stays",
+    )
+    bench.add_argument(
         "--out",
         default="out/bench",
         metavar="DIR",
@@ -214,17 +221,26 @@ def progress(number: int, steps: int, label: str, row: dict[str, Any] | None, st
     )
 
 
-def bench(grid: str, dtypes: Sequence[str], device: str, out: Path) -> int:
-    """Run a grid; print the report; leave JSON and plots in a folder."""
+def bench(
+    grid: str, dtypes: Sequence[str], device: str, out: Path, earlier: Path | None = None
+) -> int:
+    """Run a grid, or go on with an earlier run; print the report; leave JSON and plots."""
     steps = suite.plan(grid, dtypes, device)
-    results = suite.new_results(grid, device)
-    path = suite.result_path(out, grid, results["machine"])
+    if earlier is None:
+        results = suite.new_results(grid, device)
+        path = suite.result_path(out, grid, results["machine"])
+    else:
+        try:
+            results, path = suite.read_results(earlier, grid, steps, device), earlier
+        except ValueError as error:
+            print(f"maskattn bench: --resume: {error}", file=sys.stderr)
+            return 2
     start = time.monotonic()
     try:
         for number, step, row in suite.run(steps, results, path):
             progress(number, len(steps), step.label, row, start)
     except KeyboardInterrupt:
-        kept = f"; the finished rows are in {path}" if path.exists() else ""
+        kept = f"; --resume goes on with {path}" if path.exists() else ""
         raise Interrupted(f"interrupted{kept}") from None
     print(report.text(results))
     print(f"\nwritten: {path}")
@@ -324,7 +340,9 @@ def _run(arguments: argparse.Namespace) -> int:
             return 2
         if arguments.tune:
             return tune(arguments.dtype)
-        return bench(arguments.grid, arguments.dtype, arguments.device, arguments.out)
+        return bench(
+            arguments.grid, arguments.dtype, arguments.device, arguments.out, arguments.resume
+        )
     return demo(arguments.out)
 
 

@@ -271,6 +271,46 @@ def test_a_run_saves_each_step_and_marks_wrong_ones(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["run.json"]
 
 
+def row(name, high):
+    return {"name": name, "peers": {"ours": {"median": 1.0, "low": 1.0, "high": high}}}
+
+
+def test_a_resumed_run_takes_what_is_missing_and_what_was_disturbed():
+    taken = []
+
+    def step(name, high):
+        return suite.Step("cells", name, lambda: taken.append(name) or row(name, high))
+
+    steps = [step("calm", 1.0), step("better", 1.1), step("worse", 3.0), step("missing", 9.0)]
+    old = [row("calm", 1.2), row("better", 1.5), row("worse", 2.0)]
+    results = {section: [] for section in suite.SECTIONS} | {"complete": False, "cells": [*old]}
+    numbers = [number for number, _, _ in suite.run(steps, results, None)]
+    assert taken == ["better", "worse", "missing"] and numbers == [2, 3, 4]
+    assert results["complete"]
+    assert results["cells"] == [old[0], row("better", 1.1), old[2], row("missing", 9.0)]
+
+
+def test_only_the_same_run_can_be_gone_on_with(tmp_path):
+    steps = [suite.Step("cells", "one", dict), suite.Step("cells", "two", dict)]
+    path = tmp_path / "run.json"
+    suite.save(suite.new_results("small") | {"cells": [{"name": "one"}]}, path)
+    results = suite.read_results(path, "small", steps)
+    assert results["cells"] == [{"name": "one"}] and len(results["gone_on"]) == 1
+    with pytest.raises(ValueError, match=r"run\.json: holds the grid small, got full"):
+        suite.read_results(path, "full", steps)
+    with pytest.raises(ValueError, match="holds other cases"):
+        suite.read_results(path, "small", steps[1:])
+    machine = suite.new_results("small")["machine"] | {"threads": 99}
+    suite.save(suite.new_results("small") | {"machine": machine}, path)
+    with pytest.raises(ValueError, match="was measured with threads 99, here"):
+        suite.read_results(path, "small", steps)
+    path.write_text("[]")
+    with pytest.raises(ValueError, match="not the results of a run"):
+        suite.read_results(path, "small", steps)
+    with pytest.raises(ValueError, match="No such file"):
+        suite.read_results(tmp_path / "none.json", "small", steps)
+
+
 def test_plans_name_known_sections_and_grow():
     lengths = []
     for name in ("quick", "small", "full"):

@@ -100,13 +100,21 @@ def test_bench_with_a_wrong_result_fails(short_plan, tmp_path, capsys):
 
 
 def test_interrupted_bench_keeps_what_is_finished(short_plan, tmp_path, capsys):
-    short_plan(lambda: {"name": "one", "wrong": "-"}, lambda: raise_(KeyboardInterrupt()))
+    stopped = (lambda: {"name": "step 0", "wrong": "-"}, lambda: raise_(KeyboardInterrupt()))
+    short_plan(*stopped)
     assert cli.main(["bench", "--out", str(tmp_path)]) == 130
     path = next(tmp_path.glob("*.json"))
     saved = json.loads(path.read_text())
     assert len(saved["cells"]) == 1 and not saved["complete"]
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last == f"maskattn bench: interrupted; the finished rows are in {path}"
+    assert last == f"maskattn bench: interrupted; --resume goes on with {path}"
+    short_plan(stopped[0], lambda: {"name": "step 1", "wrong": "-"})
+    assert cli.main(["bench", "--out", str(tmp_path), "--resume", str(path)]) == 1
+    saved = json.loads(path.read_text())
+    assert [row["name"] for row in saved["cells"]] == ["step 0", "step 1"] and saved["complete"]
+    assert capsys.readouterr().err.startswith("[2/2 ")
+    assert cli.main(["bench", "--quick", "--out", str(tmp_path), "--resume", str(path)]) == 2
+    assert "--resume: " in one_line(capsys)
 
 
 def test_failure_while_running_is_one_line_and_exit_code_1(short_plan, tmp_path, capsys):
