@@ -2,6 +2,7 @@
 """`maskattn predict` and `eval`: their files, sources and errors."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -74,9 +75,73 @@ def test_frames_of_a_film(tmp_path):
     assert all(frame.read().shape == (6, 8, 3) for frame in found)
 
 
+@pytest.fixture
+def video(tmp_path):
+    """Five frames, red with a green part that grows from the left."""
+    cv2 = pytest.importorskip("cv2", reason="no OpenCV here")
+    path = tmp_path / "drive.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    for number in range(5):
+        picture = np.zeros((48, 64, 3), np.uint8)
+        picture[..., 2] = 250  # OpenCV's red comes last
+        picture[:, : 10 * number + 8] = (0, 250, 0)
+        writer.write(picture)
+    writer.release()
+    return path
+
+
+def check_video(found, name):
+    assert [frame.name for frame in found] == [f"{name}-{number:06d}" for number in range(5)]
+    for number, frame in enumerate(found):
+        pixels = frame.read()
+        assert pixels.shape == (48, 64, 3) and pixels.dtype == np.uint8
+        assert pixels[24, 60].argmax() == 0 and pixels[24, 10 * number + 4].argmax() == 1
+
+
+def test_a_video_through_opencv(video):
+    check_video(list(frames(str(video))), "drive")
+
+
+def test_a_video_through_imageio(video, monkeypatch):
+    pytest.importorskip("imageio", reason="no imageio here")
+    pytest.importorskip("av", reason="imageio has no plugin for videos here")
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    check_video(list(frames(str(video))), "drive")
+
+
+def test_a_camera(video, monkeypatch):
+    """A film stands in for the camera, which differs for OpenCV in its number alone."""
+    import cv2
+
+    films = {3: str(video)}
+    opened = cv2.VideoCapture
+    monkeypatch.setattr(cv2, "VideoCapture", lambda source: opened(films.get(source, "none")))
+    check_video(list(frames("3")), "camera3")
+    with pytest.raises(DataError, match="4: OpenCV cannot open it"):
+        list(frames("4"))
+
+
+def test_predict_of_a_video(video, checkpoint, tmp_path):
+    summary = predict.predict(str(video), checkpoint, tmp_path / "out", panels=1, limit=4)
+    assert summary["images"] == 4
+    labels = sorted(path.name for path in (tmp_path / "out" / "labels").iterdir())
+    assert labels == [f"drive-{number:06d}.png" for number in range(4)]
+
+
+@pytest.mark.parametrize("hidden", [(), ("cv2",)], ids=["opencv", "imageio"])
+def test_a_file_that_is_no_video(hidden, tmp_path, monkeypatch):
+    pytest.importorskip("cv2", reason="no OpenCV here")
+    pytest.importorskip("imageio", reason="no imageio here")
+    for package in hidden:
+        monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / "bad.mp4").write_bytes(b"nonsense" * 100)
+    with pytest.raises(DataError, match=r"bad\.mp4: (OpenCV cannot open it|reading videos needs)"):
+        list(frames(str(tmp_path / "bad.mp4")))
+
+
 def test_a_video_without_its_packages(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "cv2", None)
-    monkeypatch.setitem(__import__("sys").modules, "imageio", None)
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    monkeypatch.setitem(sys.modules, "imageio", None)
     (tmp_path / "a.mp4").touch()
     for source in (str(tmp_path / "a.mp4"), "0"):
         with pytest.raises(DataError, match="needs OpenCV; pip install opencv-python-headless"):
