@@ -114,7 +114,8 @@ def _target(arch: str) -> GPUTarget:
 def _constants(kernel: Any, job: Job) -> dict[str, Any]:
     values = {
         "HAS_QUERY_INDEX": True, "HAS_KEY_INDEX": True, "HAS_BIAS": True, "HAS_DLSE": True,
-        "SPLITS": 1 if job.kernel == "fwd" else 4, "PRECISION": "tf32" if job.dtype == "tf32" else "ieee",
+        "SPLITS": 1 if job.kernel == "fwd" else 4,
+        "PRECISION": "tf32" if job.dtype == "tf32" else "ieee",
         "UNIT": LOG2E.value if job.dtype == "bf16" else 1.0,
         "D": job.head_dim, "D_PAD": tuning.head_dim_pad(job.head_dim),
         "BLOCK": SELECT_BLOCK, "BLOCK_M": job.config.block_m, "BLOCK_N": job.config.block_n,

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from maskattn_kernels.segmentation.atomic import replace_file
 from maskattn_kernels.segmentation.sample import VOID, Classes
 
 __all__ = [
@@ -181,7 +182,8 @@ class PanopticWriter:
             "annotations": self._annotations,
             "categories": categories(self.classes),
         }
-        self.path.write_text(json.dumps(content) + "\n")
+        text = json.dumps(content) + "\n"
+        replace_file(self.path, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def encode_masks(masks: np.ndarray) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from maskattn_kernels.segmentation.atomic import WriteError
+from maskattn_kernels.segmentation.atomic import WriteError, replace_file
 from maskattn_kernels.segmentation.coco_format import PanopticWriter
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.images import read_labels
@@ -95,7 +95,7 @@ class Writer:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a small file at once."""
-        self._guarded(lambda: (self.out / name).write_text(text, encoding="utf-8"))
+        replace_file(self.out / name, lambda path: path.write_text(text, encoding="utf-8"))
 
     def _write(self, prediction: Prediction, with_panel: bool) -> None:
         self._guarded(lambda: self._write_files(prediction, with_panel))
