@@ -9,6 +9,7 @@ import torch
 from maskattn_kernels.models import MaskAttnUNet
 from maskattn_kernels.nn import (
     GumbelSelector,
+    LocalTopKSelector,
     MaskAttention2d,
     MaskHead,
     Selection,
@@ -19,7 +20,7 @@ from maskattn_kernels.nn import (
 )
 from maskattn_kernels.nn.straight_through import straight_through
 
-LEARNED = ("topk", "threshold", "gumbel")
+LEARNED = ("topk", "local", "threshold", "gumbel")
 NAN, INF = float("nan"), float("inf")
 
 
@@ -44,6 +45,36 @@ def test_topk_selects_exactly_k(keep, size):
     lowest_in = torch.where(selection.mask, features[:, 0], INF).amin((1, 2))
     highest_out = torch.where(selection.mask, -INF, features[:, 0]).amax((1, 2))
     assert (lowest_in >= highest_out).all()
+
+
+@pytest.mark.parametrize("window", [1, 2, 4, 99])
+@pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (16, 16), (9, 14)])
+def test_local_topk_takes_the_best_of_every_window(keep, size, window):
+    features = torch.randint(5, (3, 1, *size)).float()  # full of ties
+    selection = LocalTopKSelector(keep, window=window)(features)
+    height, width = size
+    assert selection.mask.sum((1, 2)).tolist() == [max(1, round(keep * height * width))] * 3
+    share = max(keep, 1 / (height * width))
+    for top in range(0, height, window):
+        for left in range(0, width, window):
+            place = (slice(top, top + window), slice(left, left + window))
+            values, mask = features[(slice(None), 0, *place)], selection.mask[(slice(None), *place)]
+            counts = mask.flatten(1).sum(1)
+            assert (counts == counts[0]).all()
+            assert abs(counts[0] - share * mask[0].numel()) <= 1
+            in_order = values.flatten(1).sort(dim=1, descending=True, stable=True).indices
+            expected = torch.zeros_like(mask.flatten(1))
+            expected.scatter_(1, in_order[:, : counts[0]], True)
+            assert torch.equal(mask.flatten(1), expected)
+
+
+def test_one_window_over_all_is_topk():
+    features = torch.randn(2, 1, 6, 7)
+    one, all_of_it = LocalTopKSelector(0.3, window=7)(features), TopKSelector(0.3)(features)
+    assert torch.equal(one.mask, all_of_it.mask)
+    torch.testing.assert_close(one.score, all_of_it.score)
+    torch.testing.assert_close(one.key_bias, all_of_it.key_bias)
 
 
 def test_ties_go_to_the_first():
@@ -85,7 +116,7 @@ def test_selected_means_score_from_a_half(name):
     torch.testing.assert_close(selection.key_bias, selection.score.log())
 
 
-@pytest.mark.parametrize("name", ["topk", "threshold"])
+@pytest.mark.parametrize("name", ["topk", "local", "threshold"])
 def test_the_same_choice_in_training_and_inference(name):
     attention = MaskAttention2d(8, selector=make_selector(name))
     x = torch.randn(2, 8, 6, 6)
@@ -191,7 +222,7 @@ def test_every_parameter_of_a_network_gets_a_gradient(name, sparsity):
 
 
 @pytest.mark.parametrize("sparsity", ["qk", "k"])
-@pytest.mark.parametrize("name", ["topk", "threshold"])
+@pytest.mark.parametrize("name", ["topk", "local", "threshold"])
 def test_cores_agree_in_outputs_and_gradients(name, sparsity):
     def result(core, dtype):
         torch.manual_seed(0)
@@ -299,6 +330,7 @@ def test_no_selector_takes_all_pixels():
     [
         (lambda: make_selector("best"), ValueError, 'selector: expected one of "random", .* got'),
         (lambda: TopKSelector(2.0), ValueError, "keep: expected a number from 0 to 1, got 2.0"),
+        (lambda: LocalTopKSelector(window=0), ValueError, "window: .* got 0"),
         (lambda: TopKSelector(min_keep=0), ValueError, "min_keep: .* got 0"),
         (lambda: GumbelSelector(temperature=(0.1, 1.0)), ValueError, "temperature: .* got"),
         (lambda: GumbelSelector().anneal(1.5), ValueError, "progress: .* got 1.5"),

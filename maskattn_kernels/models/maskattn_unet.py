@@ -54,8 +54,8 @@ class MaskAttnUNet(nn.Module):
         depth: how often the size is halved; there are ``2 * depth`` attention modules.
         bottleneck: channels inside the bottleneck; None = twice those of the deepest level.
         num_heads: of every attention module.
-        selector: who selects pixels where no mask is given: "random", "topk", "threshold" or
-            "gumbel" (learned, see `maskattn_kernels.nn`), or "none" for all pixels.
+        selector: who selects pixels where no mask is given: "random", "topk", "local",
+            "threshold" or "gumbel" (learned, see `maskattn_kernels.nn`), or "none" for all pixels.
         keep: fraction of pixels selected, as the selector takes it.
         min_keep: learned selectors keep at least so many pixels.
         seed: of random masks; each scale draws its own.

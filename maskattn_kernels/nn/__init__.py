@@ -15,6 +15,7 @@ from maskattn_kernels.nn.multihead import MaskedMultiheadAttention
 from maskattn_kernels.nn.score_selectors import (
     SELECTORS,
     GumbelSelector,
+    LocalTopKSelector,
     ScoreSelector,
     ThresholdSelector,
     TopKSelector,
@@ -29,6 +30,7 @@ __all__ = [
     "DenseAttentionCore",
     "GumbelSelector",
     "IdentityAttentionCore",
+    "LocalTopKSelector",
     "MaskAttention2d",
     "MaskHead",
     "MaskedMultiheadAttention",

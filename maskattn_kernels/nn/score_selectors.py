@@ -24,6 +24,7 @@ from maskattn_kernels.nn.selectors import RandomSelector, Selection, Selector
 __all__ = [
     "SELECTORS",
     "GumbelSelector",
+    "LocalTopKSelector",
     "ScoreSelector",
     "ThresholdSelector",
     "TopKSelector",
@@ -91,6 +92,86 @@ class TopKSelector(ScoreSelector):
         logits = logits - logits.mean((1, 2), keepdim=True)
         mask, border = _highest(logits.detach(), count)
         return _selection(mask, logits - border)
+
+
+class LocalTopKSelector(ScoreSelector):
+    """Selects the tokens of the highest logits within each small window: learned, and spread out.
+
+    The highest of the whole image (`TopKSelector`) tend to lie together, and regions without any
+    neither ask nor answer. Here every window of the image has its share, ``max(min_keep, round(keep
+    * H * W))`` in all: it is the window's own best, and no part of the image is left out. The score
+    is ``sigmoid(logit - lowest selected logit of the window)``. Ties go to the token that comes
+    first. Windows at the right and lower edge may be smaller.
+
+    Args:
+        keep, min_keep: as in `TopKSelector`.
+        window: side in tokens.
+
+    Example:
+        >>> import torch
+        >>> from maskattn_kernels.nn import LocalTopKSelector
+        >>> logits = torch.tensor([[[[9.0, 8.0, 1.0, 0.0], [7.0, 6.0, 0.0, 2.0]]]])
+        >>> LocalTopKSelector(keep=0.25, window=2)(logits).mask
+        tensor([[[ True, False, False, False],
+                 [False, False, False,  True]]])
+    """
+
+    def __init__(self, keep: float = 0.25, *, min_keep: int = 1, window: int = 4) -> None:
+        super().__init__(keep, min_keep=min_keep)
+        check_positive_int("window", window)
+        self.window = window
+
+    @property
+    def start(self) -> None:
+        return None
+
+    def forward(self, features: Tensor) -> Selection:
+        logits = _finite(features)
+        batch, height, width = logits.shape
+        side, device = self.window, logits.device
+        rows, columns = -(-height // side), -(-width // side)
+        padded = F.pad(
+            logits.detach(),
+            (0, columns * side - width, 0, rows * side - height),
+            value=-float("inf"),
+        )
+        windows = padded.view(batch, rows, side, columns, side).transpose(2, 3)
+        ordered, order = windows.reshape(batch, rows * columns, side * side).sort(
+            dim=-1, descending=True, stable=True
+        )
+        counts = self._counts(height, width, device)
+        chosen = torch.arange(side * side, device=device) < counts.unsqueeze(-1)
+        mask = torch.zeros_like(order, dtype=torch.bool)
+        mask = mask.scatter(-1, order, chosen.expand_as(order))
+        last = (counts - 1).clamp_min(0).view(1, -1, 1).expand(batch, -1, 1)
+        border = ordered.gather(-1, last)
+        # Where a window has no share, its best must score less than those that are selected.
+        border = (border + (counts == 0).view(1, -1, 1)).expand_as(ordered)
+
+        def back(cells: Tensor) -> Tensor:
+            cells = cells.reshape(batch, rows, columns, side, side).transpose(2, 3)
+            return cells.reshape(batch, rows * side, columns * side)[:, :height, :width]
+
+        gate = logits - back(border)
+        return Selection(back(mask), F.logsigmoid(gate), gate.sigmoid(), logits)
+
+    def _counts(self, height: int, width: int, device: torch.device) -> Tensor:
+        """Tokens to select in each window, in row-major order; rounded so that their sum is right.
+
+        Computed on the device: nothing is copied there, and nothing waits.
+        """
+        side, tokens = self.window, height * width
+        share = max(self.keep, min(1.0, self.min_keep / max(tokens, 1)))
+        tall, wide = (
+            (size - side * torch.arange(-(-size // side), device=device)).clamp_max(side)
+            for size in (height, width)
+        )
+        area = (tall.unsqueeze(1) * wide).flatten()
+        upto = (area.cumsum(0).double() * share).round().long()
+        return torch.diff(upto, prepend=upto.new_zeros(1))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, window={self.window}"
 
 
 class ThresholdSelector(ScoreSelector):
@@ -210,7 +291,7 @@ def keep_ratio_loss(selections: Iterable[Selection], target: float) -> Tensor:
     return torch.stack(losses).mean() if losses else torch.zeros(())
 
 
-SELECTORS = ("random", "topk", "threshold", "gumbel", "none")
+SELECTORS = ("random", "topk", "local", "threshold", "gumbel", "none")
 """The names that `make_selector` knows."""
 
 
@@ -237,7 +318,12 @@ def make_selector(
         return None
     if name == "random":
         return RandomSelector(keep, seed)
-    learned = {"topk": TopKSelector, "threshold": ThresholdSelector, "gumbel": GumbelSelector}
+    learned = {
+        "topk": TopKSelector,
+        "local": LocalTopKSelector,
+        "threshold": ThresholdSelector,
+        "gumbel": GumbelSelector,
+    }
     if name not in learned:
         names = ", ".join(f'"{known}"' for known in SELECTORS)
         raise ValueError(f"selector: expected one of {names}, got {name!r}")
