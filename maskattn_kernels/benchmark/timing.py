@@ -21,7 +21,7 @@ Call = Callable[[], object]
 #: Samples that everyone has at least, those in focus have at least, and anyone has at most. A call
 #: of more than SLOW_SECONDS has one less.
 MIN_ROUNDS, FOCUS_ROUNDS, MAX_ROUNDS = 3, 5, 300
-SLOW_SECONDS = 1.0
+SLOW_SECONDS = 3.0
 #: A sample repeats a call until it lasts about this long, so that the clock does not matter.
 MIN_SAMPLE_SECONDS = 2e-4
 
