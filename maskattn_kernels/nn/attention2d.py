@@ -51,7 +51,7 @@ class MaskAttention2d(nn.Module):
     Shapes:
         ``x`` (B,C,H,W), any H and W, floating point; output the same shape, and channels_last if
         ``x`` is. Gradients flow to ``x``, the parameters and ``key_bias``; to the mask head through
-        ``key_bias`` and, where the choice was hard, by the estimate of `straight_through`.
+        ``key_bias`` and, with ``sparsity="qk"``, by the estimate of `straight_through`.
 
     Example:
         >>> import torch
@@ -157,9 +157,8 @@ class MaskAttention2d(nn.Module):
         # The same object twice: masked_attention then selects once for queries and keys.
         query_mask = mask if self.sparsity == "qk" else None
         out = self.core(query, key, value, key_mask=mask, query_mask=query_mask, key_bias=key_bias)
-        if score is not None and score.requires_grad and isinstance(mask, Tensor):
-            queries = self.sparsity == "qk"
-            out = straight_through(out, score.flatten(1), value.detach(), mask, queries=queries)
+        if score is not None and self.sparsity == "qk":
+            out = straight_through(out, score.flatten(1))
         out = out.transpose(1, 2).reshape(batch, height * width, channels)
         y = self.norm(tokens + out)
         y = y.view(batch, height, width, channels).permute(0, 3, 1, 2)

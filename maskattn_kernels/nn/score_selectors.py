@@ -6,8 +6,11 @@ The choice is hard and made by one rule in training and inference. Two things le
 * ``key_bias`` is the log of the soft score, so the softmax weight of a selected key is multiplied
   by its score: a true gradient, no estimate. A softmax does not feel a shift of all biases; what
   it teaches is which selected keys are worth more than others.
-* ``score`` is what `straight_through` differentiates: the worth of a query's output, and what
-  tokens that were left out would have brought.
+* ``score`` is what `straight_through` differentiates: the worth of a query's output.
+
+Tokens that are left out have no gradient of their own: the head is shared by all tokens, and those
+that look like what was worth much rise. Estimates of what left-out tokens *would* have brought were
+tried; from keys nobody compared they were mostly noise, and networks learned worse with them.
 """
 
 from __future__ import annotations
