@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the variants of the study cost: a training step, an image, and their memory, at 128 x 128.
+
+    python bench/study/speed.py [--seconds 300]
+
+All variants in one process, in turns, float32, random weights (how long a step takes does not
+depend on them). A step is what training does with a batch of 8 scenes: forward, losses, backward,
+AdamW. Dense attention comes twice: by our own op with nothing left out, and by torch's SDPA. Then
+what lies around the network: how many images a second one core loads, and the rate of `predict`,
+files to files, as a share of the network's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from study import RESULTS, VARIANTS
+
+from maskattn_kernels.benchmark.machine import machine_facts
+from maskattn_kernels.benchmark.memory import in_fresh_process, peak_growth
+from maskattn_kernels.benchmark.timing import race
+from maskattn_kernels.segmentation.checkpoints import Checkpoint
+from maskattn_kernels.segmentation.data.batches import Batches
+from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes
+from maskattn_kernels.segmentation.losses import SegmentationLoss
+from maskattn_kernels.segmentation.network import SegmentationNetwork
+from maskattn_kernels.segmentation.predict import predict
+from maskattn_kernels.segmentation.train_options import parse
+
+SIDE, BATCH = 128, 8
+OPTIONS = {**VARIANTS, "dense-sdpa": ("--network.selector=none", "--network.core=sdpa")}
+
+
+def network_of(variant: str, classes: int, things: tuple[int, ...]) -> SegmentationNetwork:
+    torch.manual_seed(0)
+    options = parse(["--config", str(RESULTS.parent / "base.yaml"), *OPTIONS[variant]]).network
+    return SegmentationNetwork(classes, things, **options.as_dict())
+
+
+def step_of(variant: str) -> Callable[[], None]:
+    """A training step; always the same batch."""
+    batches = Batches("digit-scenes", size=SIDE, batch_size=BATCH, count=BATCH)
+    batch = next(iter(batches.train_dataloader()))
+    classes = batches.classes
+    network = network_of(variant, len(classes), classes.things).train()
+    loss = SegmentationLoss(classes.things, network.task)
+    optimizer = torch.optim.AdamW(network.parameters())
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss(network(batch["image"]), batch)["loss"].backward()
+        optimizer.step()
+
+    step()
+    return step
+
+
+def inference_of(variant: str) -> Callable[[], None]:
+    """One image through the network, no gradients."""
+    batches = Batches("digit-scenes", size=SIDE, batch_size=1, count=1)
+    image = next(iter(batches.val_dataloader()))["image"]
+    network = network_of(variant, len(batches.classes), batches.classes.things).eval()
+
+    @torch.inference_mode()
+    def infer() -> None:
+        network(image)
+
+    infer()
+    return infer
+
+
+KINDS = {"step": step_of, "inference": inference_of}
+
+
+def memory(kind: str, variant: str) -> int:
+    """Bytes that a call adds to its process, weights and optimizer state not counted."""
+    return peak_growth(KINDS[kind](variant))
+
+
+def loaded_per_second(batches_to_load: int = 32) -> float:
+    """Scenes that one core makes and augments for training in a second."""
+    loader = iter(Batches("digit-scenes", size=SIDE, batch_size=BATCH).train_dataloader())
+    next(loader)  # reads the textures
+    start = time.perf_counter()
+    for _ in range(batches_to_load):
+        next(loader)
+    return batches_to_load * BATCH / (time.perf_counter() - start)
+
+
+def prediction_shares(variant: str, repeats: int = 5, images: int = 256) -> list[float]:
+    """End-to-end rate of `predict` over the rate of its network alone, ascending."""
+    with tempfile.TemporaryDirectory() as folder:
+        scenes = DigitScenes("val", count=images)
+        (Path(folder) / "images").mkdir()
+        for scene in (scenes[i] for i in range(images)):
+            Image.fromarray(scene.image).save(Path(folder) / "images" / f"{scene.name}.png")
+        network = network_of(variant, len(scenes.classes), scenes.classes.things)
+        Checkpoint(network, scenes.classes, size=SIDE).save_pretrained(Path(folder) / "network")
+        shares = []
+        for _ in range(repeats):
+            shutil.rmtree(Path(folder) / "out", ignore_errors=True)
+            summary = predict(
+                f"{folder}/images", f"{folder}/network", Path(folder) / "out", device="cpu"
+            )
+            shares.append(summary["share_of_network_rate"])
+    return sorted(shares)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=300, help="of timing, about (default 300)")
+    given = parser.parse_args()
+    report: dict[str, object] = {"machine": machine_facts(), "side": SIDE, "batch": BATCH}
+    for kind, make in KINDS.items():
+        calls = {variant: make(variant) for variant in OPTIONS}
+        found = race(calls, given.seconds / len(KINDS))
+        del calls
+        rows = {}
+        for variant in OPTIONS:
+            timing = found.timing(variant)
+            rows[variant] = {
+                "seconds": timing.median,
+                "low": timing.low,
+                "high": timing.high,
+                "rounds": timing.rounds,
+                "dense / this": found.ratio("dense", variant),
+                "bytes": in_fresh_process(memory, kind, variant),
+            }
+            print(f"{kind} {variant}: {rows[variant]}", flush=True)
+        report[kind] = rows
+    report["loaded_per_second"] = loaded_per_second()
+    report["prediction_shares"] = prediction_shares("learned-qk-0.25")
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "speed.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

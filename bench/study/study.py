@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Do learned masks segment better than random ones? The study on digit scenes.
+
+    python bench/study/study.py train [--only PATTERN] [--jobs 2]   every run that is not done yet
+    python bench/study/study.py table                               what was found, as Markdown
+
+`train` may be stopped at any time: finished runs stay, the others go on where they were saved. A
+run is a variant of the network, a number of labelled images and a seed; everything else is
+base.yaml. Runs share the cores, an equal share of threads each, since small networks gain little
+from more. What is kept of a run lies under results/: config.yaml, train.csv and scores.json. How
+fast the variants are is for speed.py to say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+RESULTS = HERE / "results"
+WORK = ROOT / "out" / "study"  # checkpoints and saved states
+SEEDS = (0, 1, 2)
+KEEPS = (0.5, 0.25, 0.1)
+LABELLED = (10, 30, 100)  # "all" is the run without a limit
+
+#: Options of ``maskattn train`` by the name of the variant.
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "none": ("--network.selector=none", "--network.core=identity"),
+    "dense": ("--network.selector=none",),
+    **{
+        f"{name}-{sparsity}-{keep}": (
+            f"--network.selector={selector}",
+            f"--network.sparsity={sparsity}",
+            f"--network.keep={keep}",
+        )
+        for name, selector, keeps in (("random", "random", (0.25,)), ("learned", "local", KEEPS))
+        for sparsity in ("k", "qk")
+        for keep in keeps
+    },
+}
+FEW_LABELS = ("none", "learned-qk-0.25")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training; its name is that of its folder."""
+
+    variant: str
+    seed: int
+    labelled: int | None = None  # training images; None = all
+
+    @property
+    def name(self) -> str:
+        few = "" if self.labelled is None else f"-{self.labelled}-labelled"
+        return f"{self.variant}{few}-seed{self.seed}"
+
+    @property
+    def options(self) -> list[str]:
+        limit = [] if self.labelled is None else [f"--data.limit={self.labelled}"]
+        given = ["--config", str(HERE / "base.yaml"), *VARIANTS[self.variant], *limit]
+        return [*given, f"--seed={self.seed}", f"--out={WORK / self.name}"]
+
+
+def runs() -> Iterator[Run]:
+    """All runs, a seed after the other: what is stopped early has every variant once."""
+    for seed in SEEDS:
+        yield from (Run(variant, seed) for variant in VARIANTS)
+    for seed in SEEDS:
+        yield from (Run(variant, seed, n) for variant in FEW_LABELS for n in LABELLED)
+
+
+def scores_of(run: Run) -> dict[str, Any] | None:
+    path = RESULTS / run.name / "scores.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def train_one(name: str) -> None:
+    """Train and score a run in this process, and keep what it found."""
+    from maskattn_kernels.benchmark.machine import git_commit
+    from maskattn_kernels.segmentation.checkpoints import Checkpoint
+    from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes
+    from maskattn_kernels.segmentation.evaluate import evaluate
+    from maskattn_kernels.segmentation.train_options import parse
+    from maskattn_kernels.segmentation.training import train
+
+    run = next(run for run in runs() if run.name == name)
+    folder = WORK / run.name
+    start = time.monotonic()
+    going_on = ["--ckpt_path=last"] if (folder / "last.ckpt").exists() else []
+    train(parse([*run.options, *going_on]))
+    checkpoint = Checkpoint.from_pretrained(folder / "final")
+    found = {
+        textures: {
+            size: scores["mean"]
+            for size, scores in evaluate(checkpoint, DigitScenes("val", textures=textures)).items()
+        }
+        for textures in ("plain", "shifted")
+    }
+    kept = RESULTS / run.name
+    kept.mkdir(parents=True, exist_ok=True)
+    config = (folder / "config.yaml").read_text(encoding="utf-8").replace(f"{ROOT}/", "")
+    (kept / "config.yaml").write_text(config, encoding="utf-8")
+    shutil.copy(folder / "train.csv", kept)
+    minutes = round((time.monotonic() - start) / 60, 1)
+    report = {"run": run.name, "commit": git_commit(ROOT), "minutes": minutes, **found}
+    (kept / "scores.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def train_all(only: str, jobs: int) -> int:
+    """Train what is not done yet, some at a time; the exit status says whether all went well."""
+    todo = [r for r in runs() if fnmatch.fnmatch(r.name, only) and scores_of(r) is None]
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    WORK.mkdir(parents=True, exist_ok=True)
+
+    def train(run: Run) -> int:
+        command = [sys.executable, __file__, "one", run.name]
+        with open(WORK / f"{run.name}.log", "w", encoding="utf-8") as log:
+            return subprocess.run(command, env=environment, stdout=log, stderr=log).returncode
+
+    failed = 0
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting = {pool.submit(train, run): run for run in todo}
+        for done, future in enumerate(as_completed(waiting), start=1):
+            run = waiting[future]
+            scores = scores_of(run)
+            failed += scores is None
+            told = f"failed, see {WORK / run.name}.log" if scores is None else _in_short(scores)
+            print(f"[{done}/{len(todo)}] {run.name}  {told}", flush=True)
+    return 1 if failed else 0
+
+
+def _in_short(scores: dict[str, Any]) -> str:
+    mean = scores["plain"]["network size"]
+    return "  ".join(f"{name} {mean[name]:.1f}" for name in ("mIoU", "PQ", "AP"))
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation over seeds."""
+    if len(values) < 2:
+        return f"{values[0]:.1f} (one seed)" if values else "-"
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+
+def scores_table(title: str, rows: dict[str, list[Run]], textures: str = "plain") -> str:
+    """A row of means and spreads for each list of runs that differ in their seed alone."""
+    lines = [f"| {title} | mIoU | PQ | AP | seeds |", "|---|---|---|---|---|"]
+    for name, same in rows.items():
+        found = [scores[textures]["network size"] for scores in map(scores_of, same) if scores]
+        cells = [spread([mean[score] for mean in found]) for score in ("mIoU", "PQ", "AP")]
+        lines.append(" | ".join([f"| {name}", *cells, f"{len(found)} |"]))
+    return "\n".join(lines)
+
+
+def tables() -> str:
+    """All tables, from what lies under results/."""
+    whole = {variant: [Run(variant, seed) for seed in SEEDS] for variant in VARIANTS}
+    few = {
+        f"{variant}, {n or 'all'}": [Run(variant, seed, n) for seed in SEEDS]
+        for variant in FEW_LABELS
+        for n in (*LABELLED, None)
+    }
+    return "\n\n".join(
+        [
+            scores_table("variant", whole),
+            scores_table("variant, shifted textures", whole, "shifted"),
+            scores_table("variant, labelled images", few),
+            speed_table(),
+        ]
+    )
+
+
+def speed_table() -> str:
+    """What speed.py measured."""
+    path = RESULTS / "speed.json"
+    if not path.exists():
+        return "no speed.json yet"
+    found = json.loads(path.read_text())
+    lines = [
+        "| variant | training step | dense / this | its memory | one image | its memory |",
+        "|---|---|---|---|---|---|",
+    ]
+    for variant, step in found["step"].items():
+        infer = found["inference"][variant]
+        cells = (
+            f"{step['seconds']:.2f} s",
+            f"{step['dense / this']:.1f}x",
+            f"{step['bytes'] / 2**20:.0f} MiB",
+            f"{infer['seconds'] * 1e3:.0f} ms",
+            f"{infer['bytes'] / 2**20:.0f} MiB",
+        )
+        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    several = commands.add_parser("train", help="every run that is not done yet")
+    several.add_argument("--only", default="*", help="names of runs, as a shell pattern")
+    several.add_argument("--jobs", type=int, default=2, help="runs at a time (default 2)")
+    commands.add_parser("one", help="a single run").add_argument("name")
+    commands.add_parser("table", help="what was found, as Markdown")
+    given = parser.parse_args()
+    if given.command == "train":
+        return train_all(given.only, given.jobs)
+    if given.command == "one":
+        train_one(given.name)
+    else:
+        print(tables())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

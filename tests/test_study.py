@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The study of learned masks: its runs can start, and tables can be made of any number of them."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from maskattn_kernels.segmentation.train_options import parse
+
+PATH = Path(__file__).parents[1] / "bench" / "study" / "study.py"
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("study", PATH)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "study", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    return module
+
+
+def test_every_variant_is_a_config_of_train(study):
+    one_each = {run.variant: run for run in study.runs() if run.labelled is None}
+    variants = {name: parse(run.options) for name, run in one_each.items()}
+    assert set(variants) == set(study.VARIANTS)
+    for name, config in variants.items():
+        if name.startswith(("random", "learned")):
+            _, sparsity, keep = name.split("-")
+            assert (config.network.sparsity, config.network.keep) == (sparsity, float(keep))
+    assert variants["none"].network.core == "identity"
+    names = [run.name for run in study.runs()]
+    assert len(set(names)) == len(names)
+    few = next(run for run in study.runs() if run.labelled == 30)
+    assert parse(few.options).data.limit == 30
+
+
+def test_tables_of_what_is_done(study, tmp_path):
+    for seed, score in ((0, 20.0), (1, 22.0)):
+        mean = {"network size": {"mIoU": score, "PQ": score / 2, "AP": 0.0}}
+        folder = tmp_path / f"dense-seed{seed}"
+        folder.mkdir()
+        (folder / "scores.json").write_text(json.dumps({"plain": mean, "shifted": mean}))
+    text = study.tables()
+    assert "| dense | 21.0 ± 1.4 | 10.5 ± 0.7 | 0.0 ± 0.0 | 2 |" in text
+    assert "| none | - | - | - | 0 |" in text and "no speed.json yet" in text
