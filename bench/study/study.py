@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Do learned masks segment better than random ones? The study on digit scenes.
 
-    python bench/study/study.py train [--only PATTERN] [--jobs 2]   every run that is not done yet
-    python bench/study/study.py table                               what was found, as Markdown
+    python bench/study/study.py train [--only PATTERN ..] [--jobs 2]   every run that is not done yet
+    python bench/study/study.py table                                  what was found, as Markdown
 
 `train` may be stopped at any time: finished runs stay, the others go on where they were saved. A
 run is a variant of the network, a number of labelled images and a seed; everything else is
@@ -119,9 +119,10 @@ def train_one(name: str) -> None:
     (kept / "scores.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
-def train_all(only: str, jobs: int) -> int:
+def train_all(only: list[str], jobs: int) -> int:
     """Train what is not done yet, some at a time; the exit status says whether all went well."""
-    todo = [r for r in runs() if fnmatch.fnmatch(r.name, only) and scores_of(r) is None]
+    wanted = [r for r in runs() if any(fnmatch.fnmatch(r.name, pattern) for pattern in only)]
+    todo = [run for run in wanted if scores_of(run) is None]
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     WORK.mkdir(parents=True, exist_ok=True)
@@ -212,7 +213,7 @@ def main() -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     several = commands.add_parser("train", help="every run that is not done yet")
-    several.add_argument("--only", default="*", help="names of runs, as a shell pattern")
+    several.add_argument("--only", nargs="+", default=["*"], help="names of runs, or patterns")
     several.add_argument("--jobs", type=int, default=2, help="runs at a time (default 2)")
     commands.add_parser("one", help="a single run").add_argument("name")
     commands.add_parser("table", help="what was found, as Markdown")
