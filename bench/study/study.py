@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Do learned masks segment better than random ones? The study on digit scenes.
 
-    python bench/study/study.py train [--only PATTERN ..] [--jobs 2]   every run that is not done yet
-    python bench/study/study.py table                                  what was found, as Markdown
+    python bench/study/study.py train [--only PATTERN ..] [--jobs 2]    runs that are not done yet
+    python bench/study/study.py table                                   what was found, as Markdown
 
 `train` may be stopped at any time: finished runs stay, the others go on where they were saved. A
 run is a variant of the network, a number of labelled images and a seed; everything else is
