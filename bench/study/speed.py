@@ -114,6 +114,12 @@ def prediction_shares(variant: str, repeats: int = 5, images: int = 256) -> list
     return sorted(shares)
 
 
+def save(report: dict[str, object]) -> None:
+    """After every part, so that a run that is stopped leaves what it measured."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "speed.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=300, help="of timing, about (default 300)")
@@ -136,10 +142,11 @@ def main() -> None:
             }
             print(f"{kind} {variant}: {rows[variant]}", flush=True)
         report[kind] = rows
+        save(report)
     report["loaded_per_second"] = loaded_per_second()
+    save(report)
     report["prediction_shares"] = prediction_shares("learned-qk-0.25")
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "speed.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    save(report)
 
 
 if __name__ == "__main__":
