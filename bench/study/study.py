@@ -190,6 +190,8 @@ def speed_table() -> str:
     if not path.exists():
         return "no speed.json yet"
     found = json.loads(path.read_text())
+    if "inference" not in found:
+        return "speed.json is not finished"
     lines = [
         "| variant | training step | dense / this | its memory | one image | its memory |",
         "|---|---|---|---|---|---|",
