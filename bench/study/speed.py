@@ -13,12 +13,13 @@ files to files, as a share of the network's own.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -26,6 +27,7 @@ from study import RESULTS, VARIANTS
 
 from maskattn_kernels.benchmark.machine import machine_facts
 from maskattn_kernels.benchmark.memory import in_fresh_process, peak_growth
+from maskattn_kernels.benchmark.suite import save
 from maskattn_kernels.benchmark.timing import race
 from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.data.batches import Batches
@@ -114,39 +116,28 @@ def prediction_shares(variant: str, repeats: int = 5, images: int = 256) -> list
     return sorted(shares)
 
 
-def save(report: dict[str, object]) -> None:
-    """After every part, so that a run that is stopped leaves what it measured."""
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "speed.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=300, help="of timing, about (default 300)")
     given = parser.parse_args()
-    report: dict[str, object] = {"machine": machine_facts(), "side": SIDE, "batch": BATCH}
+    report: dict[str, Any] = {"machine": machine_facts(), "side": SIDE, "batch": BATCH}
     for kind, make in KINDS.items():
         calls = {variant: make(variant) for variant in OPTIONS}
         found = race(calls, given.seconds / len(KINDS))
         del calls
         rows = {}
         for variant in OPTIONS:
-            timing = found.timing(variant)
-            rows[variant] = {
-                "seconds": timing.median,
-                "low": timing.low,
-                "high": timing.high,
-                "rounds": timing.rounds,
+            rows[variant] = asdict(found.timing(variant)) | {
                 "dense / this": found.ratio("dense", variant),
                 "bytes": in_fresh_process(memory, kind, variant),
             }
             print(f"{kind} {variant}: {rows[variant]}", flush=True)
         report[kind] = rows
-        save(report)
+        save(report, RESULTS / "speed.json")
     report["loaded_per_second"] = loaded_per_second()
-    save(report)
+    save(report, RESULTS / "speed.json")
     report["prediction_shares"] = prediction_shares("learned-qk-0.25")
-    save(report)
+    save(report, RESULTS / "speed.json")
 
 
 if __name__ == "__main__":

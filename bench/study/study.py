@@ -90,6 +90,7 @@ def scores_of(run: Run) -> dict[str, Any] | None:
 def train_one(name: str) -> None:
     """Train and score a run in this process, and keep what it found."""
     from maskattn_kernels.benchmark.machine import git_commit
+    from maskattn_kernels.benchmark.suite import save
     from maskattn_kernels.segmentation.checkpoints import Checkpoint
     from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes
     from maskattn_kernels.segmentation.evaluate import evaluate
@@ -116,7 +117,7 @@ def train_one(name: str) -> None:
     shutil.copy(folder / "train.csv", kept)
     minutes = round((time.monotonic() - start) / 60, 1)
     report = {"run": run.name, "commit": git_commit(ROOT), "minutes": minutes, **found}
-    (kept / "scores.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    save(report, kept / "scores.json")
 
 
 def train_all(only: list[str], jobs: int) -> int:
@@ -199,10 +200,10 @@ def speed_table() -> str:
     for variant, step in found["step"].items():
         infer = found["inference"][variant]
         cells = (
-            f"{step['seconds']:.2f} s",
+            f"{step['median']:.2f} s",
             f"{step['dense / this']:.1f}x",
             f"{step['bytes'] / 2**20:.0f} MiB",
-            f"{infer['seconds'] * 1e3:.0f} ms",
+            f"{infer['median'] * 1e3:.0f} ms",
             f"{infer['bytes'] / 2**20:.0f} MiB",
         )
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")

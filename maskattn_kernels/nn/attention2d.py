@@ -157,7 +157,7 @@ class MaskAttention2d(nn.Module):
         # The same object twice: masked_attention then selects once for queries and keys.
         query_mask = mask if self.sparsity == "qk" else None
         out = self.core(query, key, value, key_mask=mask, query_mask=query_mask, key_bias=key_bias)
-        if score is not None and self.sparsity == "qk":
+        if score is not None and score.requires_grad and self.sparsity == "qk":
             out = straight_through(out, score.flatten(1))
         out = out.transpose(1, 2).reshape(batch, height * width, channels)
         y = self.norm(tokens + out)

@@ -91,7 +91,7 @@ class Writer:
         if error is None:
             while self.waiting:
                 self.waiting.popleft().result()
-            self._guarded(self.panoptic.close)
+            self.panoptic.close()
 
     def write_text(self, name: str, text: str) -> None:
         """Write a small file at once."""
