@@ -215,7 +215,7 @@ def faults(report: Report) -> list[str]:
         why.append(f"{report.shared} bytes of shared memory, tuning.py expects {expected} at most")
     if not job.default:
         return why
-    # TF32 borrows the tiles of float32: a few spills cost it less than a table of its own.
+    # TF32 borrows the tiles of float32, and spills a little with them; its own wait for a GPU.
     if (report.stack or report.spills) and job.dtype != "tf32":
         why.append(f"{report.stack} bytes of stack, {report.spills} spills")
     if job.dtype != "fp32" and not report.tensor:
