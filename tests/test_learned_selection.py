@@ -278,8 +278,8 @@ def test_nothing_reads_a_value_on_the_host(name):
     """Meta tensors have no values: .item(), nonzero and data-dependent shapes raise."""
     with torch.device("meta"):
         network = MaskAttnUNet(classes=3, width=4, depth=1, selector=name, core="dense")
-        features, selections = network.features(torch.randn(2, 3, 16, 16))
-        keep_ratio_loss(selections.values(), 0.25).add(features.sum()).backward()
+        maps, selections = network.features(torch.randn(2, 3, 16, 16))
+        keep_ratio_loss(selections.values(), 0.25).add(maps[-1].sum()).backward()
         ratios = torch.stack([selection.keep_ratio for selection in selections.values()])
     assert ratios.shape == (2, 2)
 

@@ -136,11 +136,13 @@ class MaskAttnUNet(nn.Module):
         )
         self.ups = nn.ModuleList()
         self.up_attention = nn.ModuleList()
+        self.decoder_channels = [deepest]
         below = deepest
         for place, i in enumerate(reversed(range(depth)), start=depth):
             above = levels[max(i - 1, 0)]
             self.ups.append(Up(below, levels[i], above))
             self.up_attention.append(attention(above, place))
+            self.decoder_channels.append(above)
             below = above
         self.head = nn.Conv2d(below, classes, 1)
         # Weights in the memory format of the feature maps: convolutions then copy none of them.
@@ -211,28 +213,32 @@ class MaskAttnUNet(nn.Module):
             logits (B,classes,H,W); with ``return_masks`` also a dict from names in `scales` to the
             mask used there.
         """
-        x, selections = self.features(image, masks)
-        logits = self.head(x)
+        maps, selections = self.features(image, masks)
+        logits = self.head(maps[-1])
         if not return_masks:
             return logits
         return logits, {name: None if s is None else s.mask for name, s in selections.items()}
 
     def features(
         self, image: Tensor, masks: Masks | None = None
-    ) -> tuple[Tensor, dict[str, Selection | None]]:
-        """What the head classifies, and what attention selected on the way.
+    ) -> tuple[list[Tensor], dict[str, Selection | None]]:
+        """The decoder's feature maps, and what attention selected on the way.
 
         Args:
             image, masks: as in `forward`.
 
         Returns:
-            (B,width,H,W), and the `Selection` of each scale; None where all pixels took part.
+            ``depth + 1`` maps from that of the bottleneck to the one of full size, which the head
+            classifies, (B,C,h,w) with C as in ``decoder_channels``; and the `Selection` of each
+            scale, None where all pixels took part.
 
         Example:
             >>> import torch
             >>> from maskattn_kernels.models import MaskAttnUNet
             >>> network = MaskAttnUNet(width=8, depth=1, selector="topk", keep=0.5)
-            >>> features, selections = network.features(torch.randn(1, 3, 8, 8))
+            >>> maps, selections = network.features(torch.randn(1, 3, 8, 8))
+            >>> [tuple(map.shape) for map in maps]
+            [(1, 16, 4, 4), (1, 8, 8, 8)]
             >>> {name: selection.keep_ratio.item() for name, selection in selections.items()}
             {'down1': 0.5, 'up1': 0.5}
         """
@@ -255,10 +261,10 @@ class MaskAttnUNet(nn.Module):
         for down, attention in zip(self.downs, self.down_attention, strict=True):
             skips.append(x)
             x = attend(attention, next(names), down(x))
-        x = self.bottleneck(x)
+        maps = [self.bottleneck(x)]
         for up, attention in zip(self.ups, self.up_attention, strict=True):
-            x = attend(attention, next(names), up(x, skips.pop()))
-        return x, selections
+            maps.append(attend(attention, next(names), up(maps[-1], skips.pop())))
+        return maps, selections
 
     def anneal(self, progress: float) -> None:
         """Tells Gumbel selectors how far training is, from 0 to 1; nothing for other selectors."""

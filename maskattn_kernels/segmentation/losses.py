@@ -174,9 +174,9 @@ class SegmentationLoss(nn.Module):
         *,
         keep: float | None = None,
         semantic_weight: float = 1.0,
-        center_weight: float = 50.0,
-        offset_weight: float = 0.05,
-        contrastive_weight: float = 0.1,
+        center_weight: float = 10.0,
+        offset_weight: float = 0.02,
+        contrastive_weight: float = 0.05,
         keep_weight: float = 10.0,
         sigma: float = 3.0,
     ) -> None:

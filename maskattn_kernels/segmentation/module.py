@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -16,6 +16,7 @@ from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.grouping import group
 from maskattn_kernels.segmentation.losses import SegmentationLoss
 from maskattn_kernels.segmentation.metrics import SegmentationMetrics
+from maskattn_kernels.segmentation.muon import Muon, hidden_convolutions
 from maskattn_kernels.segmentation.network import SegmentationNetwork
 from maskattn_kernels.segmentation.sample import Classes
 
@@ -24,15 +25,20 @@ __all__ = ["OptimizerOptions", "SegmentationModule", "main_score"]
 
 @dataclass
 class OptimizerOptions:
-    """AdamW, with a warm-up and then half a cosine down to zero.
+    """Muon or AdamW, with a warm-up and then half a cosine down to zero.
 
     Attributes:
-        lr: highest learning rate.
+        name: "muon" = orthogonal steps for the 3x3 convolutions and AdamW for the rest, see `Muon`;
+            "adamw" = AdamW for all.
+        lr: AdamW's highest learning rate.
+        muon_lr: Muon's.
         weight_decay: of matrices and convolutions; norms and biases have none.
-        warmup: fraction of the run in which the rate rises from zero.
+        warmup: fraction of the run in which the rates rise from zero.
     """
 
+    name: Literal["muon", "adamw"] = "muon"
     lr: float = 1e-3
+    muon_lr: float = 0.02
     weight_decay: float = 0.01
     warmup: float = 0.05
 
@@ -123,12 +129,21 @@ class SegmentationModule(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         options = self.optimizer_options
-        trained = [p for p in self.network.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": options.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        orthogonal = hidden_convolutions(self.network) if options.name == "muon" else []
+        by_muon = {id(weight) for weight in orthogonal}
+        rest = [p for p in self.network.parameters() if id(p) not in by_muon]
+        groups: list[dict[str, Any]] = [
+            {"params": orthogonal, "orthogonal": True, "lr": options.muon_lr},
+            {"params": [p for p in rest if p.ndim > 1]},
+            {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=options.lr)
+        for group in groups:
+            group["params"] = [p for p in group["params"] if p.requires_grad]
+        optimizer = Muon(
+            [group for group in groups if group["params"]],
+            lr=options.lr,
+            weight_decay=options.weight_decay,
+        )
         warmup = max(1, round(options.warmup * self.steps))
 
         def factor(step: int) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskattn_kernels.models import PRESETS, MaskAttnUNet
@@ -40,6 +41,11 @@ class Outputs(NamedTuple):
 
 class SegmentationNetwork(nn.Module):
     """Semantic logits, and for tasks with objects centres, offsets and embeddings of their pixels.
+
+    The logits are the sum of those that every map of the decoder gives, each at its own size and
+    brought to the next by bilinear interpolation, as FCN does (Long et al., 2015): the deep layers
+    are one convolution away from the loss, and learn several times faster than through the whole
+    decoder.
 
     "instance" and "panoptic" have the same outputs; they differ in what is scored. Centres and
     offsets are those of Panoptic-DeepLab (Cheng et al., 2020); embeddings serve the contrastive
@@ -126,6 +132,11 @@ class SegmentationNetwork(nn.Module):
         self.things = things
         given = {name: size for name, size in sizes.items() if size is not None}
         self.unet = MaskAttnUNet.from_preset(preset, classes=classes, **given, **chosen)
+        # Their biases would add up with that of the last head.
+        self.coarse_heads = nn.ModuleList(
+            nn.Conv2d(channels, classes, 1, bias=False)
+            for channels in self.unet.decoder_channels[:-1]
+        ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.objects: nn.Module | None = None
         if task != "semantic":
             channels = self.unet.head.in_channels
@@ -148,14 +159,23 @@ class SegmentationNetwork(nn.Module):
             raise TypeError(f"image: expected a uint8 or floating point Tensor, got {kind}")
         if image.dim() != 4 or image.shape[1] != 3:
             raise ValueError(f"image: expected shape (B, 3, H, W), got {tuple(image.shape)}")
-        features, selections = self.unet.features((image - self.mean) / self.std, masks)
-        semantic = self.unet.head(features)
+        maps, selections = self.unet.features((image - self.mean) / self.std, masks)
+        semantic = self._logits(maps)
         made = {name: chosen for name, chosen in selections.items() if chosen is not None}
         if self.objects is None:
             return Outputs(semantic, None, None, None, made)
-        objects = self.objects(features)
+        objects = self.objects(maps[-1])
         embedding = objects[:, 3:] if objects.shape[1] > 3 else None
         return Outputs(semantic, objects[:, :1], objects[:, 1:3] * _REACH, embedding, made)
+
+    def _logits(self, maps: list[Tensor]) -> Tensor:
+        heads = [*self.coarse_heads, self.unet.head]
+        logits = heads[0](maps[0])
+        for features, head in zip(maps[1:], heads[1:], strict=True):
+            size = features.shape[-2:]
+            coarse = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+            logits = head(features) + coarse
+        return logits
 
     def anneal(self, progress: float) -> None:
         """Tells Gumbel selectors how far training is, from 0 to 1; nothing for other selectors."""

@@ -170,6 +170,12 @@ def _check(config: Namespace) -> None:
             f"trainer.strategy: expected auto, ddp, fsdp, ..: those that start the command anew, "
             f"got {config.trainer.strategy!r}"
         )
+    sharding = any(word in config.trainer.strategy for word in ("fsdp", "deepspeed"))
+    if config.optimizer.name == "muon" and sharding:
+        raise ConfigError(
+            "optimizer.name: muon needs whole weights; expected adamw for trainer.strategy "
+            f"{config.trainer.strategy!r}"
+        )
     config.val_every = min(config.val_every, config.steps)
 
 

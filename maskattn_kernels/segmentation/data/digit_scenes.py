@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Digit scenes: handwritten digits as things on textures and photographs as stuff, 128 x 128.
+"""Digit scenes: handwritten digits on slips of paper as things, textures and photographs as stuff.
 
 The digits are scikit-learn's (the test set of UCI's "Optical Recognition of Handwritten Digits"),
-the pictures scikit-image's; both come with the packages, nothing is downloaded. A scene has three
-to five regions of different stuff with wavy borders, three to eight digits of any size, ink and
-slant that hide parts of each other, and scratches and blots in the same inks that belong to no
-object. Train and val share no digit and no pixel of a picture. Labels are those of the pixel on
-top: a digit is its strokes. A scene depends on nothing but (seed, split, index).
+the pictures scikit-image's; both come with the packages, nothing is downloaded. A scene of 128 x
+128 pixels has three to five regions of different stuff with wavy borders; three to eight slips of
+light paper of any size and shape, each with a digit in dark ink, that hide parts of each other; and
+scratches and blots of any colour that belong to no object. Train and val share no digit and no
+pixel of a picture. Labels are those of the pixel on top: an object is its paper, its class the
+digit. A scene depends on nothing but (seed, split, index).
 """
 
 from __future__ import annotations
@@ -29,11 +30,14 @@ REGIONS = (3, 5)
 DIGITS = (3, 8)
 DIGIT_SIDES = (16, 48)
 VAL_SHARE = 0.2
-#: A digit is not placed where it would leave less than this share of another one in sight.
+#: A slip is not placed where it would leave less than this share of another one in sight.
 IN_SIGHT = 0.6
-#: Least difference of brightness between ink and what lies below, of 255.
+#: Least difference of brightness between a scratch and what lies below, of 255.
 CONTRAST = 70.0
+#: Lowest and highest value of each colour channel.
+PAPER, INK = (190.0, 255.0), (0.0, 90.0)
 _MARGIN = 1  # empty pixels around an 8 x 8 digit, so that strokes end softly inside the picture
+_WRITTEN = 0.95  # the picture of the digit, by the side of its slip
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 _DIGIT_COLORS = (
@@ -231,26 +235,27 @@ def _write_digits(
     semantic: np.ndarray,
     instance: np.ndarray,
 ) -> None:
-    """Write digits into a scene, in place, each over those before it."""
+    """Lay slips with digits into a scene, in place, each over those before it."""
     wanted = int(rng.integers(DIGITS[0], DIGITS[1] + 1))
-    areas = [0]  # by instance number: pixels when it was written
+    areas = [0]  # by instance number: pixels when it was laid down
     seen = [0]  # by instance number: pixels still in sight
     digit = int(rng.integers(10))
     for _ in range(4 * wanted):
         if len(areas) > wanted:
             break
-        if rng.random() < 0.7:  # otherwise the same digit once more, in another hand and ink
+        if rng.random() < 0.7:  # otherwise the same digit once more, in another hand
             digit = int(rng.integers(10))
-        cover = _stroke(rng, digits[digit][int(rng.integers(len(digits[digit])))])
-        side = len(cover)
+        paper, ink = _slip(rng, digits[digit][int(rng.integers(len(digits[digit])))])
+        side = len(paper)
         top, left = rng.integers(0, SIDE - side + 1, size=2)
         place = np.s_[top : top + side, left : left + side]
-        solid = cover > 0.5
+        solid = paper > 0.5
         hidden = np.bincount(instance[place][solid], minlength=len(areas))
         sights = [seen[k] - int(hidden[k]) for k in range(1, len(areas))]
         if any(left_over < IN_SIGHT * areas[k] for k, left_over in enumerate(sights, start=1)):
             continue
-        _paint(image[place], cover * _between(rng, 0.8, 1.0), _ink(rng, image[place]))
+        for cover, (low, high) in ((paper, PAPER), (ink, INK)):
+            _paint(image[place], cover, low + (high - low) * rng.random(3, dtype=np.float32))
         semantic[place][solid] = digit
         instance[place][solid] = len(areas)
         area = int(solid.sum())
@@ -258,17 +263,25 @@ def _write_digits(
         seen[1:] = [*sights, area]
 
 
-def _stroke(rng: np.random.Generator, ink: Image.Image) -> np.ndarray:
-    """How much a digit covers each pixel (side, side), 0 to 1, at a random size and slant."""
+def _slip(rng: np.random.Generator, digit: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+    """How much the paper and the ink of a slip cover each pixel (side, side), 0 to 1."""
     side = int(rng.integers(DIGIT_SIDES[0], DIGIT_SIDES[1] + 1))
     angle, slant = _between(rng, -0.25, 0.25), _between(rng, -0.2, 0.2)
-    step = ink.width / side
-    cos, sin = step * np.cos(angle), step * np.sin(angle)
-    xx, xy, yx, yy = cos, sin + slant * step, -sin, cos
+    cos, sin = np.cos(angle), np.sin(angle)
+    turned = ((cos, sin + slant), (-sin, cos))
     middle = (side - 1) / 2
-    centre = (ink.width - 1) / 2
-    terms = (xx, xy, centre - middle * (xx + xy), yx, yy, centre - middle * (yx + yy))
-    grown = ink.transform((side, side), Image.Transform.AFFINE, terms, Image.Resampling.BICUBIC)
+    # The digit, as the rows of `turned` say where each pixel of the slip comes from.
+    step, centre = digit.width / (_WRITTEN * side), (digit.width - 1) / 2
+    terms = tuple(
+        term for x, y in turned for term in (step * x, step * y, centre - step * middle * (x + y))
+    )
+    grown = digit.transform((side, side), Image.Transform.AFFINE, terms, Image.Resampling.BICUBIC)
     soft = np.asarray(grown, dtype=np.float32) / 255
     # The sharper the larger, so that strokes have edges of about two pixels at every size.
-    return np.clip((soft - 0.38) * side / 12 + 0.5, 0, 1)
+    ink = np.clip((soft - 0.38) * side / 12 + 0.5, 0, 1)
+    # The paper lies within |u|^p + |v|^p = 1: round for p = 2, nearly square for 6.
+    radius, power = 0.48 * side, _between(rng, 2.0, 6.0)
+    along = np.arange(side) - middle
+    u, v = (np.abs(x * along + y * along[:, None]) / radius for x, y in turned)
+    paper = np.clip((1 - (u**power + v**power) ** (1 / power)) * radius + 0.5, 0, 1)
+    return paper.astype(np.float32), (ink * paper).astype(np.float32)
