@@ -137,10 +137,10 @@ class SegmentationModule(pl.LightningModule):
             {"params": [p for p in rest if p.ndim > 1]},
             {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        for group in groups:
-            group["params"] = [p for p in group["params"] if p.requires_grad]
+        for each in groups:
+            each["params"] = [p for p in each["params"] if p.requires_grad]
         optimizer = Muon(
-            [group for group in groups if group["params"]],
+            [each for each in groups if each["params"]],
             lr=options.lr,
             weight_decay=options.weight_decay,
         )

@@ -72,7 +72,7 @@ class Muon(torch.optim.AdamW):
         self.momentum = momentum
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -81,23 +81,23 @@ class Muon(torch.optim.AdamW):
             if group["orthogonal"]:
                 for weight in group["params"]:
                     if weight.grad is not None:
-                        self._orthogonal_step(weight, group["lr"], group["weight_decay"])
+                        self._orthogonal_step(weight, weight.grad, group)
                         weight.grad = None  # so that AdamW passes it over
         super().step()
         return loss
 
-    def _orthogonal_step(self, weight: Tensor, lr: float, weight_decay: float) -> None:
+    def _orthogonal_step(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[weight]
         if not state:
             state["step"] = torch.tensor(0.0)  # torch expects one when it loads a state
             state["momentum"] = torch.zeros_like(weight)
         state["step"] += 1
-        state["momentum"].lerp_(weight.grad, 1 - self.momentum)
-        ahead = weight.grad.lerp(state["momentum"], self.momentum).flatten(1)
+        state["momentum"].lerp_(gradient, 1 - self.momentum)
+        ahead = gradient.lerp(state["momentum"], self.momentum).flatten(1)
         rows, columns = ahead.shape
-        update = orthogonalized(ahead).view(weight.shape)
-        weight.mul_(1 - lr * weight_decay)
-        weight.add_(update, alpha=-lr * max(1.0, rows / columns) ** 0.5)
+        weight.mul_(1 - group["lr"] * group["weight_decay"])
+        size = group["lr"] * max(1.0, rows / columns) ** 0.5
+        weight.sub_(orthogonalized(ahead).view(weight.shape), alpha=size)
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:
