@@ -114,7 +114,11 @@ def test_weights_go_into_a_network_for_other_classes():
     trained = SegmentationNetwork(5, things=[3, 4], width=4, depth=2)
     other = SegmentationNetwork(3, task="semantic", width=4, depth=2)
     before = other.unet.head.weight.clone()
-    assert load_matching(other, trained) == ["unet.head.weight", "unet.head.bias"]
+    assert load_matching(other, trained) == [
+        "unet.head.weight",
+        "unet.head.bias",
+        *(f"coarse_heads.{scale}.weight" for scale in range(len(other.coarse_heads))),
+    ]
     assert torch.equal(other.unet.head.weight, before)
     ours, theirs = other.unet.downs.state_dict(), trained.unet.downs.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

@@ -92,7 +92,7 @@ def test_fine_tuning_with_other_classes_and_a_frozen_encoder(tmp_path, capsys):
         [*arguments, "--freeze_encoder", "true", "--init_from", str(tmp_path / "trained")]
     )
     said = capsys.readouterr().err
-    assert "new: unet.head.weight, unet.head.bias\n" in said
+    assert "new: unet.head.weight, unet.head.bias, coarse_heads.0.weight, " in said
     tuned = Checkpoint.from_pretrained(out / "final")
     assert tuned.network.config["selector"] == "threshold"  # taken from the checkpoint
     before = load_file(tmp_path / "trained" / "model.safetensors")
