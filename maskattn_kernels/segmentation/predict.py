@@ -24,7 +24,7 @@ from maskattn_kernels.segmentation.command_line import Parser, count, positive, 
 from maskattn_kernels.segmentation.cost import measure_cost, peak_memory
 from maskattn_kernels.segmentation.data.augmentation import fit
 from maskattn_kernels.segmentation.frames import Frame, frames
-from maskattn_kernels.segmentation.grouping import group
+from maskattn_kernels.segmentation.grouping import Panoptic, group
 from maskattn_kernels.segmentation.network import Outputs
 from maskattn_kernels.segmentation.panels import Attended
 from maskattn_kernels.segmentation.prediction import Prediction
@@ -57,17 +57,19 @@ def predictions(
     network = checkpoint.network.to(device).eval()
     reader = _Reader(checkpoint.size)
 
-    def computed() -> Iterator[tuple[list[_Read], Outputs]]:
+    def computed() -> Iterator[tuple[list[_Read], Outputs, Panoptic]]:
         for batch in ahead(batched(map_ahead(reader, source), batch_size)):
             images = torch.stack([pixels for _, _, pixels in batch])
+            # In the network's own thread: two threads that both compute with all cores disturb
+            # each other more than they gain.
             with torch.inference_mode():
                 outputs = network(images.to(device))
-            yield batch, outputs
+                found = group(outputs, checkpoint.classes.things)
+            yield batch, outputs, found
 
     done = 0
-    for batch, outputs in ahead(computed(), 1):  # objects are grouped while the next are computed
+    for batch, outputs, found in ahead(computed(), 1):
         with torch.inference_mode():
-            found = group(outputs, checkpoint.classes.things)
             semantic, instance, labels, scores = (part.cpu().numpy() for part in found)
             shown = max(0, min(len(batch), attended - done))
             maps = _attended(outputs, shown)
