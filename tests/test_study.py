@@ -28,7 +28,7 @@ def test_every_variant_is_a_config_of_train(study):
     variants = {name: parse(run.options) for name, run in one_each.items()}
     assert set(variants) == set(study.VARIANTS)
     for name, config in variants.items():
-        if name.startswith(("random", "learned")):
+        if name.startswith(("random", "learned", "topk")):
             _, sparsity, keep = name.split("-")
             assert (config.network.sparsity, config.network.keep) == (sparsity, float(keep))
     assert variants["none"].network.core == "identity"

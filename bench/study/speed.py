@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the variants of the study cost: a training step, an image, and their memory, at 128 x 128.
 
-    python bench/study/speed.py [--seconds 300]
+    python bench/study/speed.py [--seconds 400]
 
-All variants in one process, in turns, float32, random weights (how long a step takes does not
-depend on them). A step is what training does with a batch of 8 scenes: forward, losses, backward,
-AdamW. Dense attention comes twice: by our own op with nothing left out, and by torch's SDPA. Then
-what lies around the network: how many images a second one core loads, and the rate of `predict`,
-files to files, as a share of the network's own.
+All variants in one process, in turns, with random weights (how long a step takes does not depend
+on them). A step is what training does with a batch of 8 scenes: forward, losses, backward, Muon; in
+float32, and with bfloat16 autocast as the study trains. An image is one alone, float32. Dense
+attention comes twice: by torch's SDPA, and by our own op with nothing left out. Then what lies
+around the network: how many images a second one core loads, and the rate of `predict`, files to
+files, as a share of the network's own; that needs the study's run "learned-qk-0.25-seed0".
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +34,14 @@ from maskattn_kernels.benchmark.timing import race
 from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.data.batches import Batches
 from maskattn_kernels.segmentation.losses import SegmentationLoss
+from maskattn_kernels.segmentation.module import SegmentationModule
 from maskattn_kernels.segmentation.network import SegmentationNetwork
 from maskattn_kernels.segmentation.predict import predict
 from maskattn_kernels.segmentation.train_options import parse
 
 SIDE, BATCH = 128, 8
-OPTIONS = {**VARIANTS, "dense-sdpa": ("--network.selector=none", "--network.core=sdpa")}
+DENSE = "dense-sdpa"
+OPTIONS = {DENSE: ("--network.selector=none", "--network.core=sdpa"), **VARIANTS}
 
 
 def network_of(variant: str, classes: int, things: tuple[int, ...]) -> SegmentationNetwork:
@@ -46,18 +50,21 @@ def network_of(variant: str, classes: int, things: tuple[int, ...]) -> Segmentat
     return SegmentationNetwork(classes, things, **options.as_dict())
 
 
-def step_of(variant: str) -> Callable[[], None]:
+def step_of(variant: str, bf16: bool = False) -> Callable[[], None]:
     """A training step; always the same batch."""
     batches = Batches("digit-scenes", size=SIDE, batch_size=BATCH, count=BATCH)
     batch = next(iter(batches.train_dataloader()))
     classes = batches.classes
     network = network_of(variant, len(classes), classes.things).train()
     loss = SegmentationLoss(classes.things, network.task)
-    optimizer = torch.optim.AdamW(network.parameters())
+    module = SegmentationModule(network, loss, classes, steps=1000)
+    optimizer = module.configure_optimizers()["optimizer"]
 
     def step() -> None:
         optimizer.zero_grad()
-        loss(network(batch["image"]), batch)["loss"].backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            total = loss(network(batch["image"]), batch)["loss"]
+        total.backward()
         optimizer.step()
 
     step()
@@ -78,7 +85,11 @@ def inference_of(variant: str) -> Callable[[], None]:
     return infer
 
 
-KINDS = {"step": step_of, "inference": inference_of}
+KINDS: dict[str, Callable[[str], Callable[[], None]]] = {
+    "step": step_of,
+    "step, bf16": partial(step_of, bf16=True),
+    "image": inference_of,
+}
 
 
 def memory(kind: str, variant: str) -> int:
@@ -134,7 +145,7 @@ def prediction_shares(run: str = "learned-qk-0.25-seed0", repeats: int = 7) -> l
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=300, help="of timing, about (default 300)")
+    parser.add_argument("--seconds", type=float, default=400, help="of timing, about (default 400)")
     given = parser.parse_args()
     report: dict[str, Any] = {"machine": machine_facts(), "side": SIDE, "batch": BATCH}
     for kind, make in KINDS.items():
@@ -144,7 +155,7 @@ def main() -> None:
         rows = {}
         for variant in OPTIONS:
             rows[variant] = asdict(found.timing(variant)) | {
-                "dense / this": found.ratio("dense", variant),
+                "faster than": {dense: found.ratio(dense, variant) for dense in (DENSE, "dense")},
                 "bytes": in_fresh_process(memory, kind, variant),
             }
             print(f"{kind} {variant}: {rows[variant]}", flush=True)
