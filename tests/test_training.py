@@ -11,6 +11,7 @@ from maskattn_kernels.segmentation import training
 from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.csv_log import read_log
 from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes
+from maskattn_kernels.segmentation.module import OptimizerOptions
 from maskattn_kernels.segmentation.network import SegmentationNetwork
 from maskattn_kernels.segmentation.run_order import RunOrder
 from maskattn_kernels.segmentation.train_options import ConfigError, parse, preset_names
@@ -95,6 +96,8 @@ def test_fine_tuning_with_other_classes_and_a_frozen_encoder(tmp_path, capsys):
     assert "new: unet.head.weight, unet.head.bias, coarse_heads.0.weight, " in said
     tuned = Checkpoint.from_pretrained(out / "final")
     assert tuned.network.config["selector"] == "threshold"  # taken from the checkpoint
+    written = parse(["--config", str(out / "config.yaml")])
+    assert written.optimizer.muon_lr == OptimizerOptions.muon_lr / 4  # not to forget what it knows
     before = load_file(tmp_path / "trained" / "model.safetensors")
     changed = {
         name.split(".")[1]

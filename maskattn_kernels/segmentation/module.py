@@ -31,7 +31,7 @@ class OptimizerOptions:
         name: "muon" = orthogonal steps for the 3x3 convolutions and AdamW for the rest, see `Muon`;
             "adamw" = AdamW for all.
         lr: AdamW's highest learning rate.
-        muon_lr: Muon's.
+        muon_lr: Muon's; a quarter of it is the default where a network is fine-tuned.
         weight_decay: of matrices and convolutions; norms and biases have none.
         warmup: fraction of the run in which the rates rise from zero.
     """

@@ -100,7 +100,8 @@ def make_parser() -> ArgumentParser:
 def parse(argv: Sequence[str]) -> Namespace:
     """Options from arguments and the config files they name.
 
-    With ``--init_from`` the network's options default to those of the checkpoint.
+    With ``--init_from`` the network's options default to those of the checkpoint, and Muon's rate
+    to a quarter of that from scratch: what was learned is not to be forgotten.
 
     Raises:
         ConfigError: one line naming the option, what came and what was expected.
@@ -113,6 +114,7 @@ def parse(argv: Sequence[str]) -> Namespace:
             trained = Checkpoint.from_pretrained(config.init_from).network.config
             known = config.network.as_dict()
             defaults = {f"network.{k}": v for k, v in trained.items() if k in known}
+            defaults["optimizer.muon_lr"] = OptimizerOptions.muon_lr / 4
             parser.set_defaults(defaults)
             config = parser.parse_args(argv)
     except ArgumentError as error:
