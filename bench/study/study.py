@@ -47,6 +47,11 @@ MASKED = (
 #: Options of ``maskattn train`` by the name of the variant.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "none": ("--network.selector=none", "--network.core=identity"),
+    "none-adamw": (
+        "--network.selector=none",
+        "--network.core=identity",
+        "--optimizer.name=adamw",
+    ),
     "dense": ("--network.selector=none",),
     **{
         f"{masks}-{sparsity}-{keep}": (
