@@ -43,9 +43,8 @@ class SegmentationNetwork(nn.Module):
     """Semantic logits, and for tasks with objects centres, offsets and embeddings of their pixels.
 
     The logits are the sum of those that every map of the decoder gives, each at its own size and
-    brought to the next by bilinear interpolation, as FCN does (Long et al., 2015): the deep layers
-    are one convolution away from the loss, and learn several times faster than through the whole
-    decoder.
+    brought to the next by bilinear interpolation, as FCN does (Long et al., 2015): so the deep layers
+    are one convolution away from the loss, and learn sooner than through the whole decoder.
 
     "instance" and "panoptic" have the same outputs; they differ in what is scored. Centres and
     offsets are those of Panoptic-DeepLab (Cheng et al., 2020); embeddings serve the contrastive
