@@ -43,8 +43,8 @@ class SegmentationNetwork(nn.Module):
     """Semantic logits, and for tasks with objects centres, offsets and embeddings of their pixels.
 
     The logits are the sum of those that every map of the decoder gives, each at its own size and
-    brought to the next by bilinear interpolation, as FCN does (Long et al., 2015): so the deep layers
-    are one convolution away from the loss, and learn sooner than through the whole decoder.
+    brought to the next by bilinear interpolation, as FCN does (Long et al., 2015). So the deep
+    layers are one convolution away from the loss, and learn sooner than through the whole decoder.
 
     "instance" and "panoptic" have the same outputs; they differ in what is scored. Centres and
     offsets are those of Panoptic-DeepLab (Cheng et al., 2020); embeddings serve the contrastive
@@ -96,7 +96,7 @@ class SegmentationNetwork(nn.Module):
         depth: int | None = None,
         bottleneck: int | None = None,
         num_heads: int | None = None,
-        selector: str = "topk",
+        selector: str = "local",
         keep: float = 0.25,
         min_keep: int = 1,
         seed: int = 0,
