@@ -52,7 +52,7 @@ def test_config_builds_the_network_again():
     assert again.config == net.config
 
 
-@pytest.mark.parametrize("selector", ["topk", "threshold", "gumbel", "random", "none"])
+@pytest.mark.parametrize("selector", ["local", "topk", "threshold", "gumbel", "random", "none"])
 def test_every_parameter_gets_a_gradient(selector):
     net, batch = network(selector=selector), scenes(2, size=32)
     SegmentationLoss(THINGS)(net(batch["image"]), batch)["loss"].backward()
