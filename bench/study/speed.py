@@ -93,9 +93,9 @@ KINDS: dict[str, Callable[[str], Callable[[], None]]] = {
 }
 
 
-def memory(kind: str, variant: str) -> int:
-    """Bytes that a call adds to its process, weights and optimizer state not counted."""
-    return peak_growth(KINDS[kind](variant))
+def memory(variant: str) -> int:
+    """Bytes that a float32 step adds to its process, weights and optimizer state not counted."""
+    return peak_growth(step_of(variant))
 
 
 def loaded_per_second(batches_to_load: int = 32) -> float:
@@ -108,7 +108,7 @@ def loaded_per_second(batches_to_load: int = 32) -> float:
     return batches_to_load * BATCH / (time.perf_counter() - start)
 
 
-def prediction_shares(run: str = "learned-qk-0.25-seed0", repeats: int = 7) -> list[float]:
+def prediction_shares(run: str = "learned-qk-0.25-seed0", repeats: int = 5) -> list[float]:
     """Rate of `predict`, files to files, over that of its network alone, ascending.
 
     With a network that study.py trained: how long grouping and writing take depends on what is
@@ -157,11 +157,11 @@ def main() -> None:
         for variant in OPTIONS:
             rows[variant] = asdict(found.timing(variant)) | {
                 "faster than": {dense: found.ratio(dense, variant) for dense in (DENSE, "dense")},
-                "bytes": in_fresh_process(memory, kind, variant),
             }
             print(f"{kind} {variant}: {rows[variant]}", flush=True)
         report[kind] = rows
         save(report, RESULTS / "speed.json")
+    report["bytes"] = {variant: in_fresh_process(memory, variant) for variant in OPTIONS}
     report["loaded_per_second"] = loaded_per_second()
     save(report, RESULTS / "speed.json")
     report["prediction_shares"] = prediction_shares()

@@ -219,7 +219,7 @@ def speed_table() -> str:
             faster(step),
             f"{bf16['median']:.2f} s",
             faster(bf16),
-            f"{step['bytes'] / 2**20:.0f} MiB",
+            f"{found['bytes'][variant] / 2**20:.0f} MiB",
             f"{image['median'] * 1e3:.0f} ms",
             faster(image),
         )
