@@ -60,8 +60,8 @@ def predictions(
     def computed() -> Iterator[tuple[list[_Read], Outputs, Panoptic]]:
         for batch in ahead(batched(map_ahead(reader, source), batch_size)):
             images = torch.stack([pixels for _, _, pixels in batch])
-            # In the network's own thread: two threads that both compute with all cores disturb
-            # each other more than they gain.
+            # In the network's own thread: as fast as in one beside it, as measured on two cores,
+            # and torch has no more threads than there are cores.
             with torch.inference_mode():
                 outputs = network(images.to(device))
                 found = group(outputs, checkpoint.classes.things)
