@@ -66,6 +66,29 @@ def test_batches_and_order_change_nothing(checkpoint, tmp_path):
         assert path.read_bytes() == (tmp_path / "4" / "labels" / path.name).read_bytes()
 
 
+def test_one_stream_or_two(tmp_path):
+    """With one thread a batch after the other, with more two at a time: the same predictions."""
+    checkpoint = tiny_checkpoint(tmp_path / "checkpoint", selector="local")
+    images = write_images(tmp_path / "images", 7)
+    before, found = torch.get_num_threads(), {}
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            source = frames(str(images))
+            found[threads] = list(predict.predictions(checkpoint, source, batch_size=2, attended=3))
+            # Threads that begin later have as many as before.
+            assert list(map_ahead(lambda _: torch.get_num_threads(), [0], threads=1)) == [threads]
+    finally:
+        torch.set_num_threads(before)
+    for threads in (2, 4):
+        assert [p.name for p in found[threads]] == [f"{number:02d}" for number in range(7)]
+        assert [len(p.attended) > 0 for p in found[threads]] == [True] * 3 + [False] * 4
+        for one, other in zip(found[1], found[threads], strict=True):
+            np.testing.assert_array_equal(one.semantic, other.semantic)
+            np.testing.assert_array_equal(one.instance, other.instance)
+            np.testing.assert_allclose(one.scores, other.scores, rtol=1e-5)
+
+
 def test_frames_of_a_film(tmp_path):
     pictures = [Image.new("RGB", (8, 6), color) for color in ("red", "green", "blue")]
     pictures[0].save(tmp_path / "film.gif", save_all=True, append_images=pictures[1:])

@@ -76,7 +76,7 @@ def group(
         raise ValueError(f"window: expected an odd number from 1, got {window}")
     logits = outputs.semantic.float()
     batch, classes = logits.shape[:2]
-    semantic = logits.max(1).indices
+    highest, semantic = logits.max(1)
     if outputs.center is None or outputs.offset is None:
         nothing = torch.zeros_like(semantic)
         labels = torch.full((batch, max_instances), VOID, device=logits.device)
@@ -94,8 +94,9 @@ def group(
     winners, area = votes.argmax(2), votes.sum(2)
     merged = torch.where(flat > 0, winners.gather(1, flat), semantic.flatten(1))
 
-    own = logits.flatten(2).gather(1, merged.unsqueeze(1)).squeeze(1)
-    surety = (own - logits.flatten(2).logsumexp(1)).exp()  # softmax, of one class
+    powers = (logits - highest.unsqueeze(1)).exp_()
+    own = powers.flatten(2).gather(1, merged.unsqueeze(1)).squeeze(1)
+    surety = own / powers.flatten(2).sum(1)  # softmax, of one class
     sums = torch.zeros(batch, objects, device=flat.device, dtype=torch.float64)
     sums.scatter_add_(1, flat, surety.double())
     mean = (sums / area.clamp_min(1)).float()[:, 1:]
@@ -139,6 +140,9 @@ def _highest_around(x: Tensor, window: int) -> Tensor:
 
 def _nearest(offset: Tensor, exists: Tensor, places: Tensor) -> Tensor:
     """For each pixel the centre, 1 to K, nearest to where its offset points; 0 if there is none."""
+    if offset.device.type == "cpu" and len(offset) > 1:  # an image's planes stay in the caches
+        images = zip(offset.split(1), exists.split(1), places.split(1), strict=True)
+        return torch.cat([_nearest(*image) for image in images])
     height, width = offset.shape[2:]
     aim_y = offset[:, 0] + torch.arange(height, device=offset.device).view(1, height, 1)
     aim_x = offset[:, 1] + torch.arange(width, device=offset.device).view(1, 1, width)
@@ -149,9 +153,7 @@ def _nearest(offset: Tensor, exists: Tensor, places: Tensor) -> Tensor:
     least = torch.full_like(aim_y, float("inf"))
     # Centre by centre: faster than all at once, and without K times the memory of an image. The
     # highest come first; how many there are is asked only where it waits for nothing.
-    count = exists.shape[1]
-    if exists.device.type == "cpu" and len(exists):
-        count = int(exists.sum(1).max())
+    count = int(exists.sum()) if exists.device.type == "cpu" else exists.shape[1]
     for number in range(1, count + 1):
         dy = aim_y - center_y[:, number - 1, None, None]
         dx = aim_x - center_x[:, number - 1, None, None]

@@ -17,7 +17,7 @@ __all__ = ["Attended", "attended_picture", "draw_panel", "error_picture", "overl
 TILE, GAP, TITLE = 224, 12, 24
 INK, PAPER = (34, 40, 49), (255, 255, 255)
 RIGHT, WRONG, IGNORED = (222, 235, 228), (208, 48, 62), (236, 236, 236)
-HEAT = (colormaps["inferno"](np.linspace(0.25, 1, 256))[:, :3] * 255).astype(np.uint8)
+HEAT = (colormaps["inferno"](np.linspace(0.25, 1, 256))[:, :3] * 255).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,10 @@ def _resized(pixels: np.ndarray, width: int, height: int, smooth: bool = False) 
     return np.asarray(Image.fromarray(pixels).resize((width, height), how))
 
 
+def _grey(image: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).convert("L"), dtype=np.float32)[..., None]
+
+
 def overlay(
     image: np.ndarray, semantic: np.ndarray, instance: np.ndarray, classes: Classes
 ) -> np.ndarray:
@@ -55,7 +59,7 @@ def overlay(
     palette = np.zeros((256, 3), dtype=np.float32)
     palette[: len(classes)] = classes.colors
     known = (semantic != VOID)[..., None]
-    grey = image.mean(2, keepdims=True)
+    grey = _grey(image)
     mixed = np.where(known, 0.4 * grey + 0.6 * palette[semantic], image)
     edge = np.zeros(instance.shape, dtype=bool)
     edge[:, 1:] |= instance[:, 1:] != instance[:, :-1]
@@ -75,7 +79,7 @@ def attended_picture(image: np.ndarray, attended: Attended) -> np.ndarray:
     """The image where the mask selects, tinted by score; dark where it does not; uint8 (H,W,3)."""
     height, width = image.shape[:2]
     chosen = _resized(attended.mask.astype(np.uint8), width, height).astype(bool)[..., None]
-    grey = image.mean(2, keepdims=True)
+    grey = _grey(image)
     if attended.score is None:
         return np.where(chosen, image, 0.16 * grey).astype(np.uint8)
     score = attended.score.astype(np.float32)

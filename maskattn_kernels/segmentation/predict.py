@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """``maskattn predict``: label maps, panoptic files and panels of images.
 
-While the network computes a batch, threads read the images of the next ones and write the results
+While the network computes batches, threads read the images of the next ones and write the results
 of those before.
 """
 
@@ -56,34 +56,27 @@ def predictions(
     """
     network = checkpoint.network.to(device).eval()
     reader = _Reader(checkpoint.size)
+    # On a CPU two batches at a time with half of the threads each: what reads and writes beside
+    # them takes a core from one of them, and all threads of a single one would wait for it.
+    threads = torch.get_num_threads()
+    streams = 2 if threads > 1 and torch.device(device).type == "cpu" else 1
 
-    def computed() -> Iterator[tuple[list[_Read], Outputs, Panoptic]]:
-        for batch in ahead(batched(map_ahead(reader, source), batch_size)):
-            images = torch.stack([pixels for _, _, pixels in batch])
-            # In the network's own thread: as fast as in one beside it, as measured on two cores,
-            # and torch has no more threads than there are cores.
-            with torch.inference_mode():
-                outputs = network(images.to(device))
-                found = group(outputs, checkpoint.classes.things)
-            yield batch, outputs, found
+    @torch.inference_mode()
+    def compute(batch: list[_Read]) -> tuple[list[_Read], Outputs, Panoptic]:
+        if streams > 1:
+            torch.set_num_threads(threads // streams)  # of this thread
+        outputs = network(torch.stack([pixels for _, _, pixels in batch]).to(device))
+        return batch, outputs, group(outputs, checkpoint.classes.things)
 
+    batches = ahead(batched(map_ahead(reader, source), batch_size))
     done = 0
-    for batch, outputs, found in ahead(computed(), 1):
-        with torch.inference_mode():
-            semantic, instance, labels, scores = (part.cpu().numpy() for part in found)
+    try:
+        for batch, outputs, found in map_ahead(compute, batches, streams):
             shown = max(0, min(len(batch), attended - done))
-            maps = _attended(outputs, shown)
-        for i, (name, image, _) in enumerate(batch):
-            yield Prediction(
-                name,
-                image,
-                semantic[i],
-                instance[i],
-                labels[i],
-                scores[i],
-                maps[i] if i < shown else {},
-            )
-        done += len(batch)
+            yield from _single(batch, outputs, found, shown)
+            done += len(batch)
+    finally:
+        torch.set_num_threads(threads)  # for threads that begin later
 
 
 _Read = tuple[str, np.ndarray, torch.Tensor]
@@ -99,6 +92,19 @@ class _Reader:
         image = frame.read()
         square = fit(Sample(frame.name, image), self.size).image
         return frame.name, image, torch.from_numpy(square.transpose(2, 0, 1).copy())
+
+
+@torch.inference_mode()
+def _single(
+    batch: list[_Read], outputs: Outputs, found: Panoptic, attended: int
+) -> list[Prediction]:
+    """The predictions of a batch, with maps of where the masks attend for the first of them."""
+    semantic, instance, labels, scores = (part.cpu().numpy() for part in found)
+    maps = _attended(outputs, attended) + [{}] * (len(batch) - attended)
+    return [
+        Prediction(name, image, semantic[i], instance[i], labels[i], scores[i], maps[i])
+        for i, (name, image, _) in enumerate(batch)
+    ]
 
 
 def _attended(outputs: Outputs, count: int) -> list[dict[str, Attended]]:

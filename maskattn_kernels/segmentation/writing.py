@@ -114,7 +114,7 @@ class Writer:
             panel = draw_panel(
                 prediction.image, semantic, instance, self.classes, prediction.attended, truth
             )
-            panel.save(self.out / "panels" / f"{prediction.name}.png")
+            panel.save(self.out / "panels" / f"{prediction.name}.png", compress_level=1)
 
     def _truth(self, name: str, shape: tuple[int, int]) -> np.ndarray | None:
         if self.truth is None:
