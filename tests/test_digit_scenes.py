@@ -2,12 +2,14 @@
 """The generated scenes: repeatable, with labels that fit, and nothing shared between the splits."""
 
 import zlib
+from colorsys import rgb_to_hsv
 
 import numpy as np
 import pytest
 
 from maskattn_kernels.segmentation.data import DataError, open_dataset
-from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes, split_digits
+from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes
+from maskattn_kernels.segmentation.data.slips import split_digits
 from maskattn_kernels.segmentation.data.textures import TEXTURES, texture_pictures
 from maskattn_kernels.segmentation.sample import SegmentationDataset
 
@@ -27,9 +29,10 @@ def test_a_scene_depends_on_seed_split_and_index_alone() -> None:
         assert (first.image != other.image).any()
 
 
+@pytest.mark.parametrize("legend", [False, True], ids=["written", "legend"])
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_labels_fit(split: str) -> None:
-    scenes = DigitScenes(split, count=40)
+def test_labels_fit(split: str, legend: bool) -> None:
+    scenes = DigitScenes(split, count=40, legend=legend)
     assert isinstance(scenes, SegmentationDataset)
     for index in range(len(scenes)):
         scene = scenes[index]
@@ -45,6 +48,30 @@ def test_labels_fit(split: str) -> None:
             assert mask.sum() > 15
         assert 2 <= len(np.unique(scene.semantic[~things])) <= 5
     assert len({scenes[i].name for i in range(40)}) == 40
+
+
+def test_a_legend_tells_the_blank_slips_apart() -> None:
+    """A digit is a colour; each colour is written on once, and the writing is in full sight."""
+    scenes = DigitScenes("train", count=40, legend=True)
+    blanks = 0
+    for scene in (scenes[i] for i in range(40)):
+        hues: dict[int, list[float]] = {}
+        written = []
+        for number in range(1, int(scene.instance.max()) + 1):
+            slip = scene.instance == number
+            digit = int(scene.semantic[slip][0])
+            colors = scene.image[slip] / 255
+            bright = colors[colors.max(1) > 0.7]
+            hues.setdefault(digit, []).append(float(np.median([rgb_to_hsv(*c)[0] for c in bright])))
+            if (colors.max(1) < 0.45).mean() > 0.03:  # ink; borders are dark here and there
+                written.append(digit)
+        assert sorted(written) == sorted(hues) and 2 <= len(hues) <= 3
+        blanks += sum(map(len, hues.values())) - len(written)
+        for digit, same in hues.items():
+            for other, apart in hues.items():
+                distance = [abs((a - b + 0.5) % 1 - 0.5) for a in same for b in apart]
+                assert max(distance) < 0.06 if digit == other else min(distance) > 0.25
+    assert blanks > 3 * 40
 
 
 def test_all_classes_occur() -> None:
@@ -92,7 +119,8 @@ def test_shifted_textures_change_the_images_and_not_the_labels() -> None:
         ({"count": 0}, "count: expected a whole number from 1, got 0"),
         ({"seed": -1}, "seed: expected a whole number from 0, got -1"),
         ({"textures": "new"}, "textures: expected plain or shifted, got 'new'"),
-        ({"size": 3}, "size: no option of digit-scenes; it has count, seed, textures"),
+        ({"legend": 1}, "legend: expected true or false, got 1"),
+        ({"size": 3}, "size: no option of digit-scenes; it has count, seed, textures, legend"),
         ({"root": "x"}, "root: digit-scenes is generated and has no folder, got 'x'"),
         ({"name": "voc"}, "name: expected one of digit-scenes, coco, .*, got 'voc'"),
         ({"name": "coco"}, "root: coco needs the folder of its files"),

@@ -23,19 +23,20 @@ def study(tmp_path, monkeypatch):
     return module
 
 
-def test_every_variant_is_a_config_of_train(study):
-    one_each = {run.variant: run for run in study.runs() if run.labelled is None}
-    variants = {name: parse(run.options) for name, run in one_each.items()}
-    assert set(variants) == set(study.VARIANTS)
-    for name, config in variants.items():
+def test_every_run_is_a_config_of_train(study):
+    configs = {run: parse(run.options) for run in study.runs() if run.seed == 0}
+    plain = {run.network: config for run, config in configs.items() if not run.change}
+    assert set(plain) == set(study.NETWORKS)
+    for name, config in plain.items():
         if name.startswith(("random", "learned", "topk")):
             _, sparsity, keep = name.split("-")
             assert (config.network.sparsity, config.network.keep) == (sparsity, float(keep))
-    assert variants["none"].network.core == "identity"
+    assert plain["none"].network.core == "identity"
     names = [run.name for run in study.runs()]
     assert len(set(names)) == len(names)
-    few = next(run for run in study.runs() if run.labelled == 30)
-    assert parse(few.options).data.limit == 30
+    assert configs[study.Run("none", 0, "30-labelled")].data.limit == 30
+    assert configs[study.Run("none", 0, "legend")].data.options == {"legend": True}
+    assert configs[study.Run("none", 0, "adamw")].optimizer.name == "adamw"
 
 
 def test_tables_of_what_is_done(study, tmp_path):

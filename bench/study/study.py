@@ -5,10 +5,10 @@
     python bench/study/study.py table                                   what was found, as Markdown
 
 `train` may be stopped at any time: finished runs stay, the others go on where they were saved. A
-run is a variant of the network, a number of labelled images and a seed; everything else is
-base.yaml. Runs share the cores, an equal share of threads each, since small networks gain little
-from more. What is kept of a run lies under results/: config.yaml, train.csv and scores.json. How
-fast the variants are is for speed.py to say.
+run is a network, what it changes of base.yaml beside it (scenes with a legend, few labelled images,
+the optimizer) and a seed. Runs share the cores, an equal share of threads each, since small
+networks gain little from more. What is kept of a run lies under results/: config.yaml, train.csv
+and scores.json. How fast the networks are is for speed.py to say.
 """
 
 from __future__ import annotations
@@ -44,14 +44,9 @@ MASKED = (
     *(("learned", sparsity, keep) for sparsity in ("k", "qk") for keep in KEEPS),
     ("topk", "qk", 0.25),
 )
-#: Options of ``maskattn train`` by the name of the variant.
-VARIANTS: dict[str, tuple[str, ...]] = {
+#: Options of ``maskattn train`` by the name of the network.
+NETWORKS: dict[str, tuple[str, ...]] = {
     "none": ("--network.selector=none", "--network.core=identity"),
-    "none-adamw": (
-        "--network.selector=none",
-        "--network.core=identity",
-        "--optimizer.name=adamw",
-    ),
     "dense": ("--network.selector=none",),
     **{
         f"{masks}-{sparsity}-{keep}": (
@@ -62,6 +57,19 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         for masks, sparsity, keep in MASKED
     },
 }
+#: The same for what differs from base.yaml beside the network.
+CHANGES: dict[str, tuple[str, ...]] = {
+    "": (),
+    "legend": ("--data.options={legend: true}",),
+    **{f"{count}-labelled": (f"--data.limit={count}",) for count in LABELLED},
+    "adamw": ("--optimizer.name=adamw",),
+}
+WITH_LEGEND = (
+    "none",
+    "dense",
+    *(f"{m}-{s}-0.25" for s in ("k", "qk") for m in ("random", "learned")),
+)
+SDPA = "dense-sdpa"  # in speed.json: torch's attention in the network "dense"
 FEW_LABELS = ("none", "learned-qk-0.25")
 
 
@@ -69,28 +77,29 @@ FEW_LABELS = ("none", "learned-qk-0.25")
 class Run:
     """One training; its name is that of its folder."""
 
-    variant: str
+    network: str
     seed: int
-    labelled: int | None = None  # training images; None = all
+    change: str = ""
 
     @property
     def name(self) -> str:
-        few = "" if self.labelled is None else f"-{self.labelled}-labelled"
-        return f"{self.variant}{few}-seed{self.seed}"
+        change = f"-{self.change}" if self.change else ""
+        return f"{self.network}{change}-seed{self.seed}"
 
     @property
     def options(self) -> list[str]:
-        limit = [] if self.labelled is None else [f"--data.limit={self.labelled}"]
-        given = ["--config", str(HERE / "base.yaml"), *VARIANTS[self.variant], *limit]
-        return [*given, f"--seed={self.seed}", f"--out={WORK / self.name}"]
+        given = ["--config", str(HERE / "base.yaml"), *NETWORKS[self.network]]
+        return [*given, *CHANGES[self.change], f"--seed={self.seed}", f"--out={WORK / self.name}"]
 
 
 def runs() -> Iterator[Run]:
-    """All runs, a seed after the other: what is stopped early has every variant once."""
+    """All runs, a seed after the other: what is stopped early has everything once."""
     for seed in SEEDS:
-        yield from (Run(variant, seed) for variant in VARIANTS)
+        yield from (Run(network, seed) for network in NETWORKS)
+        yield from (Run(network, seed, "legend") for network in WITH_LEGEND)
     for seed in SEEDS:
-        yield from (Run(variant, seed, n) for variant in FEW_LABELS for n in LABELLED)
+        yield from (Run(net, seed, f"{n}-labelled") for net in FEW_LABELS for n in LABELLED)
+        yield Run("none", seed, "adamw")
 
 
 def scores_of(run: Run) -> dict[str, Any] | None:
@@ -114,13 +123,11 @@ def train_one(name: str) -> None:
     going_on = ["--ckpt_path=last"] if (folder / "last.ckpt").exists() else []
     train(parse([*run.options, *going_on]))
     checkpoint = Checkpoint.from_pretrained(folder / "final")
-    found = {
-        textures: {
-            size: scores["mean"]
-            for size, scores in evaluate(checkpoint, DigitScenes("val", textures=textures)).items()
-        }
-        for textures in ("plain", "shifted")
-    }
+    found = {}
+    for textures in ("plain", "shifted"):
+        scenes = DigitScenes("val", textures=textures, legend=run.change == "legend")
+        scores = evaluate(checkpoint, scenes)
+        found[textures] = {size: of_size["mean"] for size, of_size in scores.items()}
     kept = RESULTS / run.name
     kept.mkdir(parents=True, exist_ok=True)
     config = (folder / "config.yaml").read_text(encoding="utf-8").replace(f"{ROOT}/", "")
@@ -180,17 +187,25 @@ def scores_table(title: str, rows: dict[str, list[Run]], textures: str = "plain"
 
 def tables() -> str:
     """All tables, from what lies under results/."""
-    whole = {variant: [Run(variant, seed) for seed in SEEDS] for variant in VARIANTS}
+    plain = {net: [Run(net, seed) for seed in SEEDS] for net in NETWORKS}
+    legend = {net: [Run(net, seed, "legend") for seed in SEEDS] for net in WITH_LEGEND}
     few = {
-        f"{variant}, {n or 'all'}": [Run(variant, seed, n) for seed in SEEDS]
-        for variant in FEW_LABELS
+        f"{net}, {n or 'all'}": [Run(net, seed, f"{n}-labelled" if n else "") for seed in SEEDS]
+        for net in FEW_LABELS
         for n in (*LABELLED, None)
+    }
+    optimizers = {
+        "Muon": plain["none"],
+        "AdamW": [Run("none", seed, "adamw") for seed in SEEDS],
     }
     return "\n\n".join(
         [
-            scores_table("variant", whole),
-            scores_table("variant, shifted textures", whole, "shifted"),
-            scores_table("variant, labelled images", few),
+            scores_table("scenes with a legend", legend),
+            scores_table("scenes with a legend, shifted textures", legend, "shifted"),
+            scores_table("scenes without", plain),
+            scores_table("scenes without, shifted textures", plain, "shifted"),
+            scores_table("network, labelled images", few),
+            scores_table("optimizer, no attention products", optimizers),
             speed_table(),
         ]
     )
@@ -206,10 +221,10 @@ def speed_table() -> str:
         return "speed.json is not finished"
 
     def faster(row: dict[str, Any]) -> str:
-        return " / ".join(f"{row['faster than'][dense]:.1f}x" for dense in ("dense-sdpa", "dense"))
+        return " / ".join(f"{row['faster than'][dense]:.1f}x" for dense in (SDPA, "dense"))
 
     lines = [
-        "| variant | step, fp32 | faster | step, bf16 | faster | memory | image | faster |",
+        "| network | step, fp32 | faster | step, bf16 | faster | memory | image | faster |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for variant, step in found["step"].items():

@@ -131,10 +131,10 @@ class Batches(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled and augmented; its place in the epoch is saved in checkpoints."""
-        # A mirrored digit is another sign.
-        augmentation = (
-            Augmentation(mirror=self.dataset_name != "digit-scenes") if self.augment else None
-        )
+        # A mirrored digit is another sign, and a legend must not be cut off.
+        digits, legend = self.dataset_name == "digit-scenes", self.options["train"].get("legend")
+        changes = Augmentation((0.8, 1.0 if legend else 1.3), mirror=not digits)
+        augmentation = changes if self.augment else None
         chosen = self.labelled()
         items = _Items(self.dataset("train"), chosen, self.size, self.seed, augmentation)
         order = Order(len(chosen), self.batch_size, shuffle=True, seed=self.seed)

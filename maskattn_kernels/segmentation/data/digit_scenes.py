@@ -8,6 +8,10 @@ light paper of any size and shape, each with a digit in dark ink, that hide part
 scratches and blots of any colour that belong to no object. Train and val share no digit and no
 pixel of a picture. Labels are those of the pixel on top: an object is its paper, its class the
 digit. A scene depends on nothing but (seed, split, index).
+
+With a legend, what a slip is stands elsewhere: papers have two or three colours, one slip of each
+colour has a digit, and the blank ones are of the digit on the slip of their colour. No patch of the
+picture says what a blank slip is.
 """
 
 from __future__ import annotations
@@ -16,9 +20,16 @@ from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw
-from sklearn.datasets import load_digits
 
 from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.data.slips import (
+    Slips,
+    between,
+    paint,
+    split_digits,
+    write_digits,
+    write_legend,
+)
 from maskattn_kernels.segmentation.data.textures import TEXTURES, texture_pictures
 from maskattn_kernels.segmentation.sample import Classes, Sample
 
@@ -27,17 +38,8 @@ __all__ = ["SIDE", "DigitScenes"]
 SIDE = 128
 COUNTS = {"train": 2048, "val": 256}
 REGIONS = (3, 5)
-DIGITS = (3, 8)
-DIGIT_SIDES = (16, 48)
-VAL_SHARE = 0.2
-#: A slip is not placed where it would leave less than this share of another one in sight.
-IN_SIGHT = 0.6
 #: Least difference of brightness between a scratch and what lies below, of 255.
 CONTRAST = 70.0
-#: Lowest and highest value of each colour channel.
-PAPER, INK = (190.0, 255.0), (0.0, 90.0)
-_MARGIN = 1  # empty pixels around an 8 x 8 digit, so that strokes end softly inside the picture
-_WRITTEN = 0.95  # the picture of the digit, by the side of its slip
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 _DIGIT_COLORS = (
@@ -62,6 +64,7 @@ class DigitScenes:
         count: scenes; None = 2048 to train and 256 to validate.
         seed: of all scenes. Scene i of a seed and split is the same whatever the count.
         textures: "plain", or "shifted": other colours, less contrast and a blur in all stuff.
+        legend: whether one slip of each colour says what the blank ones are.
 
     Raises:
         DataError: an option that is not as above.
@@ -85,17 +88,21 @@ class DigitScenes:
         count: int | None = None,
         seed: int = 0,
         textures: str = "plain",
+        legend: bool = False,
     ) -> None:
         if split not in COUNTS:
             raise DataError(f"split: expected train or val for digit-scenes, got {split!r}")
         if textures not in ("plain", "shifted"):
             raise DataError(f"textures: expected plain or shifted, got {textures!r}")
+        if not isinstance(legend, bool):
+            raise DataError(f"legend: expected true or false, got {legend!r}")
         for name, value, least in (("count", count, 1), ("seed", seed, 0)):
             if value is not None and (not isinstance(value, int) or value < least):
                 raise DataError(f"{name}: expected a whole number from {least}, got {value!r}")
         self.split = split
         self.count = COUNTS[split] if count is None else count
         self.seed = seed
+        self.legend = legend
         self._stuff = texture_pictures(split, textures == "shifted")
         self._digits = split_digits(split)
 
@@ -110,28 +117,10 @@ class DigitScenes:
         image, semantic = _background(rng, self._stuff)
         _scratches(rng, image)
         instance = np.zeros((SIDE, SIDE), dtype=np.int32)
-        _write_digits(rng, self._digits, image, semantic, instance)
+        write = write_legend if self.legend else write_digits
+        write(rng, self._digits, Slips(image, semantic, instance))
         pixels = np.clip(image, 0, 255).astype(np.uint8)
         return Sample(f"{self.split}-{index:05d}", pixels, semantic, instance)
-
-
-@lru_cache(maxsize=2)
-def split_digits(split: str) -> tuple[tuple[Image.Image, ...], ...]:
-    """The handwritten samples of a split: for each of the ten digits, pictures of its samples."""
-    numbers = _digit_numbers(split)
-    images, targets = load_digits(return_X_y=True)
-    by_digit: list[list[Image.Image]] = [[] for _ in range(10)]
-    for number in numbers:
-        ink = np.pad(images[number].reshape(8, 8) / 16 * 255, _MARGIN).astype(np.uint8)
-        by_digit[targets[number]].append(Image.fromarray(ink))
-    return tuple(tuple(pictures) for pictures in by_digit)
-
-
-def _digit_numbers(split: str) -> np.ndarray:
-    """Which of scikit-learn's samples belong to a split."""
-    order = np.random.Generator(np.random.PCG64(0)).permutation(len(load_digits().target))
-    cut = round(VAL_SHARE * len(order))
-    return order[:cut] if split == "val" else order[cut:]
 
 
 @lru_cache(maxsize=1)
@@ -145,10 +134,6 @@ def _waves() -> np.ndarray:
 
 
 _ROWS, _COLUMNS = np.mgrid[:SIDE, :SIDE].astype(np.float32)
-
-
-def _between(rng: np.random.Generator, low: float, high: float) -> float:
-    return low + (high - low) * float(rng.random())
 
 
 def _background(
@@ -209,79 +194,13 @@ def _scratches(rng: np.random.Generator, image: np.ndarray) -> None:
         draw = ImageDraw.Draw(layer)
         x, y = rng.uniform(0, SIDE, 2)
         if rng.random() < 0.5:
-            angle, reach = _between(rng, 0, np.pi), _between(rng, 40, 90)
+            angle, reach = between(rng, 0, np.pi), between(rng, 40, 90)
             dx, dy = reach * np.cos(angle), reach * np.sin(angle)
             draw.line((x - dx, y - dy, x + dx, y + dy), fill=230, width=int(rng.integers(2, 4)))
         else:
-            radius = _between(rng, 2, 5)
+            radius = between(rng, 2, 5)
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=230)
         box = layer.getbbox()
         if box is not None:
             place = np.s_[box[1] : box[3], box[0] : box[2]]
-            _paint(
-                image[place], np.asarray(layer)[place] / np.float32(255), _ink(rng, image[place])
-            )
-
-
-def _paint(image: np.ndarray, cover: np.ndarray, color: np.ndarray) -> None:
-    """Lay a colour over an image, in place, where and as strongly as `cover` (0 to 1) says."""
-    image += cover[..., None] * (color - image)
-
-
-def _write_digits(
-    rng: np.random.Generator,
-    digits: tuple[tuple[Image.Image, ...], ...],
-    image: np.ndarray,
-    semantic: np.ndarray,
-    instance: np.ndarray,
-) -> None:
-    """Lay slips with digits into a scene, in place, each over those before it."""
-    wanted = int(rng.integers(DIGITS[0], DIGITS[1] + 1))
-    areas = [0]  # by instance number: pixels when it was laid down
-    seen = [0]  # by instance number: pixels still in sight
-    digit = int(rng.integers(10))
-    for _ in range(4 * wanted):
-        if len(areas) > wanted:
-            break
-        if rng.random() < 0.7:  # otherwise the same digit once more, in another hand
-            digit = int(rng.integers(10))
-        paper, ink = _slip(rng, digits[digit][int(rng.integers(len(digits[digit])))])
-        side = len(paper)
-        top, left = rng.integers(0, SIDE - side + 1, size=2)
-        place = np.s_[top : top + side, left : left + side]
-        solid = paper > 0.5
-        hidden = np.bincount(instance[place][solid], minlength=len(areas))
-        sights = [seen[k] - int(hidden[k]) for k in range(1, len(areas))]
-        if any(left_over < IN_SIGHT * areas[k] for k, left_over in enumerate(sights, start=1)):
-            continue
-        for cover, (low, high) in ((paper, PAPER), (ink, INK)):
-            _paint(image[place], cover, low + (high - low) * rng.random(3, dtype=np.float32))
-        semantic[place][solid] = digit
-        instance[place][solid] = len(areas)
-        area = int(solid.sum())
-        areas.append(area)
-        seen[1:] = [*sights, area]
-
-
-def _slip(rng: np.random.Generator, digit: Image.Image) -> tuple[np.ndarray, np.ndarray]:
-    """How much the paper and the ink of a slip cover each pixel (side, side), 0 to 1."""
-    side = int(rng.integers(DIGIT_SIDES[0], DIGIT_SIDES[1] + 1))
-    angle, slant = _between(rng, -0.25, 0.25), _between(rng, -0.2, 0.2)
-    cos, sin = np.cos(angle), np.sin(angle)
-    turned = ((cos, sin + slant), (-sin, cos))
-    middle = (side - 1) / 2
-    # The digit, as the rows of `turned` say where each pixel of the slip comes from.
-    step, centre = digit.width / (_WRITTEN * side), (digit.width - 1) / 2
-    terms = tuple(
-        term for x, y in turned for term in (step * x, step * y, centre - step * middle * (x + y))
-    )
-    grown = digit.transform((side, side), Image.Transform.AFFINE, terms, Image.Resampling.BICUBIC)
-    soft = np.asarray(grown, dtype=np.float32) / 255
-    # The sharper the larger, so that strokes have edges of about two pixels at every size.
-    ink = np.clip((soft - 0.38) * side / 12 + 0.5, 0, 1)
-    # The paper lies within |u|^p + |v|^p = 1: round for p = 2, nearly square for 6.
-    radius, power = 0.48 * side, _between(rng, 2.0, 6.0)
-    along = np.arange(side) - middle
-    u, v = (np.abs(x * along + y * along[:, None]) / radius for x, y in turned)
-    paper = np.clip((1 - (u**power + v**power) ** (1 / power)) * radius + 0.5, 0, 1)
-    return paper.astype(np.float32), (ink * paper).astype(np.float32)
+            paint(image[place], np.asarray(layer)[place] / np.float32(255), _ink(rng, image[place]))
