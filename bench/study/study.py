@@ -41,6 +41,7 @@ SELECTORS = {"random": "random", "learned": "local", "topk": "topk"}
 MASKED = (
     ("random", "k", 0.25),
     ("random", "qk", 0.25),
+    ("random", "qk", 0.1),
     *(("learned", sparsity, keep) for sparsity in ("k", "qk") for keep in KEEPS),
     ("topk", "qk", 0.25),
 )
@@ -67,7 +68,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
 WITH_LEGEND = (
     "none",
     "dense",
-    *(f"{m}-{s}-0.25" for s in ("k", "qk") for m in ("random", "learned")),
+    *(f"{masks}-qk-{keep}" for keep in (0.25, 0.1) for masks in ("random", "learned")),
 )
 SDPA = "dense-sdpa"  # in speed.json: torch's attention in the network "dense"
 FEW_LABELS = ("none", "learned-qk-0.25")

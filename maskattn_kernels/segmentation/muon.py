@@ -110,5 +110,6 @@ def orthogonalized(matrix: Tensor) -> Tensor:
     x = wide / (wide.norm() + 1e-7)
     for _ in range(5):
         square = x @ x.T
-        x = 3.4445 * x + (2.0315 * square @ square - 4.7750 * square) @ x
+        cubic = torch.addmm(square, square, square, beta=-4.7750, alpha=2.0315)
+        x = torch.addmm(x, cubic, x, beta=3.4445)
     return x if wide is matrix else x.T
