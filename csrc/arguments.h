@@ -143,6 +143,21 @@ inline void check_mask(const Tensor& mask, const char* name, CheckDevice check_d
   if (mask.size(2) > INT32_MAX) fail(name, shape_of(mask), "a length below 2^31");
 }
 
+// The mask of a call's queries or keys.
+inline void check_mask_of(const Tensor& mask, const char* name, int64_t batch, int64_t heads, int64_t seqlen,
+                          CheckDevice check_device) {
+  check_mask(mask, name, check_device);
+  check_shape(mask, name, {batch, heads, -1}, true);
+  if (mask.size(2) != seqlen) check_shape(mask, name, {batch, heads, seqlen});
+}
+
+inline bool same_view(const OptionalTensor& a, const OptionalTensor& b) {
+  if (!a || !b || a->data_ptr() != b->data_ptr() || a->dim() != b->dim()) return false;
+  for (int64_t i = 0; i < a->dim(); ++i)
+    if (a->size(i) != b->size(i) || a->stride(i) != b->stride(i)) return false;
+  return true;
+}
+
 inline SelectParams select_params(const Tensor& mask, int32_t* indices, int32_t* counts) {
   return {static_cast<const bool*>(mask.data_ptr()),
           mask.stride(0),

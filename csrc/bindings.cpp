@@ -11,9 +11,7 @@
 STABLE_TORCH_LIBRARY(maskattn, m) {
   m.def("cpu_select_tokens" MASKATTN_SELECT_TOKENS_SCHEMA);
   m.def("cpu_fwd" MASKATTN_FWD_SCHEMA);
-  m.def(
-      "cpu_infer(Tensor query, Tensor key, Tensor value, Tensor? query_mask, Tensor? key_mask, Tensor? key_bias, "
-      "float scale) -> (Tensor out, Tensor lse)");
+  m.def("cpu_infer" MASKATTN_INFER_SCHEMA);
   m.def("cpu_bwd" MASKATTN_BWD_SCHEMA);
 }
 

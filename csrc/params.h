@@ -61,9 +61,16 @@ struct ThreadPool {
 void launch_cpu_fwd(const ForwardParams& params, const ThreadPool& pool);
 void launch_cpu_bwd(const BackwardParams& params, const ThreadPool& pool);
 
+// A (B, H, N) bool tensor; data == nullptr selects all.
+struct MaskView {
+  const bool* data = nullptr;
+  int64_t stride_b = 0, stride_h = 0, stride_n = 0;
+};
+
 // What the CUDA kernels take besides. Their launches return a cudaError_t and wait for nothing.
 struct CudaForwardParams : ForwardParams {
-  bool aligned = false;       // q, k, v, out: rows of whole 16 bytes, at multiples of 16 bytes
+  MaskView query_mask, key_mask;  // in place of queries and keys, for no more than kShort tokens each
+  bool aligned = false;           // q, k, v, out: rows of whole 16 bytes, at multiples of 16 bytes
   int splits = 1;             // blocks that share the keys of a block of queries; if not 1, with a workspace of
   float* part_out = nullptr;  // (splits, B, Hq, Nq, width of a tile) and
   float* part_lse = nullptr;  // (splits, B, Hq, Nq), both by place in the index
@@ -74,6 +81,8 @@ struct CudaBackwardParams : BackwardParams {
   float* terms =
       nullptr;  // workspace (B, Hq, Nq, 2), by place in the index: lse in units of the scores, and delta
 };
+
+constexpr int kShort = 256;  // tokens that a block of the forward pass can list by itself
 
 int cuda_fwd_splits(const ForwardParams& params, int processors);
 int64_t cuda_fwd_workspace(const CudaForwardParams& params);  // floats

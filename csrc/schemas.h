@@ -7,6 +7,9 @@
 #define MASKATTN_FWD_SCHEMA                                                                \
   "(Tensor query, Tensor key, Tensor value, Tensor? query_indices, Tensor? query_counts, " \
   "Tensor? key_indices, Tensor? key_counts, Tensor? key_bias, float scale) -> (Tensor out, Tensor lse)"
+#define MASKATTN_INFER_SCHEMA                                                                                     \
+  "(Tensor query, Tensor key, Tensor value, Tensor? query_mask, Tensor? key_mask, Tensor? key_bias, float scale)" \
+  " -> (Tensor out, Tensor lse)"
 #define MASKATTN_BWD_SCHEMA                                                                                  \
   "(Tensor dout, Tensor? dlse, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, "             \
   "Tensor? query_indices, Tensor? query_counts, Tensor? key_indices, Tensor? key_counts, Tensor? key_bias, " \

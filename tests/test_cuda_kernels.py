@@ -19,7 +19,7 @@ sys.path.append(str(ROOT / "tools"))
 tool = pytest.importorskip("cuda_kernels")
 
 KERNELS = {
-    "fwd_kernel": 4, "combine_kernel": 4, "delta_kernel": 1, "dq_kernel": 4, "dkdv_kernel": 5,
+    "fwd_kernel": 8, "combine_kernel": 4, "delta_kernel": 1, "dq_kernel": 4, "dkdv_kernel": 5,
     "select_tokens_kernel": 1,
 }  # fmt: skip
 

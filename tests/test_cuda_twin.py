@@ -16,11 +16,11 @@ import pytest
 import torch
 import twin
 from cases import BY_NAME, CASES, Case, make
-from harness import RESULTS, Target, check_against_oracle, run
+from harness import RESULTS, Target, arguments, check_against_oracle, run
 from oracle import assert_close
 from test_isolation import FIELDS, poisoned
 
-from maskattn_kernels import masked_attention, select_tokens
+from maskattn_kernels import TokenIndex, masked_attention, select_tokens
 
 pytestmark = pytest.mark.skipif(
     not shutil.which(twin.COMPILER), reason="needs a C++ compiler to build the twin"
@@ -45,6 +45,44 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_results_and_gradients(case: Case) -> None:
     check_against_oracle(BF16, case)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_without_gradients_the_same(case: Case) -> None:
+    """From the masks themselves, in one launch where sequences are short, to the same bits."""
+    x = make(case, BF16.dtype)
+    q, k, v = x.query, x.key, x.value
+    kwargs = arguments(x) | {"key_bias": x.key_bias, "return_lse": True, "backend": "twin"}
+    long = masked_attention(*(t.detach().requires_grad_() for t in (q, k, v)), **kwargs)
+    before = twin.launches(twin.build())
+    with torch.no_grad():
+        short = masked_attention(q, k, v, **kwargs)
+    for got, expected in zip(short, long, strict=True):
+        assert torch.equal(got, expected) and got.stride() == expected.stride()
+    indexed = any(isinstance(m, TokenIndex) for m in kwargs.values())
+    if not indexed and q.numel() > 0 and 0 < k.shape[2] <= 256 and q.shape[2] <= 256:
+        assert twin.launches(twin.build()) - before == 1
+    dirty = poisoned(x, ("query", "key", "value", "key_bias"), torch.nan)
+    kwargs["key_bias"] = dirty.key_bias
+    with torch.no_grad():
+        again = masked_attention(dirty.query, dirty.key, dirty.value, **kwargs)
+    for got, expected in zip(again, long, strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_longer_masks_are_listed_first() -> None:
+    """One token too many for a block: the same mask for queries and keys is listed once."""
+    q, k, v = (torch.randn(1, 1, 257, 16).bfloat16() for _ in range(3))
+    mask = torch.rand(1, 257).lt(0.4)
+    other = mask.clone()
+    for query_mask, count in ((None, 2), (mask, 2), (other, 3)):
+        before = twin.launches(twin.build())
+        kwargs = {"key_mask": mask, "query_mask": query_mask, "backend": "twin"}
+        out = masked_attention(q, k, v, **kwargs)
+        assert twin.launches(twin.build()) - before == count
+        grad = masked_attention(q, k, v.requires_grad_(), **kwargs)
+        assert torch.equal(out, grad)
+        v = v.detach()
 
 
 @pytest.mark.parametrize("name", OTHER_DTYPES)
@@ -148,6 +186,13 @@ def test_missing_barrier_is_seen(barrier: int) -> None:
     index = [t for m in (x.query_mask, x.key_mask) for t in select_tokens(m[:, None])]
     with twin.planted(twin.build(), barrier=barrier), pytest.raises(RuntimeError, match="race"):
         torch.ops.maskattn.twin_fwd(x.query, x.key, x.value, *index, None, 0.125)
+
+
+def test_missing_barrier_after_listing_masks_is_seen() -> None:
+    x = make(PLANTED, BF16.dtype)
+    masks = [m[:, None] for m in (x.query_mask, x.key_mask)]
+    with twin.planted(twin.build(), barrier=1), pytest.raises(RuntimeError, match="race"):
+        torch.ops.maskattn.twin_infer(x.query, x.key, x.value, *masks, None, 0.125)
 
 
 def test_missing_wait_is_seen() -> None:

@@ -35,7 +35,7 @@ def unselected(x: Inputs, name: str) -> Tensor:
     """bool, broadcastable over tensor `name`: its tokens that are not selected."""
     of_keys = name in ("key", "value", "key_bias", "dk", "dv", "dbias")
     mask, heads = (x.key_mask, x.key.shape[1]) if of_keys else (x.query_mask, x.query.shape[1])
-    mask = per_head(mask, heads)
+    mask = torch.ones(1, 1, 1, dtype=torch.bool) if mask is None else per_head(mask, heads)
     if name == "key_bias" and x.key_bias.dim() == 2:
         mask = mask.any(1)  # one bias for all heads: poison where no head has selected the token
     return ~mask

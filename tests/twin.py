@@ -104,6 +104,11 @@ def install(monkeypatch: pytest.MonkeyPatch, library: Path) -> None:
     monkeypatch.setattr(explanation, "BACKENDS", everything)
 
 
+def launches(library: Path) -> int:
+    """How many kernels were launched so far."""
+    return load(library)[0].maskattn_twin_launches()
+
+
 @contextmanager
 def planted(library: Path, barrier: int = 0, wait: bool = False) -> Iterator[None]:
     """Leaves out the so-many-th barrier of every thread, or every wait for copies."""

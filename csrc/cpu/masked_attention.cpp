@@ -35,7 +35,7 @@ std::tuple<Tensor, Tensor> forward(ForwardParams& p, const Tensor& query) {
 class ListedMask {
  public:
   ListedMask(const OptionalTensor& mask, const char* name, int64_t batch, int64_t heads, int64_t seqlen)
-      : memory_(mask ? check(*mask, name, batch, heads, seqlen) * (seqlen + 1) * 4 : 0) {
+      : memory_(mask ? lists(*mask, name, batch, heads, seqlen) * (seqlen + 1) * 4 : 0) {
     if (!mask) return;
     const int64_t own_batches = mask->size(0), own_heads = mask->size(1);
     auto* counts = reinterpret_cast<int32_t*>(memory_.at(0));
@@ -48,23 +48,13 @@ class ListedMask {
   SelectionView view;
 
  private:
-  // The number of lists.
-  static int64_t check(const Tensor& mask, const char* name, int64_t batch, int64_t heads, int64_t seqlen) {
-    check_mask(mask, name, check_cpu);
-    check_shape(mask, name, {batch, heads, -1}, true);
-    if (mask.size(2) != seqlen) check_shape(mask, name, {batch, heads, seqlen});
+  static int64_t lists(const Tensor& mask, const char* name, int64_t batch, int64_t heads, int64_t seqlen) {
+    check_mask_of(mask, name, batch, heads, seqlen, check_cpu);
     return mask.size(0) * mask.size(1);
   }
 
   Workspace memory_;
 };
-
-bool same_view(const OptionalTensor& a, const OptionalTensor& b) {
-  if (!a || !b || a->data_ptr() != b->data_ptr() || a->dim() != b->dim()) return false;
-  for (int64_t i = 0; i < a->dim(); ++i)
-    if (a->size(i) != b->size(i) || a->stride(i) != b->stride(i)) return false;
-  return true;
-}
 
 }  // namespace
 

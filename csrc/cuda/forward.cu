@@ -12,6 +12,10 @@
 // Few queries over many keys would leave most of the chip idle. Then `splits` blocks share the keys of a block of
 // queries, each writes its own (out, lse) into a workspace, and combine_kernel weighs them. How many is decided
 // from sizes alone, never from the mask, so results are repeatable.
+//
+// With kFromMasks there is no list of selected tokens yet: sequences are short, and every block makes its own
+// lists in shared memory, which spares the launch that would. Then the same happens in the same order, to the same
+// bits.
 #include "scores.cuh"
 #include "stream.cuh"
 
@@ -38,17 +42,20 @@ struct Forward {
     StreamMemory<kKeys, float> stream;
     int queries[kQueries];  // tokens
   };
-  static_assert(sizeof(Memory) <= 99 * 1024);
+  struct ShortMemory : Memory {
+    int32_t query_list[kShort], key_list[kShort];
+  };
+  static_assert(sizeof(ShortMemory) <= 99 * 1024);
   static_assert(kKeys <= kThreads);
 };
 
 // Of its results, a block writes by place in the index where the keys are split, else to the tokens themselves.
-template <typename T, int kDim>
+template <typename T, int kDim, bool kFromMasks>
 __global__ __launch_bounds__(Forward<T, kDim>::kThreads,
                              2) void fwd_kernel(const __grid_constant__ CudaForwardParams p) {
   using F = Forward<T, kDim>;
   constexpr int kM = F::kM, kN = F::kKeys / 8;
-  auto& memory = *reinterpret_cast<typename F::Memory*>(shared_memory());
+  auto& memory = *reinterpret_cast<typename F::ShortMemory*>(shared_memory());  // lists: only with kFromMasks
   const uint32_t blocks = static_cast<uint32_t>(ceil_div(p.seqlen_q, F::kQueries));
   const uint32_t heads = static_cast<uint32_t>(p.heads_q), splits = static_cast<uint32_t>(p.splits);
   const int first = static_cast<int>(block_index() % blocks) * F::kQueries;
@@ -56,7 +63,13 @@ __global__ __launch_bounds__(Forward<T, kDim>::kThreads,
   const uint32_t bh = block_index() / blocks / splits;
   const int64_t b = bh / heads, h = bh % heads, kv_head = h / (p.heads_q / p.heads_kv);
 
-  const TokenList queries = token_list(p.queries, b, h, p.seqlen_q);
+  TokenList queries, keys;
+  if constexpr (kFromMasks) {  // barriers below come before the first look at either list
+    queries = list_mask<F::kThreads>(p.query_mask, b, h, p.seqlen_q, memory.query_list);
+    keys = list_mask<F::kThreads>(p.key_mask, b, kv_head, p.seqlen_k, memory.key_list);
+  } else {
+    queries = token_list(p.queries, b, h, p.seqlen_q);
+  }
   const Rows<T> out = rows_of<T>(p.out, b, h, p.head_dim, p.aligned);
   float* lse = p.lse.data + bh * p.seqlen_q;
   if (split == 0)
@@ -72,7 +85,7 @@ __global__ __launch_bounds__(Forward<T, kDim>::kThreads,
   const Tile<T, kDim> q{memory.q};
   gather<F::kQueries, F::kThreads>(q, rows_of<T>(p.q, b, h, p.head_dim, p.aligned), memory.queries);
 
-  TokenList keys = token_list(p.keys, b, kv_head, p.seqlen_k);
+  if constexpr (!kFromMasks) keys = token_list(p.keys, b, kv_head, p.seqlen_k);
   const int share = static_cast<int>(ceil_div(ceil_div(keys.count, F::kKeys), p.splits)) * F::kKeys;
   const int begin = split * share;
   keys.count = begin + share < keys.count ? begin + share : keys.count;
@@ -200,6 +213,7 @@ __global__ __launch_bounds__(kCombineThreads) void combine_kernel(const __grid_c
 }  // namespace
 
 int cuda_fwd_splits(const ForwardParams& p, int processors) {
+  if (p.seqlen_k <= kShort) return 1;
   return for_instance(p, [&](auto t, auto width) {
     using F = Forward<decltype(t), decltype(width)::value>;
     const int64_t blocks = p.batch * p.heads_q * ceil_div(p.seqlen_q, F::kQueries);
@@ -222,7 +236,11 @@ int launch_cuda_fwd(const CudaForwardParams& p, void* stream) {
     constexpr int kDim = decltype(width)::value;
     using F = Forward<T, kDim>;
     const int64_t rows = p.batch * p.heads_q;
-    const int error = launch(fwd_kernel<T, kDim>, rows * ceil_div(p.seqlen_q, F::kQueries) * p.splits, F::kThreads,
+    const int64_t blocks = rows * ceil_div(p.seqlen_q, F::kQueries) * p.splits;
+    if (p.query_mask.data != nullptr || p.key_mask.data != nullptr)
+      return launch(fwd_kernel<T, kDim, true>, blocks, F::kThreads,
+                    static_cast<int>(sizeof(typename F::ShortMemory)), p, stream);
+    const int error = launch(fwd_kernel<T, kDim, false>, blocks, F::kThreads,
                              static_cast<int>(sizeof(typename F::Memory)), p, stream);
     if (error != 0 || p.splits == 1) return error;
     return launch(combine_kernel<T, kDim>, rows * ceil_div(p.seqlen_q, kCombineThreads / kWarpSize),

@@ -37,6 +37,30 @@ Tensor filled(Tensor t, double value) {
   return t;
 }
 
+MaskView view_of(const OptionalTensor& mask, const char* name, int64_t batch, int64_t heads, int64_t seqlen) {
+  if (!mask) return {};
+  check_mask_of(*mask, name, batch, heads, seqlen, check_gpu);
+  return {static_cast<const bool*>(mask->data_ptr()), broadcast_stride(*mask, 0), broadcast_stride(*mask, 1),
+          mask->stride(2)};
+}
+
+std::tuple<Tensor, Tensor> forward(const Tensor& query, const Inputs& in, CudaForwardParams& p) {
+  const OnDevice device(query);
+  Tensor out = new_like(query);
+  Tensor lse = torch::stable::new_empty(query, {p.batch, p.heads_q, p.seqlen_q}, ScalarType::Float);
+  const int64_t rows = p.batch * p.heads_q * p.seqlen_q;
+  if (rows == 0 || p.seqlen_k == 0) return {filled(out, 0.0), filled(lse, -INFINITY)};
+  p.out = view(out), p.lse = row_view(lse);
+  p.aligned = are_aligned({&in.query, &in.key, &in.value, &out});
+  p.splits = cuda_fwd_splits(p, device.processors());
+  const int64_t floats = cuda_fwd_workspace(p);
+  Tensor workspace = torch::stable::new_empty(query, {floats}, ScalarType::Float);
+  p.part_out = static_cast<float*>(workspace.data_ptr());
+  p.part_lse = p.part_out + (floats > 0 ? floats - p.splits * rows : 0);
+  check_launch(launch_cuda_fwd(p, device.stream()), "fwd");
+  return {out, lse};
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor> cuda_select_tokens(const Tensor& mask) {
@@ -58,20 +82,25 @@ std::tuple<Tensor, Tensor> cuda_fwd(const Tensor& query, const Tensor& key, cons
   Inputs in{query, key, value, query_indices, query_counts, key_indices, key_counts, key_bias};
   CudaForwardParams p;
   fill_inputs(in, scale, p, check_gpu);
-  const OnDevice device(query);
-  Tensor out = new_like(query);
-  Tensor lse = torch::stable::new_empty(query, {p.batch, p.heads_q, p.seqlen_q}, ScalarType::Float);
-  const int64_t rows = p.batch * p.heads_q * p.seqlen_q;
-  if (rows == 0 || p.seqlen_k == 0) return {filled(out, 0.0), filled(lse, -INFINITY)};
-  p.out = view(out), p.lse = row_view(lse);
-  p.aligned = are_aligned({&in.query, &in.key, &in.value, &out});
-  p.splits = cuda_fwd_splits(p, device.processors());
-  const int64_t floats = cuda_fwd_workspace(p);
-  Tensor workspace = torch::stable::new_empty(query, {floats}, ScalarType::Float);
-  p.part_out = static_cast<float*>(workspace.data_ptr());
-  p.part_lse = p.part_out + (floats > 0 ? floats - p.splits * rows : 0);
-  check_launch(launch_cuda_fwd(p, device.stream()), "fwd");
-  return {out, lse};
+  return forward(query, in, p);
+}
+
+std::tuple<Tensor, Tensor> cuda_infer(const Tensor& query, const Tensor& key, const Tensor& value,
+                                      const OptionalTensor& query_mask, const OptionalTensor& key_mask,
+                                      const OptionalTensor& key_bias, double scale) {
+  Inputs in{query, key, value, {}, {}, {}, {}, key_bias};
+  CudaForwardParams p;
+  fill_inputs(in, scale, p, check_gpu);
+  p.query_mask = view_of(query_mask, "query_mask", p.batch, p.heads_q, p.seqlen_q);
+  p.key_mask = view_of(key_mask, "key_mask", p.batch, p.heads_kv, p.seqlen_k);
+  if (p.seqlen_q <= kShort && p.seqlen_k <= kShort) return forward(query, in, p);
+  OptionalTensor lists[2][2];  // of queries, of keys: indices and counts
+  if (key_mask) std::tie(lists[1][0], lists[1][1]) = cuda_select_tokens(*key_mask);
+  if (same_view(query_mask, key_mask))
+    lists[0][0] = lists[1][0], lists[0][1] = lists[1][1];
+  else if (query_mask)
+    std::tie(lists[0][0], lists[0][1]) = cuda_select_tokens(*query_mask);
+  return cuda_fwd(query, key, value, lists[0][0], lists[0][1], lists[1][0], lists[1][1], key_bias, scale);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> cuda_bwd(
@@ -103,12 +132,14 @@ STABLE_TORCH_LIBRARY_FRAGMENT(maskattn, m) {
   m.def(MASKATTN_OP "select_tokens" MASKATTN_SELECT_TOKENS_SCHEMA);
   m.def(MASKATTN_OP "fwd" MASKATTN_FWD_SCHEMA);
   m.def(MASKATTN_OP "bwd" MASKATTN_BWD_SCHEMA);
+  m.def(MASKATTN_OP "infer" MASKATTN_INFER_SCHEMA);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(maskattn, MASKATTN_DISPATCH_KEY, m) {
   m.impl(MASKATTN_OP "select_tokens", TORCH_BOX(&cuda_select_tokens));
   m.impl(MASKATTN_OP "fwd", TORCH_BOX(&cuda_fwd));
   m.impl(MASKATTN_OP "bwd", TORCH_BOX(&cuda_bwd));
+  m.impl(MASKATTN_OP "infer", TORCH_BOX(&cuda_infer));
 }
 
 }  // namespace maskattn

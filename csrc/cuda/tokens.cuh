@@ -20,13 +20,16 @@ struct TokenList {
   const int32_t* indices;  // nullptr: all
   int count;
   int seqlen;
+  bool is_shared = false;  // the indices lie in shared memory
+
+  MASKATTN_DEVICE int entry(int place) const { return is_shared ? load_shared(indices + place) : indices[place]; }
 
   // Entry `place`; kNoToken past the end. So is an entry that names no token, which only an index made by hand can
   // hold: memory outside of a tensor is never touched.
   MASKATTN_DEVICE int operator[](int place) const {
     if (place >= count) return kNoToken;
     if (indices == nullptr) return place;
-    const int token = indices[place];
+    const int token = entry(place);
     return token >= 0 && token < seqlen ? token : kNoToken;
   }
 };
@@ -38,6 +41,26 @@ MASKATTN_DEVICE TokenList token_list(const SelectionView& s, int64_t b, int64_t 
   return {s.indices + b * s.stride_b + h * s.stride_h, count < length ? count : length, length};
 }
 
+// The list of a short mask, which the whole block makes in kShort ints of shared memory: each warp counts all
+// tokens, 32 at a time, and one of them writes. A barrier must follow.
+template <int kThreads>
+MASKATTN_DEVICE TokenList list_mask(const MaskView& mask, int64_t b, int64_t h, int64_t seqlen, int32_t* list) {
+  const int length = static_cast<int>(seqlen);
+  if (mask.data == nullptr) return {nullptr, length, length};
+  // As bytes: a bool may hold any of them; nonzero is True.
+  const auto* row = reinterpret_cast<const uint8_t*>(mask.data) + b * mask.stride_b + h * mask.stride_h;
+  int count = 0;
+  for (int first = 0; first < length; first += kWarpSize) {
+    const int token = first + lane_index();
+    const uint32_t bits = ballot(token < length && row[token * mask.stride_n] != 0);
+    const uint32_t own_bit = 1u << lane_index();
+    if (first / kWarpSize % (kThreads / kWarpSize) == warp_index() && (bits & own_bit))
+      store_shared(list + count + bits_set(bits & (own_bit - 1)), token);
+    count += bits_set(bits);
+  }
+  return {list, count, length, true};
+}
+
 // How many entries of the list lie below `token`. All lanes of a warp search together, 32 places a round: 3 rounds
 // of loads for 16,384 tokens where halving takes 14.
 MASKATTN_DEVICE int entries_below(const TokenList& list, int token) {
@@ -45,7 +68,7 @@ MASKATTN_DEVICE int entries_below(const TokenList& list, int token) {
   while (low < high) {
     const int step = (high - low + kWarpSize - 1) / kWarpSize;
     const int64_t probe = low + (lane_index() + int64_t{1}) * step - 1;
-    const bool below = probe < high && list.indices[probe] < token;
+    const bool below = probe < high && list.entry(static_cast<int>(probe)) < token;
     low += bits_set(ballot(below)) * step;
     high = low + step - 1 < high ? low + step - 1 : high;
   }

@@ -4,7 +4,7 @@
 The ops of backend `X` are `maskattn::X_select_tokens`, `maskattn::X_fwd` and `maskattn::X_bwd`.
 Their schemas and these conventions are the same for all backends, so that `ops.py` writes fakes and
 gradients only once. A backend may bring a fourth, `maskattn::X_infer`: select_tokens and fwd in one
-call, for short sequences without a gradient.
+call, for calls without a gradient. It gives the same bits.
 
 - mask bool `(B | 1, H | 1, N)`; indices int32 of that shape, ascending, entries past the count hold
   N; counts int32 `(B | 1, H | 1)`; None for both means that all tokens are selected

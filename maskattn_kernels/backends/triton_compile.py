@@ -10,7 +10,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from maskattn_kernels.backends.triton_forward import LOG2E, combine_kernel, fwd_
 from maskattn_kernels.backends.triton_index import select_tokens_kernel
 from maskattn_kernels.backends.triton_launch import OPTIONS, SELECT_BLOCK, small_block
 
-TILED = {"fwd": fwd_kernel, "dkdv": dkdv_kernel, "dq": dq_kernel}
+TILED = {"fwd": fwd_kernel, "short": fwd_kernel, "dkdv": dkdv_kernel, "dq": dq_kernel}
 SMALL = {"select_tokens": select_tokens_kernel, "combine": combine_kernel, "delta": delta_kernel}
 
 # Types of what pointers point to; None is the dtype of query, key and value.
@@ -74,9 +74,12 @@ def jobs(archs: tuple[str, ...] = tuning.ARCHS) -> Iterator[Job]:
             for place, config in enumerate(entry.configs):
                 for dtype in _dtypes(entry.bits, arch):
                     job = Job(entry.kernel, arch, dtype, entry.head_dim, config, place == 0)
-                    if job not in seen:
-                        yield job
-                    seen.add(job)
+                    kinds = [job]
+                    is_small = entry.size == "small" and job.default
+                    if job.kernel == "fwd" and is_small and dtype != "tf32":
+                        kinds.append(replace(job, kernel="short"))
+                    yield from (kind for kind in kinds if kind not in seen)
+                    seen.update(kinds)
     config = tuning.Config(small_block(128), 64, 4, 1)
     for arch in archs:
         for name in SMALL:
@@ -93,6 +96,8 @@ def compile_job(job: Job) -> Report:
     """Compiles a kernel with all its options in use: indices, bias, heads in groups."""
     kernel = (TILED | SMALL)[job.kernel]
     signature, attributes = _signature(kernel, job.dtype)
+    if job.kernel == "short":  # masks in place of indices
+        signature |= {"query_index": "*u8", "key_index": "*u8"}
     constants = {(kernel.arg_names.index(n),): v for n, v in _constants(kernel, job).items()}
     source = ASTSource(kernel, signature, constants, attributes)
     options = OPTIONS | {"num_warps": job.config.warps, "num_stages": job.config.stages}
@@ -114,7 +119,7 @@ def _target(arch: str) -> GPUTarget:
 def _constants(kernel: Any, job: Job) -> dict[str, Any]:
     values = {
         "HAS_QUERY_INDEX": True, "HAS_KEY_INDEX": True, "HAS_BIAS": True, "HAS_DLSE": True,
-        "SPLITS": 1 if job.kernel == "fwd" else 4,
+        "SPLITS": 4 if job.kernel == "combine" else 1, "SHORT": 256 if job.kernel == "short" else 0,
         "PRECISION": "tf32" if job.dtype == "tf32" else "ieee",
         "UNIT": LOG2E.value if job.dtype == "bf16" else 1.0,
         "D": job.head_dim, "D_PAD": tuning.head_dim_pad(job.head_dim),

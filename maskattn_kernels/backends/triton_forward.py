@@ -17,6 +17,9 @@ one multiply-add; 1, for float32, keeps lse and score of a lone key equal to the
 Few queries over many keys would leave most of the chip idle. Then SPLITS programs share the keys of
 a block of queries, each writes its own (out, lse) into a workspace, and `combine_kernel` weighs
 them. How many is decided from sizes alone, never from the mask, so results are repeatable.
+
+With SHORT the index is not made yet: sequences have at most so many tokens, and every program lists
+the selected ones itself, from the masks. Then the same happens in the same order, to the same bits.
 """
 
 import triton
@@ -25,10 +28,12 @@ import triton.language as tl
 from maskattn_kernels.backends.triton_index import (
     count_of,
     dot,
+    list_mask,
     load_rows,
     selected_rows,
     store_rows,
     tile_mask,
+    unselected_by_mask,
     unselected_rows,
 )
 
@@ -43,7 +48,7 @@ def fwd_kernel(
     key_bias,  # (B, Hkv, Nk) float32
     out,  # as q; with SPLITS > 1 part_out of combine_kernel
     lse,  # (B, Hq, Nq) float32; with SPLITS > 1 part_lse
-    query_index,
+    query_index,  # with SHORT the mask, as bytes; then there are no counts
     query_counts,
     key_index,
     key_counts,
@@ -52,7 +57,7 @@ def fwd_kernel(
     v_strides,
     bias_strides,
     out_strides,
-    query_index_strides,  # of index and counts: batch, head, batch, head
+    query_index_strides,  # of index and counts: batch, head, batch, head; with SHORT: of the mask
     key_index_strides,
     batch_heads,  # B * Hq
     heads,
@@ -64,6 +69,7 @@ def fwd_kernel(
     HAS_KEY_INDEX: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     SPLITS: tl.constexpr,
+    SHORT: tl.constexpr,
     UNIT: tl.constexpr,
     PRECISION: tl.constexpr,
     D: tl.constexpr,
@@ -93,9 +99,16 @@ def fwd_kernel(
         part = split.to(tl.int64) * nq * batch_heads
         out, lse = out + part * D, lse + part
 
-    query_count = count_of(query_counts, query_index_strides, b, h, nq, HAS_QUERY_INDEX)
+    if SHORT and HAS_QUERY_INDEX:
+        query_list, query_count = list_mask(query_index, query_index_strides[2], nq, SHORT)
+    else:
+        query_list = query_index
+        query_count = count_of(query_counts, query_index_strides, b, h, nq, HAS_QUERY_INDEX)
     if HAS_QUERY_INDEX and SPLITS == 1:
-        rows, zero = unselected_rows(query_index, query_count, first, nq, BLOCK_M)
+        if SHORT:
+            rows, zero = unselected_by_mask(query_index, query_index_strides[2], first, nq, BLOCK_M)
+        else:
+            rows, zero = unselected_rows(query_index, query_count, first, nq, BLOCK_M)
         nothing = tl.zeros((BLOCK_M, D_PAD), tl.float32)
         mask = tile_mask(zero, columns, D, D_PAD)
         store_rows(out, rows, out_strides, columns, nothing, mask)
@@ -103,11 +116,15 @@ def fwd_kernel(
 
     if first < query_count:
         places = first + tl.arange(0, BLOCK_M)
-        rows, counts = selected_rows(query_index, places, query_count, nq, HAS_QUERY_INDEX)
+        rows, counts = selected_rows(query_list, places, query_count, nq, HAS_QUERY_INDEX, SHORT)
         q_mask = tile_mask(counts, columns, D, D_PAD)
         q_tile = load_rows(q, rows, q_strides, columns, q_mask)
 
-        key_count = count_of(key_counts, key_index_strides, b, kv_h, nk, HAS_KEY_INDEX)
+        if SHORT and HAS_KEY_INDEX:
+            key_list, key_count = list_mask(key_index, key_index_strides[2], nk, SHORT)
+        else:
+            key_list = key_index
+            key_count = count_of(key_counts, key_index_strides, b, kv_h, nk, HAS_KEY_INDEX)
         share = tl.cdiv(tl.cdiv(key_count, BLOCK_N), SPLITS) * BLOCK_N
         begin = split * share
         end = tl.minimum(begin + share, key_count)
@@ -117,7 +134,7 @@ def fwd_kernel(
         acc = tl.zeros((BLOCK_M, D_PAD), tl.float32)
         for start in range(begin, end, BLOCK_N):
             key_places = start + tl.arange(0, BLOCK_N)
-            keys, is_key = selected_rows(key_index, key_places, end, nk, HAS_KEY_INDEX)
+            keys, is_key = selected_rows(key_list, key_places, end, nk, HAS_KEY_INDEX, SHORT)
             kv_mask = tile_mask(is_key, columns, D, D_PAD)
             k_tile = load_rows(k, keys, k_strides, columns, kv_mask)
             s = dot(q_tile, tl.trans(k_tile), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION)

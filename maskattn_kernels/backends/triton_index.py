@@ -58,17 +58,20 @@ def count_of(counts, strides, b, h, n, HAS_INDEX: tl.constexpr):
 
 
 @triton.jit
-def selected_rows(index, places, count, n, HAS_INDEX: tl.constexpr):
+def selected_rows(index, places, count, n, HAS_INDEX: tl.constexpr, SHORT: tl.constexpr = 0):
     """(rows in int64, which of them count): the tokens at these places of the index.
 
     An entry that names no token, which only an index made by hand can hold, counts as none: memory
-    outside of a tensor is never touched.
+    outside of a tensor is never touched. With SHORT the index is what `list_mask` gave.
     """
     counts = places < count
     rows = places
     if HAS_INDEX:
-        rows = tl.load(index + places, mask=counts, other=0)
-        counts = counts & (rows >= 0) & (rows < n)
+        if SHORT:
+            rows = tl.gather(index, tl.minimum(places, SHORT - 1), 0)
+        else:
+            rows = tl.load(index + places, mask=counts, other=0)
+            counts = counts & (rows >= 0) & (rows < n)
     return rows.to(tl.int64), counts
 
 
@@ -89,6 +92,24 @@ def unselected_rows(index, count, first_row, n, BLOCK: tl.constexpr):
     entries = tl.load(index + places, mask=places < count, other=PAST_ALL)
     hits = tl.sum((rows[:, None] == entries[None, :]).to(tl.int32), 1)
     return rows.to(tl.int64), (hits == 0) & (rows < n)
+
+
+@triton.jit
+def list_mask(mask, stride, n, SHORT: tl.constexpr):
+    """(the selected tokens in order, how many there are) of a mask of at most SHORT tokens.
+
+    Stands in for an index in `selected_rows`, and spares the launch that would make one.
+    """
+    tokens = tl.arange(0, SHORT)
+    is_selected = tl.load(mask + tokens.to(tl.int64) * stride, mask=tokens < n, other=0) != 0
+    return tl.sort(tl.where(is_selected, tokens, SHORT - 1)), tl.sum(is_selected.to(tl.int32), 0)
+
+
+@triton.jit
+def unselected_by_mask(mask, stride, first_row, n, BLOCK: tl.constexpr):
+    """As `unselected_rows`."""
+    rows = (first_row + tl.arange(0, BLOCK)).to(tl.int64)
+    return rows, tl.load(mask + rows * stride, mask=rows < n, other=1) == 0
 
 
 @triton.jit

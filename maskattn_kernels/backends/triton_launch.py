@@ -26,6 +26,8 @@ INTERPRETED = not isinstance(fwd_kernel, triton.runtime.JITFunction)
 # What one program of the small kernels owns: tokens of a mask, numbers of a tile.
 SELECT_BLOCK = 64 if INTERPRETED else 1024
 TILE_NUMBERS = 1024 if INTERPRETED else 8192
+# Tokens of sequences so short that the forward pass reads masks itself, and splits no keys.
+SHORT = 32 if INTERPRETED else 256
 # Asked for by name, because Triton warns that its default will change.
 OPTIONS = {"enable_fp_fusion": True}
 
@@ -37,11 +39,12 @@ class Chip(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """A token index as the kernels take it; all tokens where there is none."""
+    """A token index as the kernels take it, or a short mask; all tokens where there is none."""
 
-    indices: Tensor | None
+    indices: Tensor | None  # or the bytes of a mask, which has no counts
     counts: Tensor | None
-    strides: tuple[int, ...]  # indices: batch, head; counts: batch, head; 0 where one serves all
+    # indices: batch, head; counts: batch, head; or mask: batch, head, token. 0 = one serves all.
+    strides: tuple[int, ...]
 
 
 def select_tokens(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,6 +73,43 @@ def fwd(
     key_bias: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
+    queries, keys = _selection(query_indices, query_counts), _selection(key_indices, key_counts)
+    return _forward(query, key, value, queries, keys, key_bias, scale, short=0)
+
+
+def infer(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_mask: Tensor | None,
+    key_mask: Tensor | None,
+    key_bias: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    if max(query.shape[2], key.shape[2]) <= SHORT:
+        queries, keys = _mask(query_mask), _mask(key_mask)
+        return _forward(query, key, value, queries, keys, key_bias, scale, short=SHORT)
+    keys = _selection(*(select_tokens(key_mask) if key_mask is not None else (None, None)))
+    if query_mask is key_mask:
+        queries = keys
+    else:
+        queries = _selection(
+            *(select_tokens(query_mask) if query_mask is not None else (None, None))
+        )
+    return _forward(query, key, value, queries, keys, key_bias, scale, short=0)
+
+
+def _forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    queries: Selection,
+    keys: Selection,
+    key_bias: Tensor | None,
+    scale: float,
+    *,
+    short: int,
+) -> tuple[Tensor, Tensor]:
     b, hq, nq, d = query.shape
     hkv, nk = key.shape[1:3]
     out = empty_result(query)
@@ -77,11 +117,13 @@ def fwd(
     if out.numel() == 0 or nk == 0:
         return out.zero_(), lse.fill_(-torch.inf)
     q, k, v = _rows(query), _rows(key), _rows(value)
-    queries, keys = _selection(query_indices, query_counts), _selection(key_indices, key_counts)
     chip = _chip(query.device)
-    config = _config("fwd", query, b * hq * nq, chip)
+    # With few keys there is no loop to speak of: many small tiles, and none of them shared.
+    config = _config("fwd", query, b * hq * nq if nk > SHORT else 0, chip)
     programs = b * hq * triton.cdiv(nq, config.block_m)
-    splits = tuning.key_splits(programs, nk, config.block_n, chip.processors)
+    splits = 1
+    if nk > SHORT:
+        splits = tuning.key_splits(programs, nk, config.block_n, chip.processors)
 
     target, target_lse, target_strides = out, lse, out.stride()[:3]
     if splits > 1:
@@ -96,7 +138,7 @@ def fwd(
             queries.strides, keys.strides,
             b * hq, hq, hq // hkv, nq, nk, scale * _unit(query),
             HAS_QUERY_INDEX=queries.indices is not None, HAS_KEY_INDEX=keys.indices is not None,
-            HAS_BIAS=key_bias is not None, SPLITS=splits,
+            HAS_BIAS=key_bias is not None, SPLITS=splits, SHORT=short,
             **_numerics(query), **_tile(config), **OPTIONS,
         )  # fmt: skip
         if splits > 1:
@@ -187,6 +229,13 @@ def _selection(indices: Tensor | None, counts: Tensor | None) -> Selection:
         t.stride(dim) if t.shape[dim] > 1 else 0 for t in (indices, counts) for dim in (0, 1)
     ]
     return Selection(indices, counts, tuple(strides))
+
+
+def _mask(mask: Tensor | None) -> Selection:
+    if mask is None:
+        return _selection(None, None)
+    b, h = (mask.stride(dim) if mask.shape[dim] > 1 else 0 for dim in (0, 1))
+    return Selection(mask.view(torch.uint8), None, (b, h, mask.stride(2), 0))
 
 
 def _unit(t: Tensor) -> float:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from maskattn_kernels.backends.base import SCHEMAS, Backend, kernel_limits
+from maskattn_kernels.backends.base import OPTIONAL_SCHEMAS, SCHEMAS, Backend, kernel_limits
 from maskattn_kernels.problem import Problem
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
@@ -86,7 +86,7 @@ def _loading(name: str) -> Callable[..., Any]:
 
 
 _LIBRARY = torch.library.Library("maskattn", "FRAGMENT")
-for _name, _schema in SCHEMAS.items():
+for _name, _schema in (SCHEMAS | OPTIONAL_SCHEMAS).items():
     _LIBRARY.define(f"triton_{_name}{_schema}")
     for _key in ("CUDA", "CPU") if INTERPRETED else ("CUDA",):
         _LIBRARY.impl(f"triton_{_name}", _loading(_name), _key)

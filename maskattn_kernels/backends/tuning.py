@@ -244,17 +244,20 @@ def head_dim_pad(head_dim: int) -> int:
 def shared_memory(kernel: str, config: Config, bits: int, head_dim: int, arch: str) -> int:
     """Bytes of shared memory that a kernel takes at most: what stays, what streams, two tiles of
     scores. A loop of `stages` stages holds one tile less, the last one being in use, but two where
-    products are asynchronous. On CDNA without stages all that stays fits into registers; tcgen05
+    products are asynchronous. Short sequences read no index ahead, but one tile of keys more, and
+    keep two lists of 256 tokens. On CDNA without stages all that stays fits into registers; tcgen05
     takes more operands from shared memory. The tests compare it with what compilers say.
     """
     block_m, block_n, _, stages = config
     row = head_dim_pad(head_dim) * bits // 8
-    stays = {"fwd": block_m, "dkdv": 2 * block_n, "dq": 2 * block_m}[kernel]
+    stays = {"fwd": block_m, "short": block_m, "dkdv": 2 * block_n, "dq": 2 * block_m}[kernel]
     streams = 2 * (block_m if kernel == "dkdv" else block_n)
     tiles = streams if arch in _CDNA and stages == 1 else stays + streams * max(stages - 1, 2)
     scores = 2 * block_m * block_n * bits // 8
-    if arch == "sm_100" and bits == 16 and kernel != "fwd":
+    if arch == "sm_100" and bits == 16 and kernel in ("dkdv", "dq"):
         tiles, scores = tiles + streams, scores + 2048
+    if kernel == "short":
+        tiles, scores = tiles + block_n, scores + 2048
     return tiles * row + scores
 
 

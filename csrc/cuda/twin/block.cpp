@@ -36,12 +36,18 @@ Plant& plant() {
   return plant;
 }
 
+int& launches() {
+  static int count = 0;
+  return count;
+}
+
 void check(bool holds, const char* rule) {
   if (!holds) throw std::runtime_error(rule);
 }
 
 void run_grid(int64_t blocks, int threads, int shared_bytes, const std::function<void()>& kernel) {
   Block block(threads, shared_bytes);
+  ++launches();
   // The last block first: no block may lean on another one.
   for (int64_t i = blocks - 1; i >= 0; --i) block.run(static_cast<uint32_t>(i), kernel);
 }
@@ -219,6 +225,11 @@ uint16_t float_to_bfloat(float x) {
 }
 
 }  // namespace maskattn::twin
+
+// How many launches there were.
+extern "C" __attribute__((visibility("default"))) int maskattn_twin_launches() {
+  return maskattn::twin::launches();
+}
 
 extern "C" __attribute__((visibility("default"))) void maskattn_twin_plant(int missing_barrier,
                                                                            bool missing_wait) {

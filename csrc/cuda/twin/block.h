@@ -92,6 +92,7 @@ struct Plant {
   bool missing_wait = false;
 };
 Plant& plant();
+int& launches();  // so far
 
 void check(bool holds, const char* rule);  // throws std::runtime_error
 void run_grid(int64_t blocks, int threads, int shared_bytes, const std::function<void()>& kernel);
