@@ -5,6 +5,7 @@ The case table, isolation, strides, determinism and the random sweep run on the 
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ GPU_TARGETS = [
     for dtype in (torch.float32, torch.bfloat16)
 ]
 CASE = Case("gpu", heads=2, query_len=300, key_len=300, bias="normal", keys=0.4, queries=0.5)
+SHORT = replace(CASE, query_len=200, key_len=200)  # one launch, where no gradient is wanted
 REPEATS = 1000
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
@@ -56,15 +58,32 @@ class Call:
             mask.copy_(drawn < 0.1 * (seed + 1))
 
 
+class Inference(Call):
+    """Forward without gradients: from the masks to the result in one op."""
+
+    def __call__(self) -> dict[str, Tensor]:
+        *qkv, bias = self.inputs
+        with torch.no_grad():
+            out, lse = masked_attention(
+                *qkv, key_bias=bias, return_lse=True, backend=self.backend, **self.masks
+            )
+        return {"out": out, "lse": lse}
+
+
+CALLS = [(Call, CASE), (Inference, CASE), (Inference, SHORT)]
+CALL_NAMES = ["training", "inference", "short-inference"]
+
+
 def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
     for name, t in a.items():
         assert torch.equal(t, b[name]), name
 
 
+@pytest.mark.parametrize(("kind", "case"), CALLS, ids=CALL_NAMES)
 @pytest.mark.parametrize("target", GPU_TARGETS, ids=str)
-def test_graph_replayed_with_other_masks(target: Target) -> None:
+def test_graph_replayed_with_other_masks(target: Target, kind: type[Call], case: Case) -> None:
     """Captured once; every replay answers the masks that are there then."""
-    call = Call(target)
+    call = kind(target, case)
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
         call()
@@ -78,9 +97,10 @@ def test_graph_replayed_with_other_masks(target: Target) -> None:
         assert_equal(captured, call())
 
 
+@pytest.mark.parametrize(("kind", "case"), CALLS, ids=CALL_NAMES)
 @pytest.mark.parametrize("target", GPU_TARGETS, ids=str)
-def test_nothing_waits_for_the_gpu(target: Target) -> None:
-    call = Call(target)
+def test_nothing_waits_for_the_gpu(target: Target, kind: type[Call], case: Case) -> None:
+    call = kind(target, case)
     call()
     torch.cuda.set_sync_debug_mode("error")
     try:

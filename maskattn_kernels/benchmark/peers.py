@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +34,7 @@ FLEX_CPU_SHAPES, FLEX_KEEP = ((4096, 64, 1), (1024, 128, 1)), 0.25
 def ours(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:
     """This package: selection of the tokens and attention in one call."""
     query_mask = mask if mode == "QK" else None
-    out = masked_attention(query, key, value, key_mask=mask, query_mask=query_mask)
-    return cast(Tensor, out)
+    return masked_attention(query, key, value, key_mask=mask, query_mask=query_mask)
 
 
 def masked_sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -95,10 +94,9 @@ def tune_tiles(dtypes: tuple[str, ...]) -> Iterator[Ranking]:
 def triton_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:
     """A peer as in `peers`: this package, with the backend whose tiles are measured."""
     query_mask = mask if mode == "QK" else None
-    out = masked_attention(
+    return masked_attention(
         query, key, value, key_mask=mask, query_mask=query_mask, backend="triton"
     )
-    return cast(Tensor, out)
 
 
 def measure_tiles(
