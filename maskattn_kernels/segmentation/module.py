@@ -12,6 +12,7 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from maskattn_kernels.nn import MaskHead
 from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.grouping import group
 from maskattn_kernels.segmentation.losses import SegmentationLoss
@@ -32,13 +33,16 @@ class OptimizerOptions:
             "adamw" = AdamW for all.
         lr: AdamW's highest learning rate.
         muon_lr: Muon's; a quarter of it is the default where a network is fine-tuned.
-        weight_decay: of matrices and convolutions; norms and biases have none.
+        mask_rate: how many times as fast as by ``lr`` the mask heads learn. What they read moves
+            with Muon's steps, and at 1 their scores hardly leave what they were drawn as.
+        weight_decay: of matrices and convolutions; norms, biases and mask heads have none.
         warmup: fraction of the run in which the rates rise from zero.
     """
 
     name: Literal["muon", "adamw"] = "muon"
     lr: float = 1e-3
     muon_lr: float = 0.02
+    mask_rate: float = 10.0
     weight_decay: float = 0.01
     warmup: float = 0.05
 
@@ -130,10 +134,13 @@ class SegmentationModule(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         options = self.optimizer_options
         orthogonal = hidden_convolutions(self.network) if options.name == "muon" else []
-        by_muon = {id(weight) for weight in orthogonal}
-        rest = [p for p in self.network.parameters() if id(p) not in by_muon]
+        modules = [m for m in self.network.modules() if isinstance(m, MaskHead)]
+        heads = [p for module in modules for p in module.parameters()]
+        apart = {id(weight) for weight in (*orthogonal, *heads)}
+        rest = [p for p in self.network.parameters() if id(p) not in apart]
         groups: list[dict[str, Any]] = [
             {"params": orthogonal, "orthogonal": True, "lr": options.muon_lr},
+            {"params": heads, "lr": options.mask_rate * options.lr, "weight_decay": 0.0},
             {"params": [p for p in rest if p.ndim > 1]},
             {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
         ]
