@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the variants of the study cost: a training step, an image, and their memory, at 128 x 128.
 
-    python bench/study/speed.py [--seconds 400]
+    python bench/study/speed.py [--seconds 400] [--parts times memory loading prediction]
 
 All variants in one process, in turns, with random weights (how long a step takes does not depend
 on them). A step is what training does with a batch of 8 scenes: forward, losses, backward, Muon; in
@@ -14,6 +14,7 @@ files, as a share of the network's own; that needs the study's run "learned-qk-0
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import tempfile
 import time
@@ -84,6 +85,7 @@ def inference_of(variant: str) -> Callable[[], None]:
     return infer
 
 
+PARTS = ("times", "memory", "loading", "prediction")
 KINDS: dict[str, Callable[[str], Callable[[], None]]] = {
     "step": step_of,
     "step, bf16": partial(step_of, bf16=True),
@@ -142,14 +144,10 @@ def prediction_shares(run: str = "learned-qk-0.25-seed0", repeats: int = 5) -> l
     return sorted(shares)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=400, help="of timing, about (default 400)")
-    given = parser.parse_args()
-    report: dict[str, Any] = {"machine": machine_facts(), "side": SIDE, "batch": BATCH}
+def measure_times(report: dict[str, Any], seconds: float) -> None:
     for kind, make in KINDS.items():
         calls = {variant: make(variant) for variant in OPTIONS}
-        found = race(calls, given.seconds / len(KINDS))
+        found = race(calls, seconds / len(KINDS))
         del calls
         rows = {}
         for variant in OPTIONS:
@@ -158,12 +156,29 @@ def main() -> None:
             }
             print(f"{kind} {variant}: {rows[variant]}", flush=True)
         report[kind] = rows
-        save(report, RESULTS / "speed.json")
-    report["bytes"] = {variant: in_fresh_process(memory, variant) for variant in OPTIONS}
-    report["loaded_per_second"] = loaded_per_second()
-    save(report, RESULTS / "speed.json")
-    report["prediction_shares"] = prediction_shares()
-    save(report, RESULTS / "speed.json")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=400, help="of timing, about (default 400)")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, help="measured now; others stay"
+    )
+    given = parser.parse_args()
+    path = RESULTS / "speed.json"
+    report: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    report |= {"side": SIDE, "batch": BATCH}
+    for part in given.parts:
+        if part == "times":
+            measure_times(report, given.seconds)
+        elif part == "memory":
+            report["bytes"] = {variant: in_fresh_process(memory, variant) for variant in OPTIONS}
+        elif part == "loading":
+            report["loaded_per_second"] = loaded_per_second()
+        else:
+            report["prediction_shares"] = prediction_shares()
+        report.setdefault("machines", {})[part] = machine_facts()
+        save(report, path)
 
 
 if __name__ == "__main__":
