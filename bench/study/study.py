@@ -59,12 +59,13 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     },
 }
 FAST = "--optimizer.mask_rate=10"
+# Without augmentation, which slows the learning of legends, and 600 steps see a scene twice.
+LEGEND = ("--data.options={legend: true}", "--data.augment=false")
 #: The same for what differs from base.yaml beside the network.
 CHANGES: dict[str, tuple[str, ...]] = {
     "": (),
-    # Without augmentation, which slows the learning of legends, and 600 steps see a scene twice.
-    "legend": ("--data.options={legend: true}", "--data.augment=false"),
-    "legend-fast": ("--data.options={legend: true}", "--data.augment=false", FAST),
+    "legend": LEGEND,
+    "legend-fast": (*LEGEND, FAST),
     "fast": (FAST,),
     **{f"{count}-labelled": (f"--data.limit={count}",) for count in LABELLED},
     "adamw": ("--optimizer.name=adamw",),
