@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
@@ -25,6 +25,7 @@ from maskattn_kernels.benchmark import report, suite
 from maskattn_kernels.benchmark.cases import DTYPES
 from maskattn_kernels.benchmark.machine import gpu_facts, machine_facts
 from maskattn_kernels.benchmark.tune import tune_tiles
+from maskattn_kernels.command_line import Parser, positive
 
 #: What the extras bring, as it is imported.
 EXTRAS = (
@@ -54,19 +55,6 @@ SEGMENTATION = {
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C, with a word on what is left."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Errors in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
-
-
-def _threads(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
-    return int(text)
 
 
 def _dtypes(text: str) -> tuple[str, ...]:
@@ -145,7 +133,7 @@ def make_parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--tune", action="store_true", help="measure the tiles of the Triton kernels on this GPU"
     )
-    bench.add_argument("--threads", type=_threads, help="default: as many as torch chooses")
+    bench.add_argument("--threads", type=positive, help="default: as many as torch chooses")
     bench.add_argument(
         "--resume",
         type=Path,
@@ -166,7 +154,7 @@ def make_parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--out", default="out/demo", metavar="DIR", help="folder for the page (default out/demo)"
     )
-    demo.add_argument("--threads", type=_threads, help="default: as many as torch chooses")
+    demo.add_argument("--threads", type=positive, help="default: as many as torch chooses")
 
     tiles = commands.add_parser(
         "tiles", help="compile the Triton kernels for GPUs that need not be here, and look inside"

@@ -20,7 +20,7 @@ LAYERS = (
     ("functional",),
     ("explanation",),
     ("nn",),
-    ("models", "swap"),
+    ("models", "swap", "command_line"),
     ("benchmark", "segmentation"),
     ("demo",),
     ("cli",),

@@ -62,6 +62,19 @@ class Backend:
         return {}
 
 
+OLDEST_GPU = (8, 0)  # compute capability; older chips have no asynchronous copies and no bfloat16
+
+
+def too_old() -> list[str]:
+    """Why the current GPU cannot run fused kernels; empty when it can."""
+    if torch.version.hip:
+        return []
+    major, minor = torch.cuda.get_device_capability()
+    if (major, minor) >= OLDEST_GPU:
+        return []
+    return [f"needs compute capability 8.0 or newer, the GPU has {major}.{minor}"]
+
+
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

@@ -12,7 +12,7 @@ from importlib import resources
 
 import torch
 
-from maskattn_kernels.backends.base import SCHEMAS, Backend, kernel_limits
+from maskattn_kernels.backends.base import SCHEMAS, Backend, kernel_limits, too_old
 from maskattn_kernels.problem import Problem
 
 try:
@@ -85,7 +85,6 @@ class CpuBackend(Backend):
 
 class CudaBackend(Backend):
     name = "cuda"
-    oldest = (8, 0)  # compute capability; older chips have no asynchronous copies and no bfloat16
     by_name_only = "it has not been measured on a GPU yet"
 
     def __init__(self) -> None:
@@ -98,22 +97,15 @@ class CudaBackend(Backend):
             return [f"needs an NVIDIA GPU, and torch {torch.__version__} is built without CUDA"]
         if not torch.cuda.is_available():
             return [*self._not_loaded, f"torch {torch.__version__} finds no GPU"]
-        return self._not_loaded + self._too_old()
+        return self._not_loaded + too_old()
 
     def reasons(self, problem: Problem) -> list[str]:
         why = list(self._not_loaded)
         if problem.device_type != "cuda" or not torch.version.cuda:
             why.append(f"runs on tensors on an NVIDIA GPU, got {problem.device_type}")
         else:
-            why += self._too_old()
+            why += too_old()
         return why + kernel_limits(problem)
 
     def build(self) -> dict[str, str]:
         return {} if self._not_loaded or not torch.version.cuda else dict(_cuda.build_info())
-
-    def _too_old(self) -> list[str]:
-        """Why the current GPU cannot run the kernels."""
-        major, minor = torch.cuda.get_device_capability()
-        if (major, minor) >= self.oldest:
-            return []
-        return [f"needs compute capability 8.0 or newer, the GPU has {major}.{minor}"]

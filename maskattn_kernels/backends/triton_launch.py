@@ -89,13 +89,8 @@ def infer(
     if max(query.shape[2], key.shape[2]) <= SHORT:
         queries, keys = _mask(query_mask), _mask(key_mask)
         return _forward(query, key, value, queries, keys, key_bias, scale, short=SHORT)
-    keys = _selection(*(select_tokens(key_mask) if key_mask is not None else (None, None)))
-    if query_mask is key_mask:
-        queries = keys
-    else:
-        queries = _selection(
-            *(select_tokens(query_mask) if query_mask is not None else (None, None))
-        )
+    keys = _listed(key_mask)
+    queries = keys if query_mask is key_mask else _listed(query_mask)
     return _forward(query, key, value, queries, keys, key_bias, scale, short=0)
 
 
@@ -229,6 +224,10 @@ def _selection(indices: Tensor | None, counts: Tensor | None) -> Selection:
         t.stride(dim) if t.shape[dim] > 1 else 0 for t in (indices, counts) for dim in (0, 1)
     ]
     return Selection(indices, counts, tuple(strides))
+
+
+def _listed(mask: Tensor | None) -> Selection:
+    return _selection(None, None) if mask is None else _selection(*select_tokens(mask))
 
 
 def _mask(mask: Tensor | None) -> Selection:

@@ -19,12 +19,17 @@ from typing import Any
 
 import torch
 
-from maskattn_kernels.backends.base import OPTIONAL_SCHEMAS, SCHEMAS, Backend, kernel_limits
+from maskattn_kernels.backends.base import (
+    OPTIONAL_SCHEMAS,
+    SCHEMAS,
+    Backend,
+    kernel_limits,
+    too_old,
+)
 from maskattn_kernels.problem import Problem
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 INSTALLED = importlib.util.find_spec("triton") is not None
-OLDEST = (8, 0)  # compute capability; older chips have no asynchronous copies and no bfloat16
 
 
 class TritonBackend(Backend):
@@ -39,7 +44,7 @@ class TritonBackend(Backend):
             lack = "finds no GPU" if built else "is built without CUDA and ROCm"
             hint = "TRITON_INTERPRET=1 runs it on the CPU, for tests"
             return [*why, f"needs a GPU, and torch {torch.__version__} {lack} ({hint})"]
-        return why + _too_old()
+        return why + too_old()
 
     def reasons(self, problem: Problem) -> list[str]:
         why = [] if INSTALLED else ["triton is not installed"]
@@ -52,7 +57,7 @@ class TritonBackend(Backend):
         elif problem.device_type != "cuda":
             why.append(f"runs on cuda tensors, got {problem.device_type}")
         elif not INTERPRETED:
-            why += _too_old()
+            why += too_old()
         return why + kernel_limits(problem)
 
     def build(self) -> dict[str, str]:
@@ -60,16 +65,6 @@ class TritonBackend(Backend):
             return {}
         facts = {"triton": importlib.metadata.version("triton")}
         return {**facts, "interpreted": "yes"} if INTERPRETED else facts
-
-
-def _too_old() -> list[str]:
-    """Why the current GPU cannot run the kernels."""
-    if torch.version.hip:
-        return []
-    major, minor = torch.cuda.get_device_capability()
-    if (major, minor) >= OLDEST:
-        return []
-    return [f"needs compute capability 8.0 or newer, the GPU has {major}.{minor}"]
 
 
 @cache

@@ -21,6 +21,7 @@ import torch
 from jsonargparse import Namespace
 from pytorch_lightning.loggers import TensorBoardLogger
 
+from maskattn_kernels.command_line import torch_device
 from maskattn_kernels.segmentation.callbacks import (
     Progress,
     SaveState,
@@ -29,7 +30,6 @@ from maskattn_kernels.segmentation.callbacks import (
     save_network,
 )
 from maskattn_kernels.segmentation.checkpoints import Checkpoint, load_matching
-from maskattn_kernels.segmentation.command_line import torch_device
 from maskattn_kernels.segmentation.csv_log import CSVLog
 from maskattn_kernels.segmentation.data.batches import Batches
 from maskattn_kernels.segmentation.losses import SegmentationLoss
