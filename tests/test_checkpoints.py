@@ -124,3 +124,13 @@ def test_weights_go_into_a_network_for_other_classes():
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     with pytest.raises(CheckpointError, match=r"^init_from: unet.* the width and depth of the"):
         load_matching(SegmentationNetwork(3, task="semantic", width=8, depth=2), trained)
+
+
+def test_masks_of_queries_may_be_new():
+    sizes = {"width": 4, "depth": 1, "selector": "topk"}
+    trained = SegmentationNetwork(3, task="semantic", **sizes)
+    apart = SegmentationNetwork(3, task="semantic", sparsity="q+k", **sizes)
+    new = load_matching(apart, trained)
+    assert new and all(".query_head." in name for name in new)
+    ours, theirs = (net.unet.down_attention[0].mask_head.conv.weight for net in (apart, trained))
+    assert torch.equal(ours, theirs)

@@ -6,12 +6,14 @@ import copy
 import pytest
 import torch
 
+from maskattn_kernels import masked_attention
 from maskattn_kernels.models import MaskAttnUNet
 from maskattn_kernels.nn import (
     GumbelSelector,
     LocalTopKSelector,
     MaskAttention2d,
     MaskHead,
+    RandomSelector,
     Selection,
     ThresholdSelector,
     TopKSelector,
@@ -212,7 +214,48 @@ def test_selected_tokens_hear_what_they_were_worth(name, sparsity):
         assert through_queries is None
 
 
-@pytest.mark.parametrize("sparsity", ["qk", "k"])
+@pytest.mark.parametrize("name", LEARNED)
+def test_queries_and_keys_hear_apart(name):
+    attention = MaskAttention2d(8, selector=make_selector(name, 0.25), sparsity="q+k")
+    x = torch.randn(2, 8, 6, 6)
+    keys = attention.select(x)
+    queries = keys.queries
+    assert not torch.equal(queries.mask, keys.mask)
+    for choice in (queries, keys):
+        choice.score.retain_grad()
+        choice.key_bias.retain_grad()
+    attention(x, keys).pow(3).sum().backward()
+    assert torch.equal(queries.score.grad != 0, queries.mask)
+    assert torch.equal(keys.key_bias.grad != 0, keys.mask)
+    assert queries.key_bias.grad is None
+    assert keys.score.grad is None  # key_bias, a function of the logits, is not in it
+
+
+def test_queries_and_keys_apart_are_two_masks_of_the_op():
+    attention = MaskAttention2d(8, num_heads=2, selector=TopKSelector(0.3), sparsity="q+k")
+    x = torch.randn(2, 8, 5, 4)
+    keys = attention.select(x)
+    tokens = x.flatten(2).transpose(1, 2)
+    qkv = attention.qkv(tokens).view(2, 20, 3, 2, 4).permute(2, 0, 3, 1, 4)
+    out = masked_attention(
+        *qkv,
+        key_mask=keys.mask.flatten(1),
+        query_mask=keys.queries.mask.flatten(1),
+        key_bias=keys.key_bias.flatten(1),
+        backend="reference",
+    )
+    expected = attention.norm(tokens + out.transpose(1, 2).reshape(2, 20, 8))
+    expected = expected.transpose(1, 2).view_as(x)
+    torch.testing.assert_close(attention(x), expected)
+
+
+@pytest.mark.parametrize("selector", [None, RandomSelector(0.5)])
+def test_two_choices_need_a_selector_that_learns(selector):
+    with pytest.raises(ValueError, match=r'^sparsity: expected "qk" or "k", .* is (NoneType|Rand)'):
+        MaskAttention2d(8, selector=selector, sparsity="q+k")
+
+
+@pytest.mark.parametrize("sparsity", ["qk", "q+k", "k"])
 @pytest.mark.parametrize("name", LEARNED)
 def test_every_parameter_of_a_network_gets_a_gradient(name, sparsity):
     network = MaskAttnUNet(classes=3, width=4, depth=2, selector=name, sparsity=sparsity)
@@ -223,7 +266,7 @@ def test_every_parameter_of_a_network_gets_a_gradient(name, sparsity):
         assert parameter.grad.abs().sum() > 0, parameter_name
 
 
-@pytest.mark.parametrize("sparsity", ["qk", "k"])
+@pytest.mark.parametrize("sparsity", ["qk", "q+k", "k"])
 @pytest.mark.parametrize("name", ["topk", "local", "threshold"])
 def test_cores_agree_in_outputs_and_gradients(name, sparsity):
     def result(core, dtype):
@@ -268,6 +311,13 @@ def test_keep_ratio_loss_of_what_does_not_learn():
     mask = torch.ones(1, 2, 2, dtype=torch.bool)
     assert keep_ratio_loss([Selection(mask)], 0.5) == 0
     assert keep_ratio_loss([], 0.5) == 0
+
+
+def test_keep_ratio_loss_counts_queries_and_keys():
+    selector = ThresholdSelector()
+    queries, keys = selector(torch.randn(2, 1, 6, 6)), selector(torch.randn(2, 1, 6, 6))
+    both = keep_ratio_loss([keys._replace(queries=queries)], 0.25)
+    assert torch.equal(both, keep_ratio_loss([keys, queries], 0.25))
 
 
 # --- no synchronisation, checkpoints ------------------------------------------------------------
@@ -318,6 +368,17 @@ def test_a_scale_joins_the_logits_of_the_one_before():
     _, after = network.features(image)
     assert torch.equal(before["down1"].logits, after["down1"].logits)
     assert not torch.equal(before["down2"].logits, after["down2"].logits)
+
+
+def test_queries_join_the_logits_of_queries():
+    network = MaskAttnUNet(classes=3, width=4, depth=2, selector="topk", sparsity="q+k").eval()
+    image = torch.randn(1, 3, 16, 16)
+    _, before = network.features(image)
+    with torch.no_grad():
+        network.down_attention[1].query_head.carry.fill_(-3.0)
+    _, after = network.features(image)
+    assert torch.equal(before["down2"].logits, after["down2"].logits)
+    assert not torch.equal(before["down2"].queries.logits, after["down2"].queries.logits)
 
 
 def test_no_selector_takes_all_pixels():

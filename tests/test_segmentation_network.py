@@ -33,6 +33,14 @@ def test_outputs_of_each_task(task):
         assert selection.keep_ratio.shape == (2,)
 
 
+def test_queries_and_keys_apart_are_two_selections():
+    outputs = network(sparsity="q+k")(torch.rand(2, 3, 18, 23))
+    scales = ("down1", "down2", "up1", "up2")
+    roles = [f"{scale} {role}" for scale in scales for role in ("queries", "keys")]
+    assert list(outputs.selections) == roles
+    assert all(selection.queries is None for selection in outputs.selections.values())
+
+
 def test_no_embedding():
     assert network(embedding=0)(torch.rand(1, 3, 8, 8)).embedding is None
 
@@ -52,9 +60,19 @@ def test_config_builds_the_network_again():
     assert again.config == net.config
 
 
-@pytest.mark.parametrize("selector", ["local", "topk", "threshold", "gumbel", "random", "none"])
-def test_every_parameter_gets_a_gradient(selector):
-    net, batch = network(selector=selector), scenes(2, size=32)
+@pytest.mark.parametrize(
+    "masks",
+    [
+        *(
+            {"selector": name}
+            for name in ("local", "topk", "threshold", "gumbel", "random", "none")
+        ),
+        {"selector": "topk", "sparsity": "q+k"},
+    ],
+    ids=lambda masks: "-".join(masks.values()),
+)
+def test_every_parameter_gets_a_gradient(masks):
+    net, batch = network(**masks), scenes(2, size=32)
     SegmentationLoss(THINGS)(net(batch["image"]), batch)["loss"].backward()
     missing = [name for name, parameter in net.named_parameters() if parameter.grad is None]
     assert missing == []

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Do learned masks segment better than random ones? The study on digit scenes.
 
-    python bench/study/study.py train [--only PATTERN ..] [--jobs 2]    runs that are not done yet
+    python bench/study/study.py train [--only PATTERN ..] [--jobs 2]    what is not done, in order
     python bench/study/study.py table                                   what was found, as Markdown
 
 `train` may be stopped at any time: finished runs stay, the others go on where they were saved. A
@@ -44,7 +44,11 @@ MASKED = (
     ("random", "qk", 0.1),
     *(("learned", sparsity, keep) for sparsity in ("k", "qk") for keep in KEEPS),
     ("topk", "qk", 0.25),
+    ("topk", "qk", 0.1),
+    ("topk", "q+k", 0.25),
+    ("topk", "q+k", 0.1),
 )
+FAST = "--optimizer.mask_rate=10"
 #: Options of ``maskattn train`` by the name of the network.
 NETWORKS: dict[str, tuple[str, ...]] = {
     "none": ("--network.selector=none", "--network.core=identity"),
@@ -54,11 +58,11 @@ NETWORKS: dict[str, tuple[str, ...]] = {
             f"--network.selector={SELECTORS[masks]}",
             f"--network.sparsity={sparsity}",
             f"--network.keep={keep}",
+            *((FAST,) if sparsity == "q+k" else ()),
         )
         for masks, sparsity, keep in MASKED
     },
 }
-FAST = "--optimizer.mask_rate=10"
 # Without augmentation, which slows the learning of legends, and 600 steps see a scene twice.
 LEGEND = ("--data.options={legend: true}", "--data.augment=false")
 #: The same for what differs from base.yaml beside the network.
@@ -73,7 +77,11 @@ CHANGES: dict[str, tuple[str, ...]] = {
 WITH_LEGEND = (
     "none",
     "dense",
-    *(f"{masks}-qk-{keep}" for keep in (0.25, 0.1) for masks in ("random", "learned")),
+    *(
+        f"{masks}-{keep}"
+        for keep in (0.25, 0.1)
+        for masks in ("random-qk", "learned-qk", "topk-q+k")
+    ),
 )
 LEARNED = "learned-qk-0.25"
 SDPA = "dense-sdpa"  # in speed.json: torch's attention in the network "dense"
@@ -105,6 +113,7 @@ def runs() -> Iterator[Run]:
         yield from (Run(network, seed) for network in NETWORKS)
         yield from (Run(network, seed, "legend") for network in WITH_LEGEND)
         yield from (Run(LEARNED, seed, change) for change in ("legend-fast", "fast"))
+        yield Run("topk-qk-0.1", seed, "legend-fast")
     for seed in SEEDS:
         yield from (Run(net, seed, f"{n}-labelled") for net in FEW_LABELS for n in LABELLED)
         yield Run("none", seed, "adamw")
@@ -148,8 +157,8 @@ def train_one(name: str) -> None:
 
 def train_all(only: list[str], jobs: int) -> int:
     """Train what is not done yet, some at a time; the exit status says whether all went well."""
-    wanted = [r for r in runs() if any(fnmatch.fnmatch(r.name, pattern) for pattern in only)]
-    todo = [run for run in wanted if scores_of(run) is None]
+    wanted = [run for pattern in only for run in runs() if fnmatch.fnmatch(run.name, pattern)]
+    todo = [run for run in dict.fromkeys(wanted) if scores_of(run) is None]
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     WORK.mkdir(parents=True, exist_ok=True)
@@ -197,9 +206,10 @@ def tables() -> str:
     """All tables, from what lies under results/."""
     plain = {net: [Run(net, seed) for seed in SEEDS] for net in NETWORKS}
     legend = {net: [Run(net, seed, "legend") for seed in SEEDS] for net in WITH_LEGEND}
-    fast = f"{LEARNED}, mask heads 10 times as fast"
-    plain[fast] = [Run(LEARNED, seed, "fast") for seed in SEEDS]
-    legend[fast] = [Run(LEARNED, seed, "legend-fast") for seed in SEEDS]
+    for network in (LEARNED, "topk-qk-0.1"):
+        fast = f"{network}, mask heads 10 times as fast"
+        plain[fast] = [Run(network, seed, "fast") for seed in SEEDS]
+        legend[fast] = [Run(network, seed, "legend-fast") for seed in SEEDS]
     few = {
         f"{net}, {n or 'all'}": [Run(net, seed, f"{n}-labelled" if n else "") for seed in SEEDS]
         for net in FEW_LABELS

@@ -59,7 +59,7 @@ class MaskAttnUNet(nn.Module):
         keep: fraction of pixels selected, as the selector takes it.
         min_keep: learned selectors keep at least so many pixels.
         seed: of random masks; each scale draws its own.
-        sparsity: "qk" or "k", see `MaskAttention2d`.
+        sparsity: "qk", "q+k" or "k", see `MaskAttention2d`.
         core: "sparse", or "dense" and others for comparison, see `MaskAttention2d`; the
             ``state_dict`` is the same with any.
         backend: as in `masked_attention`.
@@ -211,7 +211,7 @@ class MaskAttnUNet(nn.Module):
 
         Returns:
             logits (B,classes,H,W); with ``return_masks`` also a dict from names in `scales` to the
-            mask used there.
+            mask used there, that of the keys with ``sparsity="q+k"``.
         """
         maps, selections = self.features(image, masks)
         logits = self.head(maps[-1])

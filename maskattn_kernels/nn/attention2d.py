@@ -8,6 +8,8 @@ keys and values side by side, cores take them through strides, and the way back 
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +23,8 @@ from maskattn_kernels.token_index import TokenIndex
 
 __all__ = ["MaskAttention2d"]
 
+SPARSITIES = ("qk", "q+k", "k")
+
 
 class MaskAttention2d(nn.Module):
     """Attention among selected pixels of a feature map, NCHW in and out.
@@ -29,7 +33,7 @@ class MaskAttention2d(nn.Module):
 
     There is no output projection and the projections have no bias: heads are put side by side and
     added to the input, and a bias on the keys could not change a softmax. A pixel that attention
-    does not reach (not selected with ``sparsity="qk"``, or nothing selected at all) becomes
+    does not reach (it was not selected to ask, or nothing was selected to answer) becomes
     ``LayerNorm(x)``.
 
     Args:
@@ -40,7 +44,9 @@ class MaskAttention2d(nn.Module):
             is learned.
         joins_previous: the mask head joins the logits of the previous scale, see `select`.
         sparsity: "qk" = only selected pixels ask and answer, work O(n^2) for n selected of N
-            pixels; "k" = all pixels ask, only selected ones answer, work O(N n).
+            pixels; "q+k" = the same work, but who asks and who answers are two choices, each with
+            a mask head of its own (learned selectors only); "k" = all pixels ask, only selected
+            ones answer, work O(N n).
         core: "sparse", "dense", "sdpa", "identity" or an `AttentionCore`; same ``state_dict`` with
             any.
         backend: for the sparse core, as in `masked_attention`.
@@ -51,7 +57,7 @@ class MaskAttention2d(nn.Module):
     Shapes:
         ``x`` (B,C,H,W), any H and W, floating point; output the same shape, and channels_last if
         ``x`` is. Gradients flow to ``x``, the parameters and ``key_bias``; to the mask head through
-        ``key_bias`` and, with ``sparsity="qk"``, by the estimate of `straight_through`.
+        ``key_bias`` and, where it chooses who asks, by the estimate of `straight_through`.
 
     Example:
         >>> import torch
@@ -79,10 +85,15 @@ class MaskAttention2d(nn.Module):
     ) -> None:
         super().__init__()
         check_heads("channels", channels, num_heads)
-        if sparsity not in ("qk", "k"):
-            raise ValueError(f'sparsity: expected "qk" or "k", got {sparsity!r}')
+        if sparsity not in SPARSITIES:
+            raise ValueError(f'sparsity: expected "qk", "q+k" or "k", got {sparsity!r}')
         if selector is not None and not isinstance(selector, nn.Module):
             raise TypeError(f"selector: expected a Selector or None, got {type(selector).__name__}")
+        if sparsity == "q+k" and not isinstance(selector, ScoreSelector):
+            raise ValueError(
+                'sparsity: expected "qk" or "k", as "q+k" needs a learned selector and selector is '
+                f"{type(selector).__name__}"
+            )
         self.channels = channels
         self.num_heads = num_heads
         self.sparsity = sparsity
@@ -90,9 +101,13 @@ class MaskAttention2d(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels, bias=False)
         self.core = make_core(core, backend)
         self.norm = nn.LayerNorm(channels)
+        # Of who asks and answers, or only of who answers if there is one of who asks.
         self.mask_head: MaskHead | None = None
+        self.query_head: MaskHead | None = None
         if isinstance(selector, ScoreSelector):
-            self.mask_head = MaskHead(channels, joins_previous=joins_previous, start=selector.start)
+            head = partial(MaskHead, channels, joins_previous=joins_previous, start=selector.start)
+            self.mask_head = head()
+            self.query_head = head() if sparsity == "q+k" else None
 
     def select(self, x: Tensor, previous: Selection | None = None) -> Selection | None:
         """What `forward` would attend to for ``x`` when given no mask; None = all pixels.
@@ -108,12 +123,22 @@ class MaskAttention2d(nn.Module):
             >>> attention.select(torch.randn(1, 8, 4, 4)).mask.sum()
             tensor(8)
         """
-        if self.selector is None:
+        selector = self.selector
+        if selector is None:
             return None
         if self.mask_head is None:
-            return self.selector(x)
-        logits = None if previous is None else previous.logits
-        return self.selector(self.mask_head(x, None if logits is None else logits.unsqueeze(1)))
+            return selector(x)
+
+        def choose(head: MaskHead, previous: Selection | None) -> Selection:
+            logits = None if previous is None else previous.logits
+            return selector(head(x, None if logits is None else logits.unsqueeze(1)))
+
+        keys = choose(self.mask_head, previous)
+        if self.query_head is None:
+            return keys
+        return keys._replace(
+            queries=choose(self.query_head, None if previous is None else previous.queries)
+        )
 
     def forward(
         self,
@@ -136,14 +161,20 @@ class MaskAttention2d(nn.Module):
         if mask is None:
             self._check(x, None, key_bias)
             mask = self.select(x)
-        score = None
+        score = queries = None
         if isinstance(mask, Selection):
             if key_bias is not None:
                 raise ValueError("key_bias: expected None, as a Selection brings its own")
-            mask, key_bias, score, _ = mask
+            mask, key_bias, score, _, queries = mask
         self._check(x, mask, key_bias)
-        if isinstance(mask, Tensor):
-            mask = mask.flatten(1)
+        key_mask = _flat(mask)
+        # The same object twice: masked_attention then selects once for queries and keys.
+        query_mask = key_mask
+        if self.sparsity == "k":
+            query_mask = score = None
+        elif queries is not None:
+            self._check(x, queries.mask, None)
+            query_mask, score = _flat(queries.mask), queries.score
         if key_bias is not None:
             key_bias = key_bias.flatten(1)
 
@@ -154,10 +185,10 @@ class MaskAttention2d(nn.Module):
         head_dim = channels // self.num_heads
         qkv = self.qkv(tokens).view(batch, height * width, 3, self.num_heads, head_dim)
         query, key, value = (t.transpose(1, 2) for t in qkv.unbind(2))
-        # The same object twice: masked_attention then selects once for queries and keys.
-        query_mask = mask if self.sparsity == "qk" else None
-        out = self.core(query, key, value, key_mask=mask, query_mask=query_mask, key_bias=key_bias)
-        if score is not None and score.requires_grad and self.sparsity == "qk":
+        out = self.core(
+            query, key, value, key_mask=key_mask, query_mask=query_mask, key_bias=key_bias
+        )
+        if score is not None and score.requires_grad:
             out = straight_through(out, score.flatten(1))
         out = out.transpose(1, 2).reshape(batch, height * width, channels)
         y = self.norm(tokens + out)
@@ -190,6 +221,10 @@ class MaskAttention2d(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.channels}, num_heads={self.num_heads}, sparsity={self.sparsity!r}"
+
+
+def _flat(mask: Tensor | TokenIndex | None) -> Tensor | TokenIndex | None:
+    return mask.flatten(1) if isinstance(mask, Tensor) else mask
 
 
 def _check_shape(name: str, t: Tensor, x: Tensor) -> None:

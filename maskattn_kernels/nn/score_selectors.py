@@ -268,7 +268,8 @@ def keep_ratio_loss(selections: Iterable[Selection], target: float) -> Tensor:
     `TopKSelector` keeps its ratio by itself and gets no gradient worth the name from it.
 
     Args:
-        selections: of learned selectors, one a scale; those without a score are passed over.
+        selections: of learned selectors, one a scale; those without a score are passed over, and
+            those with ``queries`` of their own are two.
         target: fraction of tokens, 0 to 1.
 
     Returns:
@@ -285,11 +286,11 @@ def keep_ratio_loss(selections: Iterable[Selection], target: float) -> Tensor:
     """
     check_fraction("target", target)
     losses = []
-    for selection in selections:
-        if selection.score is None:
+    for choice in (c for s in selections for c in (s, s.queries)):
+        if choice is None or choice.score is None:
             continue
-        soft = selection.score.mean((1, 2))
-        ratio = selection.keep_ratio + (soft - soft.detach())
+        soft = choice.score.mean((1, 2))
+        ratio = choice.keep_ratio + (soft - soft.detach())
         losses.append((ratio - target).square().mean())
     return torch.stack(losses).mean() if losses else torch.zeros(())
 

@@ -28,6 +28,8 @@ class Selection(NamedTuple):
         key_bias: None, or float (B,H,W) added to the scaled score of each key; differentiable.
         score: None, or float (B,H,W) from 0 to 1: how much each token was wanted; differentiable.
         logits: None, or float (B,H,W): what the mask head of the next scale joins with its own.
+        queries: None, or the choice of who asks, where that is another; the fields above then say
+            who answers.
 
     Example:
         >>> import torch
@@ -40,6 +42,7 @@ class Selection(NamedTuple):
     key_bias: Tensor | None = None
     score: Tensor | None = None
     logits: Tensor | None = None
+    queries: Selection | None = None
 
     @property
     def keep_ratio(self) -> Tensor:

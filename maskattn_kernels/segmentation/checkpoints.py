@@ -32,7 +32,7 @@ __all__ = ["Checkpoint", "CheckpointError", "load_matching"]
 
 WEIGHTS, CONFIG, FORMAT = "model.safetensors", "config.json", 1
 #: What depends on classes, task and selector; all else is common to one width and depth.
-OWN = ("unet.head.", "coarse_heads.", "objects.", ".mask_head.", ".selector.")
+OWN = ("unet.head.", "coarse_heads.", "objects.", ".mask_head.", ".query_head.", ".selector.")
 
 
 class CheckpointError(ValueError):

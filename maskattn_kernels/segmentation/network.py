@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,8 +28,8 @@ class Outputs(NamedTuple):
             "semantic", as the next two.
         offset: (B,2,H,W), (dy, dx) in pixels from here to the centre of the object here.
         embedding: (B,E,H,W), close for pixels of one object and apart for others; None for E = 0.
-        selections: what attention selected, by the name of the scale (`MaskAttnUNet.scales`); no
-            entry where all pixels took part.
+        selections: what attention selected, by the name of the scale (`MaskAttnUNet.scales`), with
+            ``sparsity="q+k"`` "queries" and "keys" after it; no entry where all pixels took part.
     """
 
     semantic: Tensor
@@ -160,7 +160,7 @@ class SegmentationNetwork(nn.Module):
             raise ValueError(f"image: expected shape (B, 3, H, W), got {tuple(image.shape)}")
         maps, selections = self.unet.features((image - self.mean) / self.std, masks)
         semantic = self._logits(maps)
-        made = {name: chosen for name, chosen in selections.items() if chosen is not None}
+        made = _by_name(selections)
         if self.objects is None:
             return Outputs(semantic, None, None, None, made)
         objects = self.objects(maps[-1])
@@ -179,6 +179,20 @@ class SegmentationNetwork(nn.Module):
     def anneal(self, progress: float) -> None:
         """Tells Gumbel selectors how far training is, from 0 to 1; nothing for other selectors."""
         self.unet.anneal(progress)
+
+
+def _by_name(selections: Mapping[str, Selection | None]) -> dict[str, Selection]:
+    """Every choice that was made; two where who asks and who answers were chosen apart."""
+    made = {}
+    for scale, chosen in selections.items():
+        if chosen is None:
+            continue
+        if chosen.queries is None:
+            made[scale] = chosen
+        else:
+            made[f"{scale} queries"] = chosen.queries
+            made[f"{scale} keys"] = chosen._replace(queries=None)
+    return made
 
 
 _REACH = 16.0  # pixels per unit of the last convolution: offsets start at the scale of objects
