@@ -10,6 +10,7 @@ from maskattn_kernels import masked_attention
 from maskattn_kernels.models import MaskAttnUNet
 from maskattn_kernels.nn import (
     GumbelSelector,
+    GumbelTopKSelector,
     LocalTopKSelector,
     MaskAttention2d,
     MaskHead,
@@ -22,7 +23,7 @@ from maskattn_kernels.nn import (
 )
 from maskattn_kernels.nn.straight_through import straight_through
 
-LEARNED = ("topk", "local", "threshold", "gumbel")
+LEARNED = ("topk", "gumbel-topk", "local", "threshold", "gumbel")
 NAN, INF = float("nan"), float("inf")
 
 
@@ -144,6 +145,29 @@ def test_gumbel_selects_with_the_probability_of_its_score():
     assert abs(share - torch.tensor(-1.0).sigmoid()) < 0.02  # 10^4 draws: one sigma is 0.0044
 
 
+def test_gumbel_topk_draws_k_without_replacement():
+    """Weights 1 : 1 : 2: the last is drawn first (1/2), or after one of the others (1/4 * 2/3)."""
+    torch.manual_seed(0)
+    values = torch.tensor([1.0, 1.0, 2.0]).log().view(1, 1, 1, 3).expand(20_000, 1, 1, 3)
+    masks = GumbelTopKSelector(2 / 3).train()(values).mask.flatten(1).float()
+    assert (masks.sum(1) == 2).all()
+    # 20,000 draws: one sigma is at most 0.0035.
+    torch.testing.assert_close(masks.mean(0), torch.tensor([7, 7, 10]) / 12, atol=0.015, rtol=0)
+
+
+def test_gumbel_topk_settles_on_topk():
+    values = torch.randn(2, 1, 32, 32)
+    selector = GumbelTopKSelector(0.25, temperature=(1.0, 1e-3))
+    settled = TopKSelector(0.25)(values).mask
+    assert torch.equal(selector.eval()(values).mask, settled)
+    selector.train()
+    assert (selector(values).mask != settled).float().mean() > 0.1
+    selector.anneal(1.0)
+    selection = selector(values)
+    assert (selection.mask != settled).float().mean() < 0.01
+    assert torch.equal(selection.logits, values[:, 0])  # what the next scale joins has no noise
+
+
 # --- mask head ----------------------------------------------------------------------------------
 
 
@@ -258,7 +282,13 @@ def test_two_choices_need_a_selector_that_learns(selector):
 @pytest.mark.parametrize("sparsity", ["qk", "q+k", "k"])
 @pytest.mark.parametrize("name", LEARNED)
 def test_every_parameter_of_a_network_gets_a_gradient(name, sparsity):
-    network = MaskAttnUNet(classes=3, width=4, depth=2, selector=name, sparsity=sparsity)
+    torch.manual_seed(0)
+    masks = {
+        "selector": name,
+        "sparsity": sparsity,
+        "keep": 0.5,
+    }  # of a single key, bias is nothing
+    network = MaskAttnUNet(classes=3, width=4, depth=2, **masks)
     network.eval()(torch.randn(2, 3, 18, 15)).square().sum().backward()
     for parameter_name, parameter in network.named_parameters():
         assert parameter.grad is not None, parameter_name

@@ -36,32 +36,41 @@ SEEDS = (0, 1, 2)
 KEEPS = (0.5, 0.25, 0.1)
 LABELLED = (10, 30, 100)  # "all" is the run without a limit
 
-#: "learned" masks are the best of every small window, "topk" masks the best of the whole image.
-SELECTORS = {"random": "random", "learned": "local", "topk": "topk"}
+#: "learned" masks are the best of every small window, "topk" masks the best of the whole image;
+#: so are "explored" ones, which are drawn with noise while the mask heads are young.
+SELECTORS = {
+    "random": "random",
+    "learned": "local",
+    "topk": "topk",
+    "explored": "gumbel-topk",
+}
 MASKED = (
     ("random", "k", 0.25),
     ("random", "qk", 0.25),
     ("random", "qk", 0.1),
     *(("learned", sparsity, keep) for sparsity in ("k", "qk") for keep in KEEPS),
     ("topk", "qk", 0.25),
-    ("topk", "qk", 0.1),
-    ("topk", "q+k", 0.25),
+    ("explored", "q+k", 0.25),
+    ("explored", "q+k", 0.1),
+    ("explored", "qk", 0.1),
     ("topk", "q+k", 0.1),
 )
+#: Trained before mask heads learned faster than the rest.
+SLOW = "--optimizer.mask_rate=1"
 FAST = "--optimizer.mask_rate=10"
+
+
+def options_of(masks: str, sparsity: str, keep: float) -> tuple[str, ...]:
+    chosen = (f"--network.selector={SELECTORS[masks]}", f"--network.sparsity={sparsity}")
+    slow = masks == "learned" or (masks, sparsity) == ("topk", "qk")
+    return (*chosen, f"--network.keep={keep}", *((SLOW,) if slow else ()))
+
+
 #: Options of ``maskattn train`` by the name of the network.
 NETWORKS: dict[str, tuple[str, ...]] = {
     "none": ("--network.selector=none", "--network.core=identity"),
     "dense": ("--network.selector=none",),
-    **{
-        f"{masks}-{sparsity}-{keep}": (
-            f"--network.selector={SELECTORS[masks]}",
-            f"--network.sparsity={sparsity}",
-            f"--network.keep={keep}",
-            *((FAST,) if sparsity == "q+k" else ()),
-        )
-        for masks, sparsity, keep in MASKED
-    },
+    **{"-".join(map(str, network)): options_of(*network) for network in MASKED},
 }
 # Without augmentation, which slows the learning of legends, and 600 steps see a scene twice.
 LEGEND = ("--data.options={legend: true}", "--data.augment=false")
@@ -70,19 +79,16 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "": (),
     "legend": LEGEND,
     "legend-fast": (*LEGEND, FAST),
-    "fast": (FAST,),
     **{f"{count}-labelled": (f"--data.limit={count}",) for count in LABELLED},
     "adamw": ("--optimizer.name=adamw",),
 }
 WITH_LEGEND = (
     "none",
     "dense",
-    *(
-        f"{masks}-{keep}"
-        for keep in (0.25, 0.1)
-        for masks in ("random-qk", "learned-qk", "topk-q+k")
-    ),
+    *(f"{m}-{keep}" for keep in (0.25, 0.1) for m in ("random-qk", "learned-qk", "explored-q+k")),
 )
+#: What "explored-q+k-0.1" is without one or the other of its two ideas; with a legend only.
+HALVES = ("explored-qk-0.1", "topk-q+k-0.1")
 LEARNED = "learned-qk-0.25"
 SDPA = "dense-sdpa"  # in speed.json: torch's attention in the network "dense"
 FEW_LABELS = ("none", LEARNED)
@@ -110,10 +116,9 @@ class Run:
 def runs() -> Iterator[Run]:
     """All runs, a seed after the other: what is stopped early has everything once."""
     for seed in SEEDS:
-        yield from (Run(network, seed) for network in NETWORKS)
-        yield from (Run(network, seed, "legend") for network in WITH_LEGEND)
-        yield from (Run(LEARNED, seed, change) for change in ("legend-fast", "fast"))
-        yield Run("topk-qk-0.1", seed, "legend-fast")
+        yield from (Run(network, seed) for network in NETWORKS if network not in HALVES)
+        yield from (Run(network, seed, "legend") for network in (*WITH_LEGEND, *HALVES))
+        yield Run(LEARNED, seed, "legend-fast")
     for seed in SEEDS:
         yield from (Run(net, seed, f"{n}-labelled") for net in FEW_LABELS for n in LABELLED)
         yield Run("none", seed, "adamw")
@@ -204,12 +209,10 @@ def scores_table(title: str, rows: dict[str, list[Run]], textures: str = "plain"
 
 def tables() -> str:
     """All tables, from what lies under results/."""
-    plain = {net: [Run(net, seed) for seed in SEEDS] for net in NETWORKS}
-    legend = {net: [Run(net, seed, "legend") for seed in SEEDS] for net in WITH_LEGEND}
-    for network in (LEARNED, "topk-qk-0.1"):
-        fast = f"{network}, mask heads 10 times as fast"
-        plain[fast] = [Run(network, seed, "fast") for seed in SEEDS]
-        legend[fast] = [Run(network, seed, "legend-fast") for seed in SEEDS]
+    plain = {net: [Run(net, seed) for seed in SEEDS] for net in NETWORKS if net not in HALVES}
+    legend = {net: [Run(net, seed, "legend") for seed in SEEDS] for net in (*WITH_LEGEND, *HALVES)}
+    fast = f"{LEARNED}, mask heads 10 times as fast"
+    legend[fast] = [Run(LEARNED, seed, "legend-fast") for seed in SEEDS]
     few = {
         f"{net}, {n or 'all'}": [Run(net, seed, f"{n}-labelled" if n else "") for seed in SEEDS]
         for net in FEW_LABELS

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from maskattn_kernels.models.blocks import ConvBlock, Down, Up
 from maskattn_kernels.nn import (
     AttentionCore,
-    GumbelSelector,
+    ExploringSelector,
     MaskAttention2d,
     Selection,
     make_selector,
@@ -54,8 +54,9 @@ class MaskAttnUNet(nn.Module):
         depth: how often the size is halved; there are ``2 * depth`` attention modules.
         bottleneck: channels inside the bottleneck; None = twice those of the deepest level.
         num_heads: of every attention module.
-        selector: who selects pixels where no mask is given: "random", "topk", "local",
-            "threshold" or "gumbel" (learned, see `maskattn_kernels.nn`), or "none" for all pixels.
+        selector: who selects pixels where no mask is given: "random", "topk", "gumbel-topk",
+            "local", "threshold" or "gumbel" (all but the first learn, see `maskattn_kernels.nn`),
+            or "none" for all pixels.
         keep: fraction of pixels selected, as the selector takes it.
         min_keep: learned selectors keep at least so many pixels.
         seed: of random masks; each scale draws its own.
@@ -267,9 +268,9 @@ class MaskAttnUNet(nn.Module):
         return maps, selections
 
     def anneal(self, progress: float) -> None:
-        """Tells Gumbel selectors how far training is, from 0 to 1; nothing for other selectors."""
+        """Tells Gumbel selectors how far training is, from 0 to 1; nothing for the others."""
         for module in self.modules():
-            if isinstance(module, GumbelSelector):
+            if isinstance(module, ExploringSelector):
                 module.anneal(progress)
 
     def _masks_by_name(self, masks: Masks | None, image: Tensor) -> Mapping[str, Mask]:

@@ -10,17 +10,20 @@ from maskattn_kernels.nn.cores import (
     SparseAttentionCore,
     make_core,
 )
+from maskattn_kernels.nn.gumbel_selectors import (
+    ExploringSelector,
+    GumbelSelector,
+    GumbelTopKSelector,
+)
 from maskattn_kernels.nn.mask_head import MaskHead
 from maskattn_kernels.nn.multihead import MaskedMultiheadAttention
+from maskattn_kernels.nn.named_selectors import SELECTORS, make_selector
 from maskattn_kernels.nn.score_selectors import (
-    SELECTORS,
-    GumbelSelector,
     LocalTopKSelector,
     ScoreSelector,
     ThresholdSelector,
     TopKSelector,
     keep_ratio_loss,
-    make_selector,
 )
 from maskattn_kernels.nn.selectors import RandomSelector, Selection, Selector
 
@@ -28,7 +31,9 @@ __all__ = [
     "SELECTORS",
     "AttentionCore",
     "DenseAttentionCore",
+    "ExploringSelector",
     "GumbelSelector",
+    "GumbelTopKSelector",
     "IdentityAttentionCore",
     "LocalTopKSelector",
     "MaskAttention2d",

@@ -22,17 +22,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskattn_kernels.nn.checks import at_least_float32, check_fraction, check_positive_int
-from maskattn_kernels.nn.selectors import RandomSelector, Selection, Selector
+from maskattn_kernels.nn.selectors import Selection, Selector
 
 __all__ = [
-    "SELECTORS",
-    "GumbelSelector",
     "LocalTopKSelector",
     "ScoreSelector",
     "ThresholdSelector",
     "TopKSelector",
     "keep_ratio_loss",
-    "make_selector",
 ]
 
 
@@ -61,6 +58,13 @@ class ScoreSelector(Selector):
         """What the mask head's bias should select at first; None: it needs no bias."""
         return self.keep
 
+    def forward(self, features: Tensor) -> Selection:
+        return self.choose(_finite(features))
+
+    def choose(self, logits: Tensor) -> Selection:
+        """The selection by finite logits (B,H,W), float32 at least."""
+        raise NotImplementedError("ScoreSelector.choose: a subclass must implement it")
+
     def extra_repr(self) -> str:
         return f"keep={self.keep}, min_keep={self.min_keep}"
 
@@ -88,8 +92,7 @@ class TopKSelector(ScoreSelector):
     def start(self) -> None:
         return None
 
-    def forward(self, features: Tensor) -> Selection:
-        logits = _finite(features)
+    def choose(self, logits: Tensor) -> Selection:
         tokens = logits.shape[1] * logits.shape[2]
         count = min(max(self.min_keep, round(self.keep * tokens)), tokens)
         logits = logits - logits.mean((1, 2), keepdim=True)
@@ -128,8 +131,7 @@ class LocalTopKSelector(ScoreSelector):
     def start(self) -> None:
         return None
 
-    def forward(self, features: Tensor) -> Selection:
-        logits = _finite(features)
+    def choose(self, logits: Tensor) -> Selection:
         batch, height, width = logits.shape
         side, device = self.window, logits.device
         rows, columns = -(-height // side), -(-width // side)
@@ -191,72 +193,10 @@ class ThresholdSelector(ScoreSelector):
                  [ True, False]]])
     """
 
-    def forward(self, features: Tensor) -> Selection:
-        return self._choose(_finite(features))
-
-    def _choose(self, logits: Tensor) -> Selection:
+    def choose(self, logits: Tensor) -> Selection:
         tokens = logits.shape[1] * logits.shape[2]
         floor, _ = _highest(logits.detach(), min(self.min_keep, tokens))
         return _selection((logits > 0) | floor, logits)
-
-
-class GumbelSelector(ThresholdSelector):
-    """`ThresholdSelector` that explores: in training, logits get logistic noise.
-
-    A token is selected with probability ``sigmoid(logit / temperature)`` in training (the
-    Gumbel-softmax trick for two choices; Jang et al., Maddison et al., 2017), and where its logit
-    is positive in inference. The rule is the same, and so is the result once the temperature is
-    annealed to near 0: call `anneal` as training goes on.
-
-    Args:
-        keep, min_keep: as in `ThresholdSelector`.
-        temperature: scale of the noise at the start and at the end of training.
-
-    The current temperature is part of the ``state_dict``. The noise comes from torch's global
-    generator.
-
-    Example:
-        >>> import torch
-        >>> from maskattn_kernels.nn import GumbelSelector
-        >>> selector = GumbelSelector(temperature=(1.0, 0.01))
-        >>> selector.anneal(0.5)
-        >>> selector.temperature
-        tensor(0.1000)
-    """
-
-    temperature: Tensor
-
-    def __init__(
-        self,
-        keep: float = 0.25,
-        *,
-        min_keep: int = 1,
-        temperature: tuple[float, float] = (1.0, 0.05),
-    ) -> None:
-        super().__init__(keep, min_keep=min_keep)
-        start, end = (float(t) for t in temperature)
-        if not (0.0 < end <= start < float("inf")):
-            raise ValueError(f"temperature: expected start >= end > 0, got {temperature}")
-        self.range = (start, end)
-        self.register_buffer("temperature", torch.tensor(start))
-
-    def anneal(self, progress: float) -> None:
-        """Sets the temperature for ``progress`` of training, 0 to 1: geometric from start to end.
-
-        Raises:
-            TypeError, ValueError: progress is not a number from 0 to 1.
-        """
-        check_fraction("progress", progress)
-        start, end = self.range
-        self.temperature.fill_(start * (end / start) ** progress)
-
-    def forward(self, features: Tensor) -> Selection:
-        logits = _finite(features)
-        if not self.training:
-            return self._choose(logits)
-        uniform = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)
-        noise = uniform.log() - torch.log1p(-uniform)
-        return self._choose(logits + self.temperature.to(noise.dtype) * noise)
 
 
 def keep_ratio_loss(selections: Iterable[Selection], target: float) -> Tensor:
@@ -293,45 +233,6 @@ def keep_ratio_loss(selections: Iterable[Selection], target: float) -> Tensor:
         ratio = choice.keep_ratio + (soft - soft.detach())
         losses.append((ratio - target).square().mean())
     return torch.stack(losses).mean() if losses else torch.zeros(())
-
-
-SELECTORS = ("random", "topk", "local", "threshold", "gumbel", "none")
-"""The names that `make_selector` knows."""
-
-
-def make_selector(
-    name: str, keep: float = 0.25, *, seed: int = 0, min_keep: int = 1
-) -> Selector | None:
-    """The selector of a name in `SELECTORS`; None for "none", which selects all tokens.
-
-    Args:
-        name: which.
-        keep: fraction of tokens, as each selector takes it.
-        seed: of `RandomSelector`.
-        min_keep: of the learned ones.
-
-    Raises:
-        TypeError, ValueError: one line naming the argument, what came, and what was expected.
-
-    Example:
-        >>> from maskattn_kernels.nn import make_selector
-        >>> make_selector("topk", keep=0.1)
-        TopKSelector(keep=0.1, min_keep=1)
-    """
-    if name == "none":
-        return None
-    if name == "random":
-        return RandomSelector(keep, seed)
-    learned = {
-        "topk": TopKSelector,
-        "local": LocalTopKSelector,
-        "threshold": ThresholdSelector,
-        "gumbel": GumbelSelector,
-    }
-    if name not in learned:
-        names = ", ".join(f'"{known}"' for known in SELECTORS)
-        raise ValueError(f"selector: expected one of {names}, got {name!r}")
-    return learned[name](keep, min_keep=min_keep)
 
 
 _LIMIT = 1e4  # a gate is 0 or 1 to the last bit long before, and sums of such logits stay finite
