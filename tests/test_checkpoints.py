@@ -128,7 +128,7 @@ def test_weights_go_into_a_network_for_other_classes():
 
 def test_masks_of_queries_may_be_new():
     sizes = {"width": 4, "depth": 1, "selector": "topk"}
-    trained = SegmentationNetwork(3, task="semantic", **sizes)
+    trained = SegmentationNetwork(3, task="semantic", sparsity="qk", **sizes)
     apart = SegmentationNetwork(3, task="semantic", sparsity="q+k", **sizes)
     new = load_matching(apart, trained)
     assert new and all(".query_head." in name for name in new)

@@ -274,9 +274,11 @@ def test_queries_and_keys_apart_are_two_masks_of_the_op():
 
 
 @pytest.mark.parametrize("selector", [None, RandomSelector(0.5)])
-def test_two_choices_need_a_selector_that_learns(selector):
-    with pytest.raises(ValueError, match=r'^sparsity: expected "qk" or "k", .* is (NoneType|Rand)'):
-        MaskAttention2d(8, selector=selector, sparsity="q+k")
+def test_what_does_not_learn_chooses_once(selector):
+    apart, once = (MaskAttention2d(8, selector=selector, sparsity=s) for s in ("q+k", "qk"))
+    apart.load_state_dict(once.state_dict())
+    x = torch.randn(2, 8, 6, 6)
+    assert torch.equal(apart(x), once(x))
 
 
 @pytest.mark.parametrize("sparsity", ["qk", "q+k", "k"])

@@ -27,18 +27,18 @@ def test_outputs_of_each_task(task):
         assert objects == [None, None, None]
     else:
         assert [t.shape[1] for t in objects] == [1, 2, 6]
-    assert list(outputs.selections) == ["down1", "down2", "up1", "up2"]
+    scales = ("down1", "down2", "up1", "up2")
+    roles = [f"{scale} {role}" for scale in scales for role in ("queries", "keys")]
+    assert list(outputs.selections) == roles
     for selection in outputs.selections.values():
+        assert selection.queries is None
         assert selection.mask.shape == selection.score.shape
         assert selection.keep_ratio.shape == (2,)
 
 
-def test_queries_and_keys_apart_are_two_selections():
-    outputs = network(sparsity="q+k")(torch.rand(2, 3, 18, 23))
-    scales = ("down1", "down2", "up1", "up2")
-    roles = [f"{scale} {role}" for scale in scales for role in ("queries", "keys")]
-    assert list(outputs.selections) == roles
-    assert all(selection.queries is None for selection in outputs.selections.values())
+def test_a_mask_for_both_is_one_selection():
+    outputs = network(sparsity="qk")(torch.rand(2, 3, 18, 23))
+    assert list(outputs.selections) == ["down1", "down2", "up1", "up2"]
 
 
 def test_no_embedding():
@@ -67,7 +67,7 @@ def test_config_builds_the_network_again():
             {"selector": name}
             for name in ("local", "topk", "threshold", "gumbel", "random", "none")
         ),
-        {"selector": "topk", "sparsity": "q+k"},
+        {"selector": "topk", "sparsity": "qk"},
     ],
     ids=lambda masks: "-".join(masks.values()),
 )

@@ -44,9 +44,9 @@ class MaskAttention2d(nn.Module):
             is learned.
         joins_previous: the mask head joins the logits of the previous scale, see `select`.
         sparsity: "qk" = only selected pixels ask and answer, work O(n^2) for n selected of N
-            pixels; "q+k" = the same work, but who asks and who answers are two choices, each with
-            a mask head of its own (learned selectors only); "k" = all pixels ask, only selected
-            ones answer, work O(N n).
+            pixels; "q+k" = the same work, but who asks and who answers are two choices of a learned
+            selector, each with a mask head of its own (others choose once, as with "qk"); "k" = all
+            pixels ask, only selected ones answer, work O(N n).
         core: "sparse", "dense", "sdpa", "identity" or an `AttentionCore`; same ``state_dict`` with
             any.
         backend: for the sparse core, as in `masked_attention`.
@@ -89,11 +89,6 @@ class MaskAttention2d(nn.Module):
             raise ValueError(f'sparsity: expected "qk", "q+k" or "k", got {sparsity!r}')
         if selector is not None and not isinstance(selector, nn.Module):
             raise TypeError(f"selector: expected a Selector or None, got {type(selector).__name__}")
-        if sparsity == "q+k" and not isinstance(selector, ScoreSelector):
-            raise ValueError(
-                'sparsity: expected "qk" or "k", as "q+k" needs a learned selector and selector is '
-                f"{type(selector).__name__}"
-            )
         self.channels = channels
         self.num_heads = num_heads
         self.sparsity = sparsity

@@ -72,12 +72,12 @@ class SegmentationNetwork(nn.Module):
     Example:
         >>> import torch
         >>> from maskattn_kernels.segmentation.network import SegmentationNetwork
-        >>> network = SegmentationNetwork(5, things=[3, 4], width=8, depth=2, selector="topk")
+        >>> network = SegmentationNetwork(5, things=[3, 4], width=8, depth=2)
         >>> outputs = network(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
         >>> outputs.semantic.shape, outputs.offset.shape
         (torch.Size([1, 5, 32, 32]), torch.Size([1, 2, 32, 32]))
-        >>> sorted(outputs.selections)
-        ['down1', 'down2', 'up1', 'up2']
+        >>> list(outputs.selections)[:4]
+        ['down1 queries', 'down1 keys', 'down2 queries', 'down2 keys']
         >>> SegmentationNetwork(**network.config).config == network.config
         True
     """
@@ -96,11 +96,11 @@ class SegmentationNetwork(nn.Module):
         depth: int | None = None,
         bottleneck: int | None = None,
         num_heads: int | None = None,
-        selector: str = "local",
+        selector: str = "gumbel-topk",
         keep: float = 0.25,
         min_keep: int = 1,
         seed: int = 0,
-        sparsity: str = "qk",
+        sparsity: str = "q+k",
         core: str = "sparse",
         backend: str | None = None,
         embedding: int = 8,
