@@ -9,8 +9,9 @@ The choice is hard and made by one rule in training and inference. Two things le
 * ``score`` is what `straight_through` differentiates: the worth of a query's output.
 
 Tokens that are left out have no gradient of their own: the head is shared by all tokens, and those
-that look like what was worth much rise. Estimates of what left-out tokens *would* have brought were
-tried; from keys nobody compared they were mostly noise, and networks learned worse with them.
+that look like what was worth much rise. So a token that resembles nothing selected is never found;
+`gumbel_selectors` give every token its turn. Estimates of what left-out tokens *would* have brought
+were tried; from keys nobody compared they were mostly noise, and networks learned worse with them.
 """
 
 from __future__ import annotations
