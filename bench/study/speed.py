@@ -8,7 +8,7 @@ on them). A step is what training does with a batch of 8 scenes: forward, losses
 float32, and with bfloat16 autocast as the study trains. An image is one alone, float32. Dense
 attention comes twice: by torch's SDPA, and by our own op with nothing left out. Then what lies
 around the network: how many images a second one core loads, and the rate of `predict`, files to
-files, as a share of the network's own; that needs the study's run "learned-qk-0.25-seed0".
+files, as a share of the network's own; that needs the study's run "explored-q+k-0.25-seed0".
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def loaded_per_second(batches_to_load: int = 32) -> float:
     return batches_to_load * BATCH / (time.perf_counter() - start)
 
 
-def prediction_shares(run: str = "learned-qk-0.25-seed0", repeats: int = 5) -> list[float]:
+def prediction_shares(run: str = "explored-q+k-0.25-seed0", repeats: int = 5) -> list[float]:
     """Rate of `predict`, files to files, over that of its network alone, ascending.
 
     With a network that study.py trained: how long grouping and writing take depends on what is
