@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from study import HALVES, NETWORKS, RESULTS, SDPA, WORK
+from study import NETWORKS, RESULTS, SDPA, WITHOUT_LEGEND, WORK
 
 from maskattn_kernels.benchmark.machine import machine_facts
 from maskattn_kernels.benchmark.memory import in_fresh_process, peak_growth
@@ -43,7 +43,7 @@ from maskattn_kernels.segmentation.train_options import parse
 SIDE, BATCH = 128, 8
 OPTIONS = {
     SDPA: ("--network.selector=none", "--network.core=sdpa"),
-    **{name: options for name, options in NETWORKS.items() if name not in HALVES},
+    **{name: NETWORKS[name] for name in WITHOUT_LEGEND},
 }
 
 

@@ -89,6 +89,7 @@ WITH_LEGEND = (
 )
 #: What "explored-q+k-0.1" is without one or the other of its two ideas; with a legend only.
 HALVES = ("explored-qk-0.1", "topk-q+k-0.1")
+WITHOUT_LEGEND = tuple(network for network in NETWORKS if network not in HALVES)
 LEARNED = "learned-qk-0.25"
 SDPA = "dense-sdpa"  # in speed.json: torch's attention in the network "dense"
 FEW_LABELS = ("none", LEARNED)
@@ -116,7 +117,7 @@ class Run:
 def runs() -> Iterator[Run]:
     """All runs, a seed after the other: what is stopped early has everything once."""
     for seed in SEEDS:
-        yield from (Run(network, seed) for network in NETWORKS if network not in HALVES)
+        yield from (Run(network, seed) for network in WITHOUT_LEGEND)
         yield from (Run(network, seed, "legend") for network in (*WITH_LEGEND, *HALVES))
         yield Run(LEARNED, seed, "legend-fast")
     for seed in SEEDS:
@@ -209,7 +210,7 @@ def scores_table(title: str, rows: dict[str, list[Run]], textures: str = "plain"
 
 def tables() -> str:
     """All tables, from what lies under results/."""
-    plain = {net: [Run(net, seed) for seed in SEEDS] for net in NETWORKS if net not in HALVES}
+    plain = {net: [Run(net, seed) for seed in SEEDS] for net in WITHOUT_LEGEND}
     legend = {net: [Run(net, seed, "legend") for seed in SEEDS] for net in (*WITH_LEGEND, *HALVES)}
     fast = f"{LEARNED}, mask heads 10 times as fast"
     legend[fast] = [Run(LEARNED, seed, "legend-fast") for seed in SEEDS]

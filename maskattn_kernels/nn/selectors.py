@@ -55,8 +55,9 @@ class Selection(NamedTuple):
 class Selector(nn.Module):
     """Base of all selectors: ``forward(features (B,C,H,W)) -> Selection``.
 
-    A selector must choose the same tokens in train and eval mode, and everything it depends on
-    must be in its ``state_dict``, so that a reloaded checkpoint selects as the saved one did.
+    A selector must choose the same tokens in train and eval mode, but for noise that fades as
+    training goes on, and everything it depends on must be in its ``state_dict``, so that a reloaded
+    checkpoint selects as the saved one did.
 
     Example:
         >>> import torch
