@@ -208,28 +208,49 @@ import pytest, torch, twin
 from pathlib import Path
 from cases import BY_NAME
 from harness import Target, check_against_oracle
-twin.install(pytest.MonkeyPatch(), Path(sys.argv[2]))
-for name in sys.argv[3:]:
-    check_against_oracle(Target("twin", torch.bfloat16), BY_NAME[name])
+library, barrier = Path(sys.argv[2]), int(sys.argv[3])
+twin.install(pytest.MonkeyPatch(), library)
+for name in sys.argv[4:]:
+    with twin.planted(library, barrier):
+        check_against_oracle(Target("twin", torch.bfloat16), BY_NAME[name])
     print(name, "is right")
 """
 
 
-def sanitized(library: Path, *cases: str) -> subprocess.CompletedProcess:
-    """Runs cases under the address and undefined-behaviour sanitizers."""
+def sanitized(
+    flags: tuple[str, ...], *cases: str, csrc: Path = twin.CSRC, barrier: int = 0
+) -> subprocess.CompletedProcess:
+    """Builds with these sanitizers and runs cases; every thread without its so-many-th barrier."""
 
     def runtime(name: str) -> str:
         command = [twin.COMPILER, f"-print-file-name={name}"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
+    library = twin.build(flags, csrc)
+    runtimes = ("libtsan.so",) if flags == twin.THREADS else ("libasan.so", "libubsan.so")
     # Python itself is not sanitized, so the runtimes come first; its own memory is never freed.
     env = os.environ | {
-        "LD_PRELOAD": " ".join(map(runtime, ("libasan.so", "libubsan.so", "libstdc++.so"))),
+        "LD_PRELOAD": " ".join(map(runtime, (*runtimes, "libstdc++.so"))),
         "ASAN_OPTIONS": "detect_leaks=0:use_sigaltstack=0",
+        "TSAN_OPTIONS": "ignore_noninstrumented_modules=1:halt_on_error=1",
+        "OMP_NUM_THREADS": "1",
         "PYTHONMALLOC": "malloc",
     }
-    command = [sys.executable, "-c", SANITIZED, str(Path(__file__).parent), str(library), *cases]
-    return subprocess.run(command, cwd=twin.ROOT, env=env, capture_output=True, text=True)
+    arguments = [str(Path(__file__).parent), str(library), str(barrier), *cases]
+    command = [sys.executable, "-c", SANITIZED, *arguments]
+    done = subprocess.run(command, cwd=twin.ROOT, env=env, capture_output=True, text=True)
+    if "unexpected memory mapping" in done.stderr:
+        pytest.skip("this kernel lays memory out in a way that ThreadSanitizer does not know")
+    return done
+
+
+def changed(folder: Path, right: str, wrong: str) -> Path:
+    """The sources with a fault in the forward pass."""
+    shutil.copytree(twin.CSRC, folder / "csrc")
+    source = folder / "csrc" / "cuda" / "forward.cu"
+    assert right in source.read_text()
+    source.write_text(source.read_text().replace(right, wrong))
+    return folder / "csrc"
 
 
 def test_sanitizers_find_nothing() -> None:
@@ -242,18 +263,35 @@ def test_sanitizers_find_nothing() -> None:
         "d256",
         "cross_1_129",
     )
-    done = sanitized(twin.build(twin.SANITIZE), *names)
+    done = sanitized(twin.ADDRESSES, *names)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split("\n")[:-1] == [f"{name} is right" for name in names]
 
 
 def test_read_outside_is_seen(tmp_path: Path) -> None:
     """The same build, but the tokens of a block of queries are read without a look at the count."""
-    shutil.copytree(twin.CSRC, tmp_path / "csrc")
-    source = tmp_path / "csrc" / "cuda" / "forward.cu"
     right = "store_shared(memory.queries + i, queries[first + i]);"
-    assert right in source.read_text()
     wrong = right.replace("queries[first + i]", "queries.indices[first + i]")
-    source.write_text(source.read_text().replace(right, wrong))
-    done = sanitized(twin.build(twin.SANITIZE, tmp_path / "csrc"), "n65")
+    done = sanitized(twin.ADDRESSES, "n65", csrc=changed(tmp_path, right, wrong))
     assert done.returncode != 0 and "heap-buffer-overflow" in done.stderr, done.stderr[-3000:]
+
+
+def test_thread_sanitizer_finds_nothing() -> None:
+    """Not in shared memory, nor in what several threads or blocks might write of the results."""
+    done = sanitized(twin.THREADS, "n65", "heads_6_1_per_head")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("is right") == 2
+
+
+def test_thread_sanitizer_sees_a_missing_barrier() -> None:
+    """Without the twin's own check, which is off there."""
+    done = sanitized(twin.THREADS, "n65", barrier=7)
+    assert done.returncode != 0 and "data race" in done.stderr, done.stderr[-3000:]
+
+
+def test_thread_sanitizer_sees_a_result_written_twice(tmp_path: Path) -> None:
+    """By the rows of a block, all to the first token."""
+    right = "if (lane_index() % 4 == 0) lse[token] = lse_row;"
+    wrong = right.replace("lse[token]", "lse[0]")
+    done = sanitized(twin.THREADS, "n65", csrc=changed(tmp_path, right, wrong))
+    assert done.returncode != 0 and "data race" in done.stderr, done.stderr[-3000:]

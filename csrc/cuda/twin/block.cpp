@@ -15,11 +15,12 @@ constexpr size_t kStackBytes = 256 * 1024;
 thread_local Block* current_block = nullptr;
 thread_local Thread* current_thread = nullptr;
 
-// Kept from launch to launch: most of a large stack is never touched, and so costs nothing.
+// Kept from launch to launch: most of a large stack is never touched, and so costs nothing. Where threads are
+// watched, the stack of a new one must be new memory.
 char* stacks_for(int threads) {
   thread_local std::unique_ptr<char[]> memory;
   thread_local int held = 0;
-  if (held < threads) {
+  if (held < threads || order::kIsWatched) {
     memory.reset(new char[static_cast<size_t>(threads) * kStackBytes]);
     held = threads;
   }
@@ -46,40 +47,35 @@ void check(bool holds, const char* rule) {
 }
 
 void run_grid(int64_t blocks, int threads, int shared_bytes, const std::function<void()>& kernel) {
-  Block block(threads, shared_bytes);
   ++launches();
   // The last block first: no block may lean on another one.
-  for (int64_t i = blocks - 1; i >= 0; --i) block.run(static_cast<uint32_t>(i), kernel);
+  for (int64_t i = blocks - 1; i >= 0; --i) Block(static_cast<uint32_t>(i), threads, shared_bytes).run(kernel);
+  order::leave(&launches());  // whoever comes later finds all blocks done
 }
 
-Block::Block(int threads, int shared_bytes)
-    : threads_(static_cast<size_t>(threads)),
+Block::Block(uint32_t own_index, int threads, int shared_bytes)
+    : index(own_index),
+      threads_(static_cast<size_t>(threads)),
       warps_(static_cast<size_t>(threads) / kLanes),
-      stacks_(stacks_for(threads)),
-      shared_bytes_(shared_bytes),
       shared_(nullptr, std::free),
       shadow_(shared_bytes) {
   check(threads % kLanes == 0, "a block of whole warps");
   void* memory = nullptr;
   check(posix_memalign(&memory, 128, static_cast<size_t>(shared_bytes)) == 0, "out of memory");
   shared_.reset(static_cast<char*>(memory));
+  std::memset(memory, 0xff, static_cast<size_t>(shared_bytes));  // NaN, and -1
+  char* stacks = stacks_for(threads);
+  for (size_t i = 0; i < threads_.size(); ++i) {
+    threads_[i].index = static_cast<int>(i);
+    threads_[i].fiber.begin(stacks + i * kStackBytes, kStackBytes, &Block::enter);
+  }
   current_block = this;
 }
 
 Block::~Block() { current_block = nullptr; }
 
-void Block::run(uint32_t own_index, const std::function<void()>& kernel) {
-  index = own_index;
+void Block::run(const std::function<void()>& kernel) {
   kernel_ = &kernel;
-  epoch_ = 0;
-  std::memset(shared_.get(), 0xff, static_cast<size_t>(shared_bytes_));  // NaN, and -1
-  shadow_.forget();
-  for (size_t i = 0; i < threads_.size(); ++i) {
-    Thread& t = threads_[i];
-    t.index = static_cast<int>(i), t.state = State::kReady, t.exchanges = t.barriers = 0;
-    t.copies.clear();
-    t.fiber.begin(stacks_ + i * kStackBytes, kStackBytes, &Block::enter);
-  }
   run_to_end();
   for (const Thread& t : threads_) check(t.copies.empty(), "a thread ended without waiting for its copies");
 }
@@ -91,6 +87,7 @@ void Block::enter() {
     block().error_ = error.what();
   }
   thread().state = State::kDone;
+  order::come(&launches());
   switch_fibers(thread().fiber, block().scheduler_);
 }
 
@@ -122,7 +119,18 @@ void Block::resume(Thread& t) {
 
 void Block::block_barrier() {
   if (++thread().barriers == plant().missing_barrier) return;
+  void* place = &places_[epoch_ % 2];
+  order::come(place);
   wait(State::kAtBlock, "barrier");
+  order::leave(place);
+}
+
+void Block::warp_barrier() {
+  Warp& warp = warps_[static_cast<size_t>(thread().index / kLanes)];
+  void* place = &warp.places[warp.epoch % 2];
+  order::come(place);
+  wait(State::kAtWarp, "warp barrier");
+  order::leave(place);
 }
 
 void Block::wait(State state, const char* what) {
@@ -171,6 +179,8 @@ void Block::copy(void* to, const void* from, bool exists) {
         "a copy from an address that is no multiple of 16");
   const int64_t word = (static_cast<char*>(to) - shared()) / 4;
   for (int64_t i = 0; i < 4; ++i) shadow_.copy_begins(word + i, self());
+  order::wrote(to, 16);
+  if (exists) order::read(from, 16);
   thread().copies.push_back({to, from, exists});
 }
 
@@ -184,6 +194,7 @@ void Block::wait_copies() {
     }
     const int64_t word = (static_cast<char*>(c.to) - shared()) / 4;
     for (int64_t i = 0; i < 4; ++i) shadow_.copy_ends(word + i, self());
+    order::wrote(c.to, 16);
   }
   thread().copies.clear();
 }

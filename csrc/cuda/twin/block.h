@@ -39,16 +39,16 @@ struct Thread {
 
 class Block {
  public:
-  uint32_t index = 0;
+  const uint32_t index;
 
-  Block(int threads, int shared_bytes);
+  Block(uint32_t index, int threads, int shared_bytes);
   ~Block();
 
-  void run(uint32_t index, const std::function<void()>& kernel);
+  void run(const std::function<void()>& kernel);
 
   char* shared() { return shared_.get(); }
   void block_barrier();
-  void warp_barrier() { wait(State::kAtWarp, "warp barrier"); }
+  void warp_barrier();
   // What every lane of the caller's warp brought along.
   const std::array<uint32_t, kExchanged>* exchange(const char* what, std::initializer_list<uint32_t> words);
 
@@ -60,6 +60,7 @@ class Block {
  private:
   struct Warp {
     int epoch = 0;
+    char places[2];  // as those of the block
     std::array<uint32_t, kExchanged> words[2][kLanes];
   };
 
@@ -73,8 +74,8 @@ class Block {
 
   std::vector<Thread> threads_;
   std::vector<Warp> warps_;
-  char* stacks_;
-  int shared_bytes_, epoch_ = 0;
+  int epoch_ = 0;
+  char places_[2];  // where threads meet, by turns: the first to leave one is soon at the other
   std::unique_ptr<char, void (*)(void*)> shared_;
   Shadow shadow_;
   const std::function<void()>* kernel_ = nullptr;

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
 // A thread of control that gives way only when it says so. ucontext starts it; _setjmp and _longjmp switch, since
-// they leave the signal mask alone, which ucontext sets by two system calls. AddressSanitizer only knows the
-// latter.
+// they leave the signal mask alone, which ucontext sets by two system calls. Sanitizers only know the latter.
 #pragma once
 
 #include <setjmp.h>
@@ -10,12 +9,19 @@
 
 #include <cstddef>
 
+#include "order.h"
+
 namespace maskattn::twin {
 
 struct Fiber {
   ucontext_t context;
   jmp_buf place;
   bool is_new = false;
+  void* thread = nullptr;  // as order.h knows it
+
+  ~Fiber() {
+    if (is_own_) order::end_thread(thread);
+  }
 
   void begin(char* stack, size_t bytes, void (*run)()) {
     getcontext(&context);
@@ -24,11 +30,19 @@ struct Fiber {
     context.uc_link = nullptr;  // it never ends, it switches away for good
     makecontext(&context, run, 0);
     is_new = true;
+    if (is_own_) order::end_thread(thread);
+    thread = order::new_thread();
+    is_own_ = true;
   }
+
+ private:
+  bool is_own_ = false;  // not the thread of the caller
 };
 
 inline void switch_fibers(Fiber& from, Fiber& to) {
-#ifdef __SANITIZE_ADDRESS__
+  if (from.thread == nullptr) from.thread = order::this_thread();
+  order::switch_to(to.thread);
+#if defined(__SANITIZE_ADDRESS__) || defined(MASKATTN_TSAN)
   swapcontext(&from.context, &to.context);
 #else
   if (_setjmp(from.place) != 0) return;
