@@ -20,6 +20,7 @@ constexpr int kMaxHeadDim = 256;
 struct TensorView {
   void* data = nullptr;
   int64_t stride_b = 0, stride_h = 0, stride_n = 0;
+  bool aligned = false;  // rows of whole 16 bytes, at multiples of 16 bytes: what GPUs copy at a time
 };
 
 // A (B, H, N) float32 tensor; data == nullptr means "absent".
@@ -28,7 +29,8 @@ struct RowView {
   int64_t stride_b = 0, stride_h = 0, stride_n = 0;
 };
 
-// Selected tokens of every (b, h): ascending indices (B, H, N) and counts (B, H). indices == nullptr selects all.
+// Selected tokens of every (b, h): ascending indices (B, H, N) and counts (B, H). indices == nullptr selects all,
+// or as many as counts says.
 struct SelectionView {
   const int32_t* indices = nullptr;
   int64_t stride_b = 0, stride_h = 0;
@@ -67,25 +69,34 @@ struct MaskView {
   int64_t stride_b = 0, stride_h = 0, stride_n = 0;
 };
 
-// What the CUDA kernels take besides. Their launches return a cudaError_t and wait for nothing.
+// Selected keys in the order of the index; k.data == nullptr where they are read from where they are.
+struct PackedKeys {
+  TensorView k, v;
+  RowView bias;  // 0 where there is none
+};
+
+// What the CUDA kernels take besides. Their launches return a cudaError_t and wait for nothing. The pointers lead
+// into a workspace; its size, and they, come from lay_out_cuda_*().
 struct CudaForwardParams : ForwardParams {
   MaskView query_mask, key_mask;  // in place of queries and keys, for no more than kShort tokens each
-  bool aligned = false;           // q, k, v, out: rows of whole 16 bytes, at multiples of 16 bytes
-  int splits = 1;             // blocks that share the keys of a block of queries; if not 1, with a workspace of
+  PackedKeys packed;
+  int splits = 1;             // blocks that share the keys of a block of queries; if not 1, with
   float* part_out = nullptr;  // (splits, B, Hq, Nq, width of a tile) and
   float* part_lse = nullptr;  // (splits, B, Hq, Nq), both by place in the index
 };
 
 struct CudaBackwardParams : BackwardParams {
-  bool aligned = false;  // the same of q, k, v, dout, dq, dk, dv
-  float* terms =
-      nullptr;  // workspace (B, Hq, Nq, 2), by place in the index: lse in units of the scores, and delta
+  PackedKeys packed;
+  TensorView packed_q, packed_dout;  // by place in the index; data == nullptr as above
+  float* terms = nullptr;  // (B, Hq, Nq, 2), by place in the index: lse in units of the scores, and delta
 };
 
 constexpr int kShort = 256;  // tokens that a block of the forward pass can list by itself
 
 int cuda_fwd_splits(const ForwardParams& params, int processors);
-int64_t cuda_fwd_workspace(const CudaForwardParams& params);  // floats
+// Places everything in a workspace, and tells how many bytes it takes, which is all that it does with nullptr.
+int64_t lay_out_cuda_fwd(CudaForwardParams& params, void* workspace);
+int64_t lay_out_cuda_bwd(CudaBackwardParams& params, void* workspace);
 int launch_cuda_fwd(const CudaForwardParams& params, void* stream);
 int launch_cuda_bwd(const CudaBackwardParams& params, void* stream);
 

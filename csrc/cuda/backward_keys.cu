@@ -3,8 +3,8 @@
 // What the backward pass computes for keys: dk, dv and dbias.
 //
 // One block owns kKeys selected keys of one kv head, and the zeros among kKeys tokens. They are gathered once and
-// stay; the selected queries of all heads of the group stream by. Few keys under many queries fill a chip only as
-// far as batch and kv heads go: this pass is not split over queries.
+// stay; the selected queries of all heads of the group stream by, packed or not (pack.cuh). Few keys under many
+// queries fill a chip only as far as batch and kv heads go: this pass is not split over queries.
 //
 // At head_dim 256 the registers hold dk or dv but not both: two launches, one for each.
 #include "backward.cuh"
@@ -44,8 +44,8 @@ __global__ __launch_bounds__(ForKeys<T, kDim>::kThreads,
   const int group = static_cast<int>(p.heads_q / p.heads_kv);
 
   const TokenList keys = token_list(p.keys, b, kv_head, p.seqlen_k);
-  const Rows<T> dk = rows_of<T>(p.dk, b, kv_head, p.head_dim, p.aligned);
-  const Rows<T> dv = rows_of<T>(p.dv, b, kv_head, p.head_dim, p.aligned);
+  const Rows<T> dk = rows_of<T>(p.dk, b, kv_head, p.head_dim);
+  const Rows<T> dv = rows_of<T>(p.dv, b, kv_head, p.head_dim);
   const auto store_dbias = [&](int token, float sum) {
     if (kWithDk && p.dbias.data != nullptr) p.dbias.data[bh * p.seqlen_k + token] = sum;
   };
@@ -59,8 +59,8 @@ __global__ __launch_bounds__(ForKeys<T, kDim>::kThreads,
   for (int i = thread_index(); i < F::kKeys; i += F::kThreads) store_shared(memory.keys + i, keys[first + i]);
   block_barrier();
   const Tile<T, kDim> k{memory.k}, v{memory.v};
-  gather<F::kKeys, F::kThreads>(k, rows_of<T>(p.k, b, kv_head, p.head_dim, p.aligned), memory.keys);
-  if (kWithDk) gather<F::kKeys, F::kThreads>(v, rows_of<T>(p.v, b, kv_head, p.head_dim, p.aligned), memory.keys);
+  gather<F::kKeys, F::kThreads>(k, rows_of<T>(p.k, b, kv_head, p.head_dim), memory.keys);
+  if (kWithDk) gather<F::kKeys, F::kThreads>(v, rows_of<T>(p.v, b, kv_head, p.head_dim), memory.keys);
 
   const KeyBias bias_of = key_bias_of<T>(p, b, kv_head);
   const float score_scale = p.scale * Scores<T>::kUnit;
@@ -75,8 +75,8 @@ __global__ __launch_bounds__(ForKeys<T, kDim>::kThreads,
     const int64_t h = kv_head * group + member;
     const TokenList queries = token_list(p.queries, b, h, p.seqlen_q);
     const float2* lse_delta = reinterpret_cast<const float2*>(p.terms) + (b * p.heads_q + h) * p.seqlen_q;
-    const Rows<T> q_rows = rows_of<T>(p.q, b, h, p.head_dim, p.aligned);
-    const Rows<T> dout_rows = rows_of<T>(p.dout, b, h, p.head_dim, p.aligned);
+    const Rows<T> q_rows = rows_of<T>(p.q, b, h, p.head_dim);
+    const Rows<T> dout_rows = rows_of<T>(p.dout, b, h, p.head_dim);
     stream<F::kQueries, float2>(
         memory.stream, 0, queries.count,
         [&](int place) { return lse_delta[place].x == kInfinity ? kNoToken : queries[place]; },
@@ -126,7 +126,9 @@ __global__ __launch_bounds__(ForKeys<T, kDim>::kThreads,
 
 }  // namespace
 
-int launch_dkdv(const CudaBackwardParams& p, void* stream) {
+int launch_dkdv(const CudaBackwardParams& given, void* stream) {
+  CudaBackwardParams p = given;
+  if (p.packed_q.data != nullptr) p.q = p.packed_q, p.dout = p.packed_dout, p.queries.indices = nullptr;
   return for_instance(p, [&](auto t, auto width) {
     using T = decltype(t);
     constexpr int kDim = decltype(width)::value;

@@ -2,6 +2,7 @@
 //
 // What the backward pass computes for queries: delta, and dq.
 #include "backward.cuh"
+#include "pack.cuh"
 
 namespace maskattn {
 namespace {
@@ -9,7 +10,8 @@ namespace {
 constexpr int kDeltaThreads = 128;
 
 // A warp owns one selected query. A query that sees no key has lse -inf; it is written as +inf here, which makes
-// all its p exactly 0, and tells the other kernels not to read it.
+// all its p exactly 0, and tells the other kernels not to read it. The block also packs q and dout of its queries,
+// where the keys are to stream them from there.
 template <typename T>
 __global__ __launch_bounds__(kDeltaThreads) void delta_kernel(const __grid_constant__ CudaBackwardParams p) {
   constexpr int kQueries = kDeltaThreads / kWarpSize;
@@ -17,14 +19,23 @@ __global__ __launch_bounds__(kDeltaThreads) void delta_kernel(const __grid_const
   const uint32_t heads = static_cast<uint32_t>(p.heads_q), bh = block_index() / blocks;
   const int64_t b = bh / heads, h = bh % heads, place = block_index() % blocks * kQueries + warp_index();
   const TokenList queries = token_list(p.queries, b, h, p.seqlen_q);
+  if (p.packed_q.data != nullptr) {
+    const auto pack = [&](const TensorView& tensor, const TensorView& packed) {
+      pack_rows<kQueries, kDeltaThreads>(rows_of<T>(tensor, b, h, p.head_dim), queries,
+                                         static_cast<int>(place) - warp_index(),
+                                         rows_of<T>(packed, b, h, p.head_dim));
+    };
+    pack(p.q, p.packed_q);
+    pack(p.dout, p.packed_dout);
+  }
   if (place >= queries.count) return;
 
   const int token = queries[static_cast<int>(place)];
   const float lse = token == kNoToken ? -kInfinity : p.lse.data[bh * p.seqlen_q + token];
   float delta = 0.0f;
   if (lse != -kInfinity) {
-    const T* out = rows_of<T>(p.out, b, h, p.head_dim, p.aligned).row(token);
-    const T* dout = rows_of<T>(p.dout, b, h, p.head_dim, p.aligned).row(token);
+    const T* out = rows_of<T>(p.out, b, h, p.head_dim).row(token);
+    const T* dout = rows_of<T>(p.dout, b, h, p.head_dim).row(token);
     for (int i = lane_index(); i < p.head_dim; i += kWarpSize) delta += to_float(dout[i]) * to_float(out[i]);
   }
   delta = row_sum(delta);
@@ -68,7 +79,7 @@ __global__ __launch_bounds__(ForQueries<T, kDim>::kThreads,
   const int64_t b = bh / heads, h = bh % heads, kv_head = h / (p.heads_q / p.heads_kv);
 
   const TokenList queries = token_list(p.queries, b, h, p.seqlen_q);
-  const Rows<T> dq = rows_of<T>(p.dq, b, h, p.head_dim, p.aligned);
+  const Rows<T> dq = rows_of<T>(p.dq, b, h, p.head_dim);
   for_unselected<F::kQueries, F::kThreads>(queries, first, memory.queries,
                                            [&](int token) { store_zeros(dq, token); });
   if (first >= queries.count) return;
@@ -82,12 +93,12 @@ __global__ __launch_bounds__(ForQueries<T, kDim>::kThreads,
   }
   block_barrier();
   const Tile<T, kDim> q{memory.q}, dout{memory.dout};
-  gather<F::kQueries, F::kThreads>(q, rows_of<T>(p.q, b, h, p.head_dim, p.aligned), memory.queries);
-  gather<F::kQueries, F::kThreads>(dout, rows_of<T>(p.dout, b, h, p.head_dim, p.aligned), memory.queries);
+  gather<F::kQueries, F::kThreads>(q, rows_of<T>(p.q, b, h, p.head_dim), memory.queries);
+  gather<F::kQueries, F::kThreads>(dout, rows_of<T>(p.dout, b, h, p.head_dim), memory.queries);
 
   const TokenList keys = token_list(p.keys, b, kv_head, p.seqlen_k);
-  const Rows<T> k_rows = rows_of<T>(p.k, b, kv_head, p.head_dim, p.aligned);
-  const Rows<T> v_rows = rows_of<T>(p.v, b, kv_head, p.head_dim, p.aligned);
+  const Rows<T> k_rows = rows_of<T>(p.k, b, kv_head, p.head_dim);
+  const Rows<T> v_rows = rows_of<T>(p.v, b, kv_head, p.head_dim);
   const KeyBias bias = key_bias_of<T>(p, b, kv_head);
   const float score_scale = p.scale * Scores<T>::kUnit;
   const int row = 16 * kM * warp_index(), column = 2 * (lane_index() % 4);
@@ -139,6 +150,17 @@ __global__ __launch_bounds__(ForQueries<T, kDim>::kThreads,
 
 }  // namespace
 
+int64_t lay_out_cuda_bwd(CudaBackwardParams& p, void* memory) {
+  Workspace workspace(memory);
+  p.terms = workspace.take<float>(2 * p.batch * p.heads_q * p.seqlen_q);
+  if (is_packed(p.q, p.dout, p.seqlen_k)) {
+    p.packed_q = workspace.take_rows(p, p.heads_q, p.seqlen_q);
+    p.packed_dout = workspace.take_rows(p, p.heads_q, p.seqlen_q);
+  }
+  p.packed = take_keys(workspace, p);
+  return workspace.bytes();
+}
+
 int launch_delta(const CudaBackwardParams& p, void* stream) {
   return for_instance(p, [&](auto t, auto) {
     return launch(delta_kernel<decltype(t)>, p.batch * p.heads_q * ceil_div(p.seqlen_q, kDeltaThreads / kWarpSize),
@@ -146,7 +168,10 @@ int launch_delta(const CudaBackwardParams& p, void* stream) {
   });
 }
 
-int launch_dq(const CudaBackwardParams& p, void* stream) {
+int launch_dq(const CudaBackwardParams& given, void* stream) {
+  CudaBackwardParams p = given;
+  const int pack_error = pack_keys(p, stream);
+  if (pack_error != 0) return pack_error;
   return for_instance(p, [&](auto t, auto width) {
     using T = decltype(t);
     constexpr int kDim = decltype(width)::value;

@@ -16,6 +16,7 @@
 // With kFromMasks there is no list of selected tokens yet: sequences are short, and every block makes its own
 // lists in shared memory, which spares the launch that would. Then the same happens in the same order, to the same
 // bits.
+#include "pack.cuh"
 #include "scores.cuh"
 #include "stream.cuh"
 
@@ -70,7 +71,7 @@ __global__ __launch_bounds__(Forward<T, kDim>::kThreads,
   } else {
     queries = token_list(p.queries, b, h, p.seqlen_q);
   }
-  const Rows<T> out = rows_of<T>(p.out, b, h, p.head_dim, p.aligned);
+  const Rows<T> out = rows_of<T>(p.out, b, h, p.head_dim);
   float* lse = p.lse.data + bh * p.seqlen_q;
   if (split == 0)
     for_unselected<F::kQueries, F::kThreads>(queries, first, memory.queries, [&](int token) {
@@ -83,14 +84,14 @@ __global__ __launch_bounds__(Forward<T, kDim>::kThreads,
     store_shared(memory.queries + i, queries[first + i]);
   block_barrier();
   const Tile<T, kDim> q{memory.q};
-  gather<F::kQueries, F::kThreads>(q, rows_of<T>(p.q, b, h, p.head_dim, p.aligned), memory.queries);
+  gather<F::kQueries, F::kThreads>(q, rows_of<T>(p.q, b, h, p.head_dim), memory.queries);
 
   if constexpr (!kFromMasks) keys = token_list(p.keys, b, kv_head, p.seqlen_k);
   const int share = static_cast<int>(ceil_div(ceil_div(keys.count, F::kKeys), p.splits)) * F::kKeys;
   const int begin = split * share;
   keys.count = begin + share < keys.count ? begin + share : keys.count;
-  const Rows<T> k_rows = rows_of<T>(p.k, b, kv_head, p.head_dim, p.aligned);
-  const Rows<T> v_rows = rows_of<T>(p.v, b, kv_head, p.head_dim, p.aligned);
+  const Rows<T> k_rows = rows_of<T>(p.k, b, kv_head, p.head_dim);
+  const Rows<T> v_rows = rows_of<T>(p.v, b, kv_head, p.head_dim);
   const KeyBias bias = key_bias_of<T>(p, b, kv_head);
   const float score_scale = p.scale * Scores<T>::kUnit;
   const int row = 16 * kM * warp_index(), column = 2 * (lane_index() % 4);
@@ -202,13 +203,16 @@ __global__ __launch_bounds__(kCombineThreads) void combine_kernel(const __grid_c
   }
   total = total == 0.0f ? 1.0f : total;
   if (lane_index() == 0) p.lse.data[bh * p.seqlen_q + token] = top + logf(total);
-  T* out = rows_of<T>(p.out, b, h, p.head_dim, p.aligned).row(token);
+  T* out = rows_of<T>(p.out, b, h, p.head_dim).row(token);
 #pragma unroll
   for (int i = 0; i < kDim / kWarpSize; ++i) {
     const int column = i * kWarpSize + lane_index();
     if (column < p.head_dim) out[column] = from_float(acc[i] / total, T{});
   }
 }
+
+// In place of lists.
+bool has_masks(const CudaForwardParams& p) { return p.query_mask.data != nullptr || p.key_mask.data != nullptr; }
 
 }  // namespace
 
@@ -224,20 +228,29 @@ int cuda_fwd_splits(const ForwardParams& p, int processors) {
   });
 }
 
-int64_t cuda_fwd_workspace(const CudaForwardParams& p) {
-  if (p.splits == 1) return 0;
-  const int width = for_instance(p, [](auto, auto width) { return decltype(width)::value; });
-  return p.splits * p.batch * p.heads_q * p.seqlen_q * (width + int64_t{1});
+int64_t lay_out_cuda_fwd(CudaForwardParams& p, void* memory) {
+  Workspace workspace(memory);
+  if (p.splits > 1) {
+    const int width = for_instance(p, [](auto, auto width) { return decltype(width)::value; });
+    const int64_t parts = p.splits * p.batch * p.heads_q * p.seqlen_q;
+    p.part_out = workspace.take<float>(parts * width);
+    p.part_lse = workspace.take<float>(parts);
+  }
+  if (!has_masks(p)) p.packed = take_keys(workspace, p);
+  return workspace.bytes();
 }
 
-int launch_cuda_fwd(const CudaForwardParams& p, void* stream) {
+int launch_cuda_fwd(const CudaForwardParams& given, void* stream) {
+  CudaForwardParams p = given;
+  const int pack_error = pack_keys(p, stream);
+  if (pack_error != 0) return pack_error;
   return for_instance(p, [&](auto t, auto width) {
     using T = decltype(t);
     constexpr int kDim = decltype(width)::value;
     using F = Forward<T, kDim>;
     const int64_t rows = p.batch * p.heads_q;
     const int64_t blocks = rows * ceil_div(p.seqlen_q, F::kQueries) * p.splits;
-    if (p.query_mask.data != nullptr || p.key_mask.data != nullptr)
+    if (has_masks(p))
       return launch(fwd_kernel<T, kDim, true>, blocks, F::kThreads,
                     static_cast<int>(sizeof(typename F::ShortMemory)), p, stream);
     const int error = launch(fwd_kernel<T, kDim, false>, blocks, F::kThreads,

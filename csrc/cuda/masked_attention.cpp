@@ -14,20 +14,6 @@
 namespace maskattn {
 namespace {
 
-// Whether all rows of t can be moved in chunks of 16 bytes.
-bool is_aligned(const Tensor& t) {
-  const int64_t bytes = t.scalar_type() == ScalarType::Float ? 4 : 2;
-  bool aligned = reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 == 0 && t.size(3) * bytes % 16 == 0;
-  for (int64_t d = 0; d < 3; ++d) aligned &= t.size(d) == 1 || t.stride(d) * bytes % 16 == 0;
-  return aligned;
-}
-
-bool are_aligned(std::initializer_list<const Tensor*> tensors) {
-  for (const Tensor* t : tensors)
-    if (!is_aligned(*t)) return false;
-  return true;
-}
-
 void check_launch(int error, const char* op) {
   if (error != 0) throw std::runtime_error(std::string(op) + ": " + error_text(error));
 }
@@ -44,19 +30,15 @@ MaskView view_of(const OptionalTensor& mask, const char* name, int64_t batch, in
           mask->stride(2)};
 }
 
-std::tuple<Tensor, Tensor> forward(const Tensor& query, const Inputs& in, CudaForwardParams& p) {
+std::tuple<Tensor, Tensor> forward(const Tensor& query, CudaForwardParams& p) {
   const OnDevice device(query);
   Tensor out = new_like(query);
   Tensor lse = torch::stable::new_empty(query, {p.batch, p.heads_q, p.seqlen_q}, ScalarType::Float);
-  const int64_t rows = p.batch * p.heads_q * p.seqlen_q;
-  if (rows == 0 || p.seqlen_k == 0) return {filled(out, 0.0), filled(lse, -INFINITY)};
+  if (p.batch * p.heads_q * p.seqlen_q == 0 || p.seqlen_k == 0) return {filled(out, 0.0), filled(lse, -INFINITY)};
   p.out = view(out), p.lse = row_view(lse);
-  p.aligned = are_aligned({&in.query, &in.key, &in.value, &out});
   p.splits = cuda_fwd_splits(p, device.processors());
-  const int64_t floats = cuda_fwd_workspace(p);
-  Tensor workspace = torch::stable::new_empty(query, {floats}, ScalarType::Float);
-  p.part_out = static_cast<float*>(workspace.data_ptr());
-  p.part_lse = p.part_out + (floats > 0 ? floats - p.splits * rows : 0);
+  Tensor workspace = torch::stable::new_empty(query, {lay_out_cuda_fwd(p, nullptr)}, ScalarType::Byte);
+  lay_out_cuda_fwd(p, workspace.data_ptr());
   check_launch(launch_cuda_fwd(p, device.stream()), "fwd");
   return {out, lse};
 }
@@ -82,7 +64,7 @@ std::tuple<Tensor, Tensor> cuda_fwd(const Tensor& query, const Tensor& key, cons
   Inputs in{query, key, value, query_indices, query_counts, key_indices, key_counts, key_bias};
   CudaForwardParams p;
   fill_inputs(in, scale, p, check_gpu);
-  return forward(query, in, p);
+  return forward(query, p);
 }
 
 std::tuple<Tensor, Tensor> cuda_infer(const Tensor& query, const Tensor& key, const Tensor& value,
@@ -93,7 +75,7 @@ std::tuple<Tensor, Tensor> cuda_infer(const Tensor& query, const Tensor& key, co
   fill_inputs(in, scale, p, check_gpu);
   p.query_mask = view_of(query_mask, "query_mask", p.batch, p.heads_q, p.seqlen_q);
   p.key_mask = view_of(key_mask, "key_mask", p.batch, p.heads_kv, p.seqlen_k);
-  if (p.seqlen_q <= kShort && p.seqlen_k <= kShort) return forward(query, in, p);
+  if (p.seqlen_q <= kShort && p.seqlen_k <= kShort) return forward(query, p);
   OptionalTensor lists[2][2];  // of queries, of keys: indices and counts
   if (key_mask) std::tie(lists[1][0], lists[1][1]) = cuda_select_tokens(*key_mask);
   if (same_view(query_mask, key_mask))
@@ -117,13 +99,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cuda_bwd(
   Tensor dq = new_like(query), dk = new_like(key), dv = new_like(value);
   Tensor dbias = key_bias.has_value() ? torch::stable::new_empty(*key_bias, {p.batch, p.heads_kv, p.seqlen_k})
                                       : torch::stable::new_empty(query, {0}, ScalarType::Float);
-  const int64_t rows = p.batch * p.heads_q * p.seqlen_q;
-  if (rows == 0 || p.seqlen_k == 0) return {filled(dq, 0.0), filled(dk, 0.0), filled(dv, 0.0), filled(dbias, 0.0)};
+  if (p.batch * p.heads_q * p.seqlen_q == 0 || p.seqlen_k == 0)
+    return {filled(dq, 0.0), filled(dk, 0.0), filled(dv, 0.0), filled(dbias, 0.0)};
   p.dq = view(dq), p.dk = view(dk), p.dv = view(dv);
   if (key_bias.has_value()) p.dbias = row_view(dbias);
-  p.aligned = are_aligned({&in.query, &in.key, &in.value, &more.dout, &dq, &dk, &dv});
-  Tensor workspace = torch::stable::new_empty(query, {2 * rows}, ScalarType::Float);
-  p.terms = static_cast<float*>(workspace.data_ptr());
+  Tensor workspace = torch::stable::new_empty(query, {lay_out_cuda_bwd(p, nullptr)}, ScalarType::Byte);
+  lay_out_cuda_bwd(p, workspace.data_ptr());
   check_launch(launch_cuda_bwd(p, device.stream()), "bwd");
   return {dq, dk, dv, dbias};
 }

@@ -58,8 +58,8 @@ struct Rows {
 };
 
 template <typename T>
-MASKATTN_DEVICE Rows<T> rows_of(const TensorView& t, int64_t b, int64_t h, int head_dim, bool aligned) {
-  return {static_cast<T*>(t.data) + (b * t.stride_b + h * t.stride_h), t.stride_n, head_dim, aligned};
+MASKATTN_DEVICE Rows<T> rows_of(const TensorView& t, int64_t b, int64_t h, int head_dim) {
+  return {static_cast<T*>(t.data) + (b * t.stride_b + h * t.stride_h), t.stride_n, head_dim, t.aligned};
 }
 
 template <typename T>
@@ -67,6 +67,19 @@ union Chunk {
   uint4 bits;
   T numbers[16 / sizeof(T)];
 };
+
+template <typename T>
+MASKATTN_DEVICE Chunk<T> load_numbers(const Rows<T>& from, int token, int chunk) {
+  constexpr int kPerChunk = 16 / sizeof(T);
+  const int column = chunk * kPerChunk;
+  Chunk<T> c;
+  c.bits = uint4{0, 0, 0, 0};
+  if (token != kNoToken)
+#pragma unroll
+    for (int j = 0; j < kPerChunk; ++j)
+      if (column + j < from.head_dim) c.numbers[j] = from.row(token)[column + j];
+  return c;
+}
 
 // Starts to gather the rows of `tokens` (kRows ints in shared memory) into a tile; zeros for kNoToken and for
 // columns from head_dim on. Done after wait_copies() and a barrier.
@@ -86,14 +99,8 @@ MASKATTN_DEVICE void gather(const Tile<T, kDim>& tile, const Rows<T>& from, cons
   } else {
 #pragma unroll 1
     for (int row = thread_index() / Tile::kChunks; row < kRows; row += kThreads / Tile::kChunks) {
-      const int token = load_shared(tokens + row);
-      Chunk<T> c;
-      c.bits = uint4{0, 0, 0, 0};
-      if (token != kNoToken)
-#pragma unroll
-        for (int j = 0; j < Tile::kPerChunk; ++j)
-          if (column + j < from.head_dim) c.numbers[j] = from.row(token)[column + j];
-      store_shared(reinterpret_cast<uint4*>(tile.chunk(row, chunk)), c.bits);
+      const auto numbers = load_numbers(from, load_shared(tokens + row), chunk);
+      store_shared(reinterpret_cast<uint4*>(tile.chunk(row, chunk)), numbers.bits);
     }
   }
 }

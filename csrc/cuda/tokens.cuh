@@ -36,9 +36,10 @@ struct TokenList {
 
 MASKATTN_DEVICE TokenList token_list(const SelectionView& s, int64_t b, int64_t h, int64_t seqlen) {
   const int length = static_cast<int>(seqlen);
-  if (s.indices == nullptr) return {nullptr, length, length};
+  if (s.counts == nullptr) return {nullptr, length, length};
   const int count = s.counts[b * s.count_stride_b + h * s.count_stride_h];
-  return {s.indices + b * s.stride_b + h * s.stride_h, count < length ? count : length, length};
+  const int32_t* indices = s.indices == nullptr ? nullptr : s.indices + b * s.stride_b + h * s.stride_h;
+  return {indices, count < length ? count : length, length};
 }
 
 // The list of a short mask, which the whole block makes in kShort ints of shared memory: each warp counts all

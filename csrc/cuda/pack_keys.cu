@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// The selected keys of every kv head, their values and biases, in the order of the index. One block owns kRows of
+// them. An entry of the index that names no token gets a bias of -inf, which makes it none for the readers.
+#include "pack.cuh"
+#include "scores.cuh"
+
+namespace maskattn {
+namespace {
+
+constexpr int kRows = 32;
+constexpr int kThreads = 128;
+
+struct Packing {
+  ForwardParams from;
+  PackedKeys to;
+};
+
+template <typename T>
+__global__ __launch_bounds__(kThreads) void pack_keys_kernel(const __grid_constant__ Packing p) {
+  const ForwardParams& from = p.from;
+  const uint32_t blocks = static_cast<uint32_t>(ceil_div(from.seqlen_k, kRows));
+  const uint32_t heads = static_cast<uint32_t>(from.heads_kv), bh = block_index() / blocks;
+  const int first = static_cast<int>(block_index() % blocks) * kRows;
+  const int64_t b = bh / heads, h = bh % heads;
+
+  const TokenList keys = token_list(from.keys, b, h, from.seqlen_k);
+  if (first >= keys.count) return;
+  const auto pack = [&](const TensorView& tensor, const TensorView& packed) {
+    pack_rows<kRows, kThreads>(rows_of<T>(tensor, b, h, from.head_dim), keys, first,
+                               rows_of<T>(packed, b, h, from.head_dim));
+  };
+  pack(from.k, p.to.k);
+  pack(from.v, p.to.v);
+  const int place = first + thread_index();
+  if (thread_index() >= kRows || place >= keys.count) return;
+  const RowView& bias = from.key_bias;
+  const int token = keys[place];
+  float value = token == kNoToken ? -kInfinity : 0.0f;
+  if (token != kNoToken && bias.data != nullptr)
+    value = bias.data[b * bias.stride_b + h * bias.stride_h + token * bias.stride_n];
+  p.to.bias.data[bh * from.seqlen_k + place] = value;
+}
+
+}  // namespace
+
+int launch_pack_keys(const ForwardParams& from, const PackedKeys& to, void* stream) {
+  return for_instance(from, [&](auto t, auto) {
+    return launch(pack_keys_kernel<decltype(t)>, from.batch * from.heads_kv * ceil_div(from.seqlen_k, kRows),
+                  kThreads, 0, Packing{from, to}, stream);
+  });
+}
+
+}  // namespace maskattn
