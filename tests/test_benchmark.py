@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from maskattn_kernels.benchmark import cells, check, memory, network, peers, suite
 from maskattn_kernels.benchmark.cases import (
@@ -110,6 +111,47 @@ def test_ragged_masks(variant, mode):
     inputs = Inputs(*inputs.operands, mask, inputs.dout)
     answer = peers.make_call(variant, case, inputs)()
     check.check(case, answer, check.oracle(case, inputs))
+
+
+class Undefined(torch.autograd.Function):
+    """Gradients of rows past the last sequence are whatever the memory held."""
+
+    @staticmethod
+    def forward(ctx, t, rows):
+        ctx.rows = rows
+        return t.view_as(t)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.index_fill(0, torch.arange(ctx.rows, len(grad)), math.nan), None
+
+
+def varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k):
+    """What torch's does, on the CPU."""
+    q_ends, k_ends = cu_seq_q.tolist(), cu_seq_k.tolist()
+    assert max_q >= cu_seq_q.diff().max() and max_k >= cu_seq_k.diff().max()
+    query = Undefined.apply(query, q_ends[-1])
+    key, value = (Undefined.apply(t, k_ends[-1]) for t in (key, value))
+    outs = []
+    for i in range(len(q_ends) - 1):
+        q = query[q_ends[i] : q_ends[i + 1]].transpose(0, 1)
+        k, v = (t[k_ends[i] : k_ends[i + 1]].transpose(0, 1) for t in (key, value))
+        outs.append(scaled_dot_product_attention(q[None], k[None], v[None])[0].transpose(0, 1))
+    outs.append(torch.full_like(query[q_ends[-1] :], math.nan))
+    return torch.cat(outs)
+
+
+@pytest.mark.parametrize("variant", [peers.varlen, peers.varlen_no_wait])
+@pytest.mark.parametrize("mode", ["K", "QK"])
+def test_varlen_takes_the_right_rows(variant, mode, monkeypatch):
+    """The attention itself runs on a GPU only; here its rows come from a stand-in."""
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
+    test_ragged_masks(variant, mode)
+
+
+def test_varlen_says_why_it_leaves():
+    with pytest.raises(peers.Unsupported, match="needs a GPU, and float16"):
+        peers.VARLEN.candidates(TINY, make_inputs(TINY))
 
 
 @pytest.mark.parametrize("bad", [1e-3, math.nan])

@@ -24,11 +24,27 @@ ROOT = Path(__file__).resolve().parents[1]
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 MASKATTN = [sys.executable, "-m", "maskattn_kernels.cli"]
 SMALL_CASES = ["-k", "cuda and n65", "tests/test_masked_attention.py"]
+# The two shapes of the U-Net with the most work, one call forward and backward by each backend.
+PROFILED = """
+import torch
+from maskattn_kernels import masked_attention
+for tokens, head_dim in ((16384, 64), (4096, 128)):
+    for backend in ("cuda", "triton"):
+        qkv = torch.randn(3, 8, 1, tokens, head_dim, device="cuda", dtype=torch.bfloat16)
+        q, k, v = (t.requires_grad_() for t in qkv)
+        mask = torch.rand(8, tokens, device="cuda") < 0.25
+        out = masked_attention(q, k, v, key_mask=mask, query_mask=mask, backend=backend)
+        out.backward(torch.ones_like(out))
+torch.cuda.synchronize()
+"""
 
 
 def steps(out: Path) -> dict[str, tuple[int, list[str], dict[str, str]]]:
     """Name -> (seconds at most, command, environment)."""
     sanitizer = ["compute-sanitizer", "--error-exitcode", "9", "--tool"]
+    sections = ("SpeedOfLight", "Occupancy", "WarpStateStats", "MemoryWorkloadAnalysis")
+    profiler = ["ncu", "--log-file", str(out / "ncu.txt"), "--kernel-name", "regex:(fwd|dq|dkdv)"]
+    profiler += [word for section in sections for word in ("--section", section)]
     bench = [*MASKATTN, "bench", "--device", "cuda", "--out", str(out)]
     return {
         "build": (
@@ -46,6 +62,7 @@ def steps(out: Path) -> dict[str, tuple[int, list[str], dict[str, str]]]:
         ),
         "memcheck": (120, [*sanitizer, "memcheck", *PYTEST, *SMALL_CASES], {}),
         "racecheck": (120, [*sanitizer, "racecheck", *PYTEST, *SMALL_CASES], {}),
+        "ncu": (120, [*profiler, sys.executable, "-c", PROFILED], {}),
         "small": (300, [*bench, "--grid", "small", "--dtype", "bfloat16"], {}),
         "full": (580, [*bench, "--grid", "full", "--dtype", "bfloat16"], {}),
         "tune": (580, [*MASKATTN, "bench", "--tune", "--dtype", "bfloat16"], {}),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Who is measured: masked attention as a PyTorch user writes it today, five ways, and this package.
+"""Who is measured: masked attention as a PyTorch user writes it today, and this package.
 
 Every function takes (query, key, value, mask, mode), the bool mask as it leaves a network, and
 gives the whole answer: shape of the query, zero where a query is not selected. So a time is a whole
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from maskattn_kernels.benchmark.cases import Case, Inputs
 from maskattn_kernels.benchmark.flex import flex, flex_with_mask
+from maskattn_kernels.benchmark.varlen import varlen, varlen_no_wait
 from maskattn_kernels.functional import masked_attention
 
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor, str], Tensor]
@@ -173,9 +174,26 @@ class FlexPeer(Peer):
             variant = self.prepare(inputs.mask, case.mode)
             make_call(variant, case, inputs)()
         except Exception as error:  # a compiler's errors have many types
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise Unsupported(f"does not compile here: {reason[:120]}") from error
+            raise Unsupported(f"does not compile here: {_first_line(error)}") from error
         return (variant,)
+
+
+class VarlenPeer(Peer):
+    """FlashAttention over packed sequences."""
+
+    def candidates(self, case: Case, inputs: Inputs) -> Sequence[Attention]:
+        if case.device != "cuda" or case.dtype == "float32":
+            raise Unsupported("FlashAttention needs a GPU, and float16 or bfloat16")
+        try:
+            for variant in self.variants:
+                make_call(variant, case, inputs)()
+        except Exception as error:  # a torch without it, a GPU that it does not know
+            raise Unsupported(f"does not run here: {_first_line(error)}") from error
+        return self.variants
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
 
 
 OURS = Peer("ours", "maskattn_kernels", (ours,))
@@ -187,11 +205,14 @@ EAGER = EagerPeer("eager", "eager dense", (eager,))
 DENSE = Peer("dense", "SDPA without a mask", (dense_sdpa,), masked=False)
 FLEX = FlexPeer("flex", "FlexAttention, mask built before", prepare=flex)
 FLEX_MASK = FlexPeer("flex+mask", "FlexAttention with its mask", prepare=flex_with_mask)
-#: Who takes part: in a quick look, in the grid, and in the sweep over keep ratios.
+VARLEN = VarlenPeer("varlen", "gather + varlen FlashAttention + scatter", (varlen,), waits=True)
+VARLEN_NO_WAIT = VarlenPeer("varlen-nw", "varlen FlashAttention, nothing waits", (varlen_no_wait,))
+#: Who takes part: in a quick look, in the grid, in that of a GPU, in the sweep over keep ratios.
 QUICK_PEERS = (OURS, GATHER, SDPA, EAGER)
 PEERS = (*QUICK_PEERS, FLEX, FLEX_MASK)
+GPU_PEERS = (*PEERS, VARLEN, VARLEN_NO_WAIT)
 SWEEP_PEERS = (*QUICK_PEERS, DENSE)
-BY_NAME = {peer.name: peer for peer in (*PEERS, DENSE)}
+BY_NAME = {peer.name: peer for peer in (*GPU_PEERS, DENSE)}
 
 
 def make_call(attention: Attention, case: Case, inputs: Inputs) -> Callable[[], tuple[Tensor, ...]]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from maskattn_kernels.benchmark.cases import FORWARD, TRAIN
-from maskattn_kernels.benchmark.peers import BY_NAME, DENSE, PEERS
+from maskattn_kernels.benchmark.peers import BY_NAME, DENSE, GPU_PEERS
 from maskattn_kernels.benchmark.summary import (
     break_even_words,
     geometric_mean,
@@ -55,7 +55,7 @@ def _times(value: float | None) -> str:
 
 def cells_table(rows: Sequence[Row]) -> str:
     """Our time of each case, the floor, and how many times longer each peer took."""
-    others = [p for p in (*PEERS[1:], DENSE) if any(p.name in r.get("peers", {}) for r in rows)]
+    others = [p for p in (*GPU_PEERS[1:], DENSE) if any(p.name in r.get("peers", {}) for r in rows)]
     header = ["case", "ours", "p20..p80", "floor", "matmul", *(p.name for p in others)]
     lines = []
     for row in rows:
@@ -81,7 +81,7 @@ def means_table(rows: Sequence[Row]) -> str:
     lines = []
     for dtype in dict.fromkeys(r["case"]["dtype"] for r in select(rows)):
         for phase in (FORWARD, TRAIN):
-            for peer in PEERS[1:]:
+            for peer in GPU_PEERS[1:]:
                 found = ratios(select(rows, dtype=dtype, phase=phase), peer.name)
                 if found:
                     worst, row = min(found, key=lambda f: f[0])

@@ -22,7 +22,14 @@ from maskattn_kernels.benchmark.machine import machine_facts
 from maskattn_kernels.benchmark.memory import in_fresh_process
 from maskattn_kernels.benchmark.network import measure_network
 from maskattn_kernels.benchmark.overhead import measure_overhead
-from maskattn_kernels.benchmark.peers import GATHER, OURS, PEERS, QUICK_PEERS, SWEEP_PEERS
+from maskattn_kernels.benchmark.peers import (
+    GATHER,
+    GPU_PEERS,
+    OURS,
+    PEERS,
+    QUICK_PEERS,
+    SWEEP_PEERS,
+)
 
 Results = dict[str, Any]
 
@@ -62,11 +69,12 @@ def plan(grid_name: str, dtypes: Sequence[str], device: str = "cpu") -> list[Ste
         label = f"U-Net {TRAIN if trains else FORWARD}"
         function = partial(measure_network, trains, 1.0 if device == "cuda" else 6.0, device=device)
         steps.append(Step("network", label, function))
+    all_peers = GPU_PEERS if device == "cuda" else PEERS
     for case in grid(grid_name, dtypes, device):
         # Memory of a part of the grid: a process of its own for each number takes time.
         part = case.batch == 1 and case.keep == 0.25 and case.dtype == dtypes[0]
         with_memory = part and not quick
-        case_peers = QUICK_PEERS if quick else PEERS
+        case_peers = QUICK_PEERS if quick else all_peers
         steps.append(
             Step("cells", case.name, partial(measure, case, seconds, case_peers, with_memory))
         )
