@@ -63,6 +63,17 @@ def test_two_compilations_serve_all_lengths_and_keep_counts(target: Target) -> N
     assert counter.frame_count <= 2
 
 
+def test_under_autocast(target: Target) -> None:
+    """In one graph; the reference and the compiled backends see bfloat16."""
+    q, k, v, mask, bias = sample(40, 0.5)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    args = (q, k, v, mask, bias)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = loss(*args, target.backend)
+        assert torch.equal(compiled(*args, target.backend), expected)
+    assert not torch.equal(loss(*args, target.backend), expected)
+
+
 def test_one_tensor_in_many_places(target: Target) -> None:
     """q = k = v and one mask for both: an autograd.Function cannot be compiled so."""
     x, mask = torch.randn(1, 2, 20, 8, requires_grad=True), torch.rand(1, 20) < 0.5
