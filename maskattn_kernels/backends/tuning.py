@@ -63,7 +63,8 @@ _CDNA = ("gfx942",)
 _INTERPRETER = ("interpreter",)  # small, so that small inputs have many tiles and ragged ones
 
 # Each configuration is (block_m, block_n, warps, stages). The first of each entry compiles without
-# spills with all options on, as `maskattn tiles` shows; of those the largest are guessed the best.
+# spills with all options on, as `maskattn tiles` shows, with Triton 3.6, 3.7, 3.8 and 3.9 (but dkdv
+# in float32 at head_dim 128 on sm_80: two with 3.6); of those the largest are guessed the best.
 TABLE: tuple[Entry, ...] = (
     *_entries("fwd", _HOPPER, 16, {
         (64, "large"): ((128, 64, 8, 3),),
@@ -77,15 +78,15 @@ TABLE: tuple[Entry, ...] = (
         (64, "large"): ((128, 64, 8, 3),),
         (64, "small"): ((64, 64, 4, 3),),
         (128, "large"): ((128, 64, 8, 3),),
-        (128, "small"): ((64, 64, 4, 3),),
+        (128, "small"): ((64, 64, 8, 3),),
         (256, "large"): ((64, 64, 8, 2),),
         (256, "small"): ((64, 64, 8, 2),),
     }),
     *_entries("fwd", _AMPERE, 16, {
         (64, "large"): ((128, 64, 8, 3),),
         (64, "small"): ((64, 64, 4, 2),),
-        (128, "large"): ((128, 64, 8, 2), (128, 32, 8, 2)),
-        (128, "small"): ((64, 64, 8, 3),),
+        (128, "large"): ((128, 32, 8, 3), (64, 32, 8, 3)),
+        (128, "small"): ((64, 64, 8, 2),),
         (256, "large"): ((64, 32, 8, 2), (32, 32, 4, 2)),
         (256, "small"): ((64, 32, 8, 2), (32, 32, 4, 2)),
     }),
@@ -97,9 +98,25 @@ TABLE: tuple[Entry, ...] = (
         (256, "large"): ((64, 32, 8, 1), (32, 32, 4, 1)),
         (256, "small"): ((32, 32, 4, 1),),
     }),
-    *_entries("fwd", (*_HOPPER, *_BLACKWELL, *_AMPERE), 32, {
-        (64, "large"): ((32, 32, 4, 2),),
-        (64, "small"): ((32, 32, 4, 2),),
+    *_entries("fwd", _HOPPER, 32, {
+        (64, "large"): ((32, 64, 8, 2),),
+        (64, "small"): ((16, 64, 4, 2),),
+        (128, "large"): ((32, 32, 8, 2),),
+        (128, "small"): ((16, 16, 4, 2),),
+        (256, "large"): ((16, 32, 8, 2), (16, 16, 8, 2)),
+        (256, "small"): ((16, 16, 4, 2),),
+    }),
+    *_entries("fwd", _BLACKWELL, 32, {
+        (64, "large"): ((32, 64, 8, 2),),
+        (64, "small"): ((16, 64, 4, 2),),
+        (128, "large"): ((16, 32, 8, 2),),
+        (128, "small"): ((16, 16, 4, 2),),
+        (256, "large"): ((16, 32, 8, 2), (16, 16, 8, 2)),
+        (256, "small"): ((16, 16, 4, 2),),
+    }),
+    *_entries("fwd", _AMPERE, 32, {
+        (64, "large"): ((64, 32, 8, 2),),
+        (64, "small"): ((16, 64, 4, 2),),
         (128, "large"): ((32, 32, 8, 2),),
         (128, "small"): ((16, 16, 4, 2),),
         (256, "large"): ((16, 32, 8, 2), (16, 16, 8, 2)),
@@ -117,21 +134,21 @@ TABLE: tuple[Entry, ...] = (
         (64, "large"): ((64, 128, 8, 3),),
         (64, "small"): ((64, 64, 4, 3),),
         (128, "large"): ((32, 128, 8, 3),),
-        (128, "small"): ((32, 64, 4, 3),),
+        (128, "small"): ((32, 64, 8, 3),),
         (256, "large"): ((32, 32, 8, 2),),
         (256, "small"): ((32, 32, 8, 2),),
     }),
     *_entries("dkdv", _BLACKWELL, 16, {
         (64, "large"): ((64, 128, 8, 3),),
-        (64, "small"): ((64, 64, 4, 3),),
+        (64, "small"): ((64, 64, 8, 3),),
         (128, "large"): ((32, 64, 8, 3),),
         (128, "small"): ((32, 64, 8, 3),),
         (256, "large"): ((32, 32, 8, 2),),
         (256, "small"): ((32, 32, 8, 2),),
     }),
     *_entries("dkdv", _AMPERE, 16, {
-        (64, "large"): ((64, 64, 8, 3),),
-        (64, "small"): ((64, 64, 8, 3),),
+        (64, "large"): ((32, 64, 8, 2),),
+        (64, "small"): ((32, 64, 8, 2),),
         (128, "large"): ((64, 64, 8, 3), (32, 64, 8, 2)),
         (128, "small"): ((32, 64, 8, 2),),
         (256, "large"): ((32, 32, 8, 2), (16, 32, 8, 1)),
@@ -145,8 +162,16 @@ TABLE: tuple[Entry, ...] = (
         (256, "large"): ((16, 32, 8, 1), (16, 16, 4, 1)),
         (256, "small"): ((16, 32, 8, 1), (16, 16, 4, 1)),
     }),
-    *_entries("dkdv", (*_HOPPER, *_BLACKWELL), 32, {
-        (64, "large"): ((32, 32, 8, 2),),
+    *_entries("dkdv", _HOPPER, 32, {
+        (64, "large"): ((16, 64, 8, 2),),
+        (64, "small"): ((16, 16, 4, 2),),
+        (128, "large"): ((32, 16, 8, 2),),
+        (128, "small"): ((16, 16, 4, 2),),
+        (256, "large"): ((16, 16, 8, 2),),
+        (256, "small"): ((16, 16, 8, 2),),
+    }),
+    *_entries("dkdv", _BLACKWELL, 32, {
+        (64, "large"): ((16, 64, 8, 2),),
         (64, "small"): ((16, 16, 4, 2),),
         (128, "large"): ((16, 32, 8, 2),),
         (128, "small"): ((16, 16, 4, 2),),
@@ -154,8 +179,8 @@ TABLE: tuple[Entry, ...] = (
         (256, "small"): ((16, 16, 8, 2),),
     }),
     *_entries("dkdv", _AMPERE, 32, {
-        (64, "large"): ((32, 64, 8, 2),),
-        (64, "small"): ((32, 64, 8, 2),),
+        (64, "large"): ((16, 32, 8, 2),),
+        (64, "small"): ((16, 32, 8, 2),),
         (128, "large"): ((16, 32, 8, 2),),
         (128, "small"): ((16, 32, 8, 2),),
         (256, "large"): ((16, 16, 8, 2),),
@@ -178,9 +203,9 @@ TABLE: tuple[Entry, ...] = (
         (256, "small"): ((64, 32, 8, 2),),
     }),
     *_entries("dq", _AMPERE, 16, {
-        (64, "large"): ((128, 64, 8, 3),),
-        (64, "small"): ((64, 64, 4, 3),),
-        (128, "large"): ((128, 64, 8, 3), (64, 32, 8, 2)),
+        (64, "large"): ((128, 32, 4, 3),),
+        (64, "small"): ((64, 32, 4, 3),),
+        (128, "large"): ((128, 32, 8, 3), (64, 32, 8, 2)),
         (128, "small"): ((64, 64, 8, 3), (64, 32, 8, 2)),
         (256, "large"): ((64, 32, 8, 2), (32, 16, 8, 2)),
         (256, "small"): ((64, 32, 8, 2), (32, 16, 8, 2)),
@@ -194,8 +219,8 @@ TABLE: tuple[Entry, ...] = (
         (256, "small"): ((32, 16, 8, 1), (16, 16, 4, 1)),
     }),
     *_entries("dq", (*_HOPPER, *_BLACKWELL, *_AMPERE), 32, {
-        (64, "large"): ((64, 32, 8, 2),),
-        (64, "small"): ((32, 32, 4, 2),),
+        (64, "large"): ((64, 16, 4, 2),),
+        (64, "small"): ((32, 32, 8, 2),),
         (128, "large"): ((32, 16, 4, 2),),
         (128, "small"): ((32, 16, 4, 2),),
         (256, "large"): ((16, 16, 4, 2),),
@@ -254,8 +279,8 @@ def shared_memory(kernel: str, config: Config, bits: int, head_dim: int, arch: s
     streams = 2 * (block_m if kernel == "dkdv" else block_n)
     tiles = streams if arch in _CDNA and stages == 1 else stays + streams * max(stages - 1, 2)
     scores = 2 * block_m * block_n * bits // 8
-    if arch == "sm_100" and bits == 16 and kernel in ("dkdv", "dq"):
-        tiles, scores = tiles + streams, scores + 2048
+    if arch == "sm_100" and kernel in ("dkdv", "dq"):
+        tiles, scores = tiles + (streams if bits == 16 else 0), scores + 2048
     if kernel == "short":
         tiles, scores = tiles + block_n, scores + 2048
     return tiles * row + scores
