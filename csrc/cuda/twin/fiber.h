@@ -30,7 +30,6 @@ struct Fiber {
     context.uc_link = nullptr;  // it never ends, it switches away for good
     makecontext(&context, run, 0);
     is_new = true;
-    if (is_own_) order::end_thread(thread);
     thread = order::new_thread();
     is_own_ = true;
   }
