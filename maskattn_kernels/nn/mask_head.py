@@ -81,5 +81,5 @@ _CARRY = 0.5
 
 
 def _without_autocast(device: str) -> AbstractContextManager[object]:
-    # Not asked of torch.amp.is_autocast_available, which the torch.compile of torch 2.11 cannot trace.
+    # Not torch.amp.is_autocast_available, which the torch.compile of torch 2.11 cannot trace.
     return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
