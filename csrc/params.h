@@ -70,7 +70,7 @@ struct MaskView {
 };
 
 // Selected keys in the order of the index; k.data == nullptr where they are read from where they are.
-struct PackedKeys {
+struct KeyPack {
   TensorView k, v;
   RowView bias;  // 0 where there is none
 };
@@ -79,14 +79,14 @@ struct PackedKeys {
 // into a workspace; its size, and they, come from lay_out_cuda_*().
 struct CudaForwardParams : ForwardParams {
   MaskView query_mask, key_mask;  // in place of queries and keys, for no more than kShort tokens each
-  PackedKeys packed;
+  KeyPack packed;
   int splits = 1;             // blocks that share the keys of a block of queries; if not 1, with
   float* part_out = nullptr;  // (splits, B, Hq, Nq, width of a tile) and
   float* part_lse = nullptr;  // (splits, B, Hq, Nq), both by place in the index
 };
 
 struct CudaBackwardParams : BackwardParams {
-  PackedKeys packed;
+  KeyPack packed;
   TensorView packed_q, packed_dout;  // by place in the index; data == nullptr as above
   float* terms = nullptr;  // (B, Hq, Nq, 2), by place in the index: lse in units of the scores, and delta
 };

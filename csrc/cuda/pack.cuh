@@ -66,9 +66,9 @@ MASKATTN_DEVICE void pack_rows(const Rows<T>& from, const TokenList& list, int f
 }
 
 // In pack_keys.cu: packs the selected keys, their values and biases.
-int launch_pack_keys(const ForwardParams& from, const PackedKeys& to, void* stream);
+int launch_pack_keys(const ForwardParams& from, const KeyPack& to, void* stream);
 
-inline PackedKeys take_keys(Workspace& workspace, const ForwardParams& p) {
+inline KeyPack take_keys(Workspace& workspace, const ForwardParams& p) {
   const int64_t h = p.heads_kv, n = p.seqlen_k;
   if (!is_packed(p.k, p.v, p.seqlen_q * (p.heads_q / h))) return {};
   return {workspace.take_rows(p, h, n), workspace.take_rows(p, h, n),

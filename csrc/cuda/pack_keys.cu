@@ -13,7 +13,7 @@ constexpr int kThreads = 128;
 
 struct Packing {
   ForwardParams from;
-  PackedKeys to;
+  KeyPack to;
 };
 
 template <typename T>
@@ -44,7 +44,7 @@ __global__ __launch_bounds__(kThreads) void pack_keys_kernel(const __grid_consta
 
 }  // namespace
 
-int launch_pack_keys(const ForwardParams& from, const PackedKeys& to, void* stream) {
+int launch_pack_keys(const ForwardParams& from, const KeyPack& to, void* stream) {
   return for_instance(from, [&](auto t, auto) {
     return launch(pack_keys_kernel<decltype(t)>, from.batch * from.heads_kv * ceil_div(from.seqlen_k, kRows),
                   kThreads, 0, Packing{from, to}, stream);
