@@ -30,12 +30,7 @@ inline Tensor unit_stride(const Tensor& t) {
   return t.stride(t.dim() - 1) == 1 || t.size(t.dim() - 1) == 1 ? t : torch::stable::contiguous(t);
 }
 
-inline TensorView view(const Tensor& t) {
-  const int64_t bytes = t.scalar_type() == ScalarType::Float ? 4 : 2;
-  bool aligned = reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 == 0 && t.size(3) * bytes % 16 == 0;
-  for (int64_t d = 0; d < 3; ++d) aligned &= t.size(d) == 1 || t.stride(d) * bytes % 16 == 0;
-  return {t.data_ptr(), t.stride(0), t.stride(1), t.stride(2), aligned};
-}
+inline TensorView view(const Tensor& t) { return {t.data_ptr(), t.stride(0), t.stride(1), t.stride(2)}; }
 
 inline RowView row_view(const Tensor& t) {
   return {static_cast<float*>(t.data_ptr()), t.stride(0), t.stride(1), t.stride(2)};

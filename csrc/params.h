@@ -20,7 +20,7 @@ constexpr int kMaxHeadDim = 256;
 struct TensorView {
   void* data = nullptr;
   int64_t stride_b = 0, stride_h = 0, stride_n = 0;
-  bool aligned = false;  // rows of whole 16 bytes, at multiples of 16 bytes: what GPUs copy at a time
+  bool aligned = false;  // rows of whole 16 bytes, at multiples of 16 bytes; known to the CUDA kernels only
 };
 
 // A (B, H, N) float32 tensor; data == nullptr means "absent".

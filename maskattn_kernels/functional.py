@@ -187,13 +187,17 @@ def _is_plain(t: Any) -> bool:
     return type(t) is Tensor and t.is_cpu and not t.is_nested
 
 
+def has_autocast(device: str) -> bool:
+    """torch.amp.is_autocast_available, which the torch.compile of torch 2.11 cannot trace."""
+    return device != "meta"
+
+
 def autocast(query: Any, key: Any, value: Any) -> tuple[Any, Any, Any]:
     """The tensors in the dtype that autocast wants, where it is on; not yet validated."""
     if (
         torch._C._is_any_autocast_enabled()
         and all(isinstance(t, Tensor) for t in (query, key, value))
-        # Not torch.amp.is_autocast_available, which the torch.compile of torch 2.11 cannot trace.
-        and query.device.type != "meta"
+        and has_autocast(query.device.type)
         and torch.is_autocast_enabled(query.device.type)
     ):
         query, key, value = ops.autocast_cast(query.device.type, query, key, value)

@@ -20,13 +20,9 @@ __global__ __launch_bounds__(kDeltaThreads) void delta_kernel(const __grid_const
   const int64_t b = bh / heads, h = bh % heads, place = block_index() % blocks * kQueries + warp_index();
   const TokenList queries = token_list(p.queries, b, h, p.seqlen_q);
   if (p.packed_q.data != nullptr) {
-    const auto pack = [&](const TensorView& tensor, const TensorView& packed) {
-      pack_rows<kQueries, kDeltaThreads>(rows_of<T>(tensor, b, h, p.head_dim), queries,
-                                         static_cast<int>(place) - warp_index(),
-                                         rows_of<T>(packed, b, h, p.head_dim));
-    };
-    pack(p.q, p.packed_q);
-    pack(p.dout, p.packed_dout);
+    const int first = static_cast<int>(place) - warp_index();
+    pack_rows<T, kQueries, kDeltaThreads>(p.q, p.packed_q, b, h, p.head_dim, queries, first);
+    pack_rows<T, kQueries, kDeltaThreads>(p.dout, p.packed_dout, b, h, p.head_dim, queries, first);
   }
   if (place >= queries.count) return;
 

@@ -14,6 +14,20 @@
 namespace maskattn {
 namespace {
 
+// With whether all rows can be moved in chunks of 16 bytes.
+TensorView gpu_view(const Tensor& t) {
+  const int64_t bytes = t.scalar_type() == ScalarType::Float ? 4 : 2;
+  TensorView v = view(t);
+  v.aligned = reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 == 0 && t.size(3) * bytes % 16 == 0;
+  for (int64_t d = 0; d < 3; ++d) v.aligned &= t.size(d) == 1 || t.stride(d) * bytes % 16 == 0;
+  return v;
+}
+
+void fill_gpu_inputs(Inputs& in, double scale, ForwardParams& p) {
+  fill_inputs(in, scale, p, check_gpu);
+  p.q = gpu_view(in.query), p.k = gpu_view(in.key), p.v = gpu_view(in.value);
+}
+
 void check_launch(int error, const char* op) {
   if (error != 0) throw std::runtime_error(std::string(op) + ": " + error_text(error));
 }
@@ -35,7 +49,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& query, CudaForwardParams& p) {
   Tensor out = new_like(query);
   Tensor lse = torch::stable::new_empty(query, {p.batch, p.heads_q, p.seqlen_q}, ScalarType::Float);
   if (p.batch * p.heads_q * p.seqlen_q == 0 || p.seqlen_k == 0) return {filled(out, 0.0), filled(lse, -INFINITY)};
-  p.out = view(out), p.lse = row_view(lse);
+  p.out = gpu_view(out), p.lse = row_view(lse);
   p.splits = cuda_fwd_splits(p, device.processors());
   Tensor workspace = torch::stable::new_empty(query, {lay_out_cuda_fwd(p, nullptr)}, ScalarType::Byte);
   lay_out_cuda_fwd(p, workspace.data_ptr());
@@ -63,7 +77,7 @@ std::tuple<Tensor, Tensor> cuda_fwd(const Tensor& query, const Tensor& key, cons
                                     const OptionalTensor& key_bias, double scale) {
   Inputs in{query, key, value, query_indices, query_counts, key_indices, key_counts, key_bias};
   CudaForwardParams p;
-  fill_inputs(in, scale, p, check_gpu);
+  fill_gpu_inputs(in, scale, p);
   return forward(query, p);
 }
 
@@ -72,7 +86,7 @@ std::tuple<Tensor, Tensor> cuda_infer(const Tensor& query, const Tensor& key, co
                                       const OptionalTensor& key_bias, double scale) {
   Inputs in{query, key, value, {}, {}, {}, {}, key_bias};
   CudaForwardParams p;
-  fill_inputs(in, scale, p, check_gpu);
+  fill_gpu_inputs(in, scale, p);
   p.query_mask = view_of(query_mask, "query_mask", p.batch, p.heads_q, p.seqlen_q);
   p.key_mask = view_of(key_mask, "key_mask", p.batch, p.heads_kv, p.seqlen_k);
   if (p.seqlen_q <= kShort && p.seqlen_k <= kShort) return forward(query, p);
@@ -92,7 +106,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cuda_bwd(
     double scale) {
   Inputs in{query, key, value, query_indices, query_counts, key_indices, key_counts, key_bias};
   CudaBackwardParams p;
-  fill_inputs(in, scale, p, check_gpu);
+  fill_gpu_inputs(in, scale, p);
   const OnDevice device(query);
   BackwardInputs more{dout, out, torch::stable::contiguous(lse), dlse};
   fill_backward_inputs(more, query, p, check_gpu);
@@ -101,7 +115,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cuda_bwd(
                                       : torch::stable::new_empty(query, {0}, ScalarType::Float);
   if (p.batch * p.heads_q * p.seqlen_q == 0 || p.seqlen_k == 0)
     return {filled(dq, 0.0), filled(dk, 0.0), filled(dv, 0.0), filled(dbias, 0.0)};
-  p.dq = view(dq), p.dk = view(dk), p.dv = view(dv);
+  p.dout = gpu_view(more.dout), p.dq = gpu_view(dq), p.dk = gpu_view(dk), p.dv = gpu_view(dv);
   if (key_bias.has_value()) p.dbias = row_view(dbias);
   Tensor workspace = torch::stable::new_empty(query, {lay_out_cuda_bwd(p, nullptr)}, ScalarType::Byte);
   lay_out_cuda_bwd(p, workspace.data_ptr());

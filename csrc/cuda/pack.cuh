@@ -48,11 +48,13 @@ class Workspace {
   int64_t bytes_ = 0;
 };
 
-// Copies the rows at kRows places of a list, by a block. Entries that name no token give zeros.
-template <int kRows, int kThreads, typename T>
-MASKATTN_DEVICE void pack_rows(const Rows<T>& from, const TokenList& list, int first, const Rows<T>& to) {
+// Copies the rows of one (b, h) at kRows places of its list, by a block. Entries that name no token give zeros.
+template <typename T, int kRows, int kThreads>
+MASKATTN_DEVICE void pack_rows(const TensorView& tensor, const TensorView& packed, int64_t b, int64_t h,
+                               int head_dim, const TokenList& list, int first) {
+  const Rows<T> from = rows_of<T>(tensor, b, h, head_dim), to = rows_of<T>(packed, b, h, head_dim);
   constexpr int kPerChunk = 16 / sizeof(T);
-  const int chunks = (from.head_dim + kPerChunk - 1) / kPerChunk;
+  const int chunks = (head_dim + kPerChunk - 1) / kPerChunk;
   for (int i = thread_index(); i < kRows * chunks; i += kThreads) {
     const int place = first + i / chunks, chunk = i % chunks;
     if (place >= list.count) return;

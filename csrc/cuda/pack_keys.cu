@@ -26,20 +26,11 @@ __global__ __launch_bounds__(kThreads) void pack_keys_kernel(const __grid_consta
 
   const TokenList keys = token_list(from.keys, b, h, from.seqlen_k);
   if (first >= keys.count) return;
-  const auto pack = [&](const TensorView& tensor, const TensorView& packed) {
-    pack_rows<kRows, kThreads>(rows_of<T>(tensor, b, h, from.head_dim), keys, first,
-                               rows_of<T>(packed, b, h, from.head_dim));
-  };
-  pack(from.k, p.to.k);
-  pack(from.v, p.to.v);
+  pack_rows<T, kRows, kThreads>(from.k, p.to.k, b, h, from.head_dim, keys, first);
+  pack_rows<T, kRows, kThreads>(from.v, p.to.v, b, h, from.head_dim, keys, first);
+  const KeyBias bias = key_bias_of<float>(from, b, h);  // as it is: the readers bring it to their unit
   const int place = first + thread_index();
-  if (thread_index() >= kRows || place >= keys.count) return;
-  const RowView& bias = from.key_bias;
-  const int token = keys[place];
-  float value = token == kNoToken ? -kInfinity : 0.0f;
-  if (token != kNoToken && bias.data != nullptr)
-    value = bias.data[b * bias.stride_b + h * bias.stride_h + token * bias.stride_n];
-  p.to.bias.data[bh * from.seqlen_k + place] = value;
+  if (thread_index() < kRows && place < keys.count) p.to.bias.data[bh * from.seqlen_k + place] = bias(keys[place]);
 }
 
 }  // namespace

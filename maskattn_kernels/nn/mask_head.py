@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskattn_kernels.functional import has_autocast
 from maskattn_kernels.nn.checks import at_least_float32, check_fraction, check_positive_int
 
 __all__ = ["MaskHead"]
@@ -81,5 +82,4 @@ _CARRY = 0.5
 
 
 def _without_autocast(device: str) -> AbstractContextManager[object]:
-    # Not torch.amp.is_autocast_available, which the torch.compile of torch 2.11 cannot trace.
-    return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
+    return torch.autocast(device, enabled=False) if has_autocast(device) else nullcontext()

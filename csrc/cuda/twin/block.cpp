@@ -69,10 +69,14 @@ Block::Block(uint32_t own_index, int threads, int shared_bytes)
     threads_[i].index = static_cast<int>(i);
     threads_[i].fiber.begin(stacks + i * kStackBytes, kStackBytes, &Block::enter);
   }
+  scheduler_.thread = order::this_thread();
   current_block = this;
 }
 
-Block::~Block() { current_block = nullptr; }
+Block::~Block() {
+  for (Thread& t : threads_) t.fiber.end();
+  current_block = nullptr;
+}
 
 void Block::run(const std::function<void()>& kernel) {
   kernel_ = &kernel;

@@ -19,10 +19,6 @@ struct Fiber {
   bool is_new = false;
   void* thread = nullptr;  // as order.h knows it
 
-  ~Fiber() {
-    if (is_own_) order::end_thread(thread);
-  }
-
   void begin(char* stack, size_t bytes, void (*run)()) {
     getcontext(&context);
     context.uc_stack.ss_sp = stack;
@@ -31,15 +27,12 @@ struct Fiber {
     makecontext(&context, run, 0);
     is_new = true;
     thread = order::new_thread();
-    is_own_ = true;
   }
 
- private:
-  bool is_own_ = false;  // not the thread of the caller
+  void end() { order::end_thread(thread); }
 };
 
 inline void switch_fibers(Fiber& from, Fiber& to) {
-  if (from.thread == nullptr) from.thread = order::this_thread();
   order::switch_to(to.thread);
 #if defined(__SANITIZE_ADDRESS__) || defined(MASKATTN_TSAN)
   swapcontext(&from.context, &to.context);

@@ -20,7 +20,6 @@ class Shadow {
  public:
   explicit Shadow(int bytes) : words_(static_cast<size_t>(bytes + 3) / 4) {}
 
-  void forget() { words_.assign(words_.size(), {}); }
   void read(int64_t word, const Who& who);
   void write(int64_t word, const Who& who);
   void copy_begins(int64_t word, const Who& who);
