@@ -25,7 +25,7 @@ from maskattn_kernels.benchmark import report, suite
 from maskattn_kernels.benchmark.cases import DTYPES
 from maskattn_kernels.benchmark.machine import gpu_facts, machine_facts
 from maskattn_kernels.benchmark.tune import tune_tiles
-from maskattn_kernels.command_line import Parser, positive
+from maskattn_kernels.common.command_line import Parser, positive
 
 #: What the extras bring, as it is imported.
 EXTRAS = (

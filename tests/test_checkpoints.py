@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from segmentation_runs import CLASSES, tiny_checkpoint
 
-from maskattn_kernels.segmentation.atomic import WriteError
+from maskattn_kernels.common.atomic import WriteError
 from maskattn_kernels.segmentation.checkpoints import Checkpoint, CheckpointError, load_matching
 from maskattn_kernels.segmentation.network import SegmentationNetwork
 

@@ -171,8 +171,8 @@ def test_wrong_input_of_the_segmentation_commands(argv, code, says, tmp_path, ca
 
 
 def test_failure_while_training_is_one_line_and_exit_code_1(monkeypatch, capsys):
+    from maskattn_kernels.common.atomic import WriteError
     from maskattn_kernels.segmentation import training
-    from maskattn_kernels.segmentation.atomic import WriteError
 
     monkeypatch.setattr(training, "main", lambda argv: raise_(WriteError("cannot write a: full")))
     assert cli.main(["train"]) == 1

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from segmentation_runs import CLASSES, tiny_checkpoint, write_images
 
+from maskattn_kernels.common.atomic import WriteError
+from maskattn_kernels.common.background import ahead, map_ahead
 from maskattn_kernels.segmentation import cost, evaluate, predict
-from maskattn_kernels.segmentation.atomic import WriteError
-from maskattn_kernels.segmentation.background import ahead, map_ahead
 from maskattn_kernels.segmentation.coco_format import ids_from_rgb
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.frames import frames

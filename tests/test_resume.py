@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from segmentation_runs import tiny_arguments
 
+from maskattn_kernels.common.atomic import WriteError, replace_file
 from maskattn_kernels.segmentation import atomic, training
-from maskattn_kernels.segmentation.atomic import WriteError, replace_file
 from maskattn_kernels.segmentation.checkpoints import CheckpointError
 from maskattn_kernels.segmentation.csv_log import read_log
 from maskattn_kernels.segmentation.module import SegmentationModule

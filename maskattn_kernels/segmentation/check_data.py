@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 from PIL import Image, ImageDraw
 
-from maskattn_kernels.command_line import Parser, count
+from maskattn_kernels.common.command_line import Parser, count
 from maskattn_kernels.segmentation.data import NAMES, DataError, open_dataset
 from maskattn_kernels.segmentation.data.augmentation import fit
 from maskattn_kernels.segmentation.sample import VOID, Classes, Sample, SegmentationDataset

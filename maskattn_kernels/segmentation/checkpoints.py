@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from maskattn_kernels.segmentation.atomic import replace_file
+from maskattn_kernels.common.atomic import replace_file
 from maskattn_kernels.segmentation.network import SegmentationNetwork
 from maskattn_kernels.segmentation.sample import Classes
 

@@ -16,7 +16,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from scipy.ndimage import find_objects
 
-from maskattn_kernels.segmentation.atomic import replace_file
+from maskattn_kernels.common.atomic import replace_file
 from maskattn_kernels.segmentation.sample import VOID, Classes
 
 __all__ = [

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from maskattn_kernels.command_line import Parser, positive, torch_device
-from maskattn_kernels.segmentation.atomic import replace_file
-from maskattn_kernels.segmentation.background import ahead, batched, map_ahead
+from maskattn_kernels.common.atomic import replace_file
+from maskattn_kernels.common.background import ahead, batched, map_ahead
+from maskattn_kernels.common.command_line import Parser, positive, torch_device
 from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.data.augmentation import fit
 from maskattn_kernels.segmentation.data.errors import DataError

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from maskattn_kernels.command_line import Parser, count, positive, torch_device
-from maskattn_kernels.segmentation.background import ahead, batched, map_ahead
+from maskattn_kernels.common.background import ahead, batched, map_ahead
+from maskattn_kernels.common.command_line import Parser, count, positive, torch_device
 from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.cost import measure_cost, peak_memory
 from maskattn_kernels.segmentation.data.augmentation import fit

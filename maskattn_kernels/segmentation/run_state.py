@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins import CheckpointIO
 
-from maskattn_kernels.segmentation.atomic import replace_file
+from maskattn_kernels.common.atomic import replace_file
 from maskattn_kernels.segmentation.checkpoints import CheckpointError
 
 __all__ = ["SafeStateIO", "read_state", "saved_batches"]

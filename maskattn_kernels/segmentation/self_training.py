@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from maskattn_kernels.segmentation.background import ahead, batched, map_ahead
+from maskattn_kernels.common.background import ahead, batched, map_ahead
 from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.data.augmentation import fit
 from maskattn_kernels.segmentation.data.images import ImageFiles

@@ -21,7 +21,7 @@ import torch
 from jsonargparse import Namespace
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from maskattn_kernels.command_line import torch_device
+from maskattn_kernels.common.command_line import torch_device
 from maskattn_kernels.segmentation.callbacks import (
     Progress,
     SaveState,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from maskattn_kernels.segmentation.atomic import WriteError, replace_file
+from maskattn_kernels.common.atomic import WriteError, replace_file
 from maskattn_kernels.segmentation.coco_format import PanopticWriter
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.images import read_labels

@@ -39,7 +39,7 @@ def torch_device(name: str) -> torch.device:
         ValueError: torch knows no such device, or it is not here.
 
     Example:
-        >>> from maskattn_kernels.command_line import torch_device
+        >>> from maskattn_kernels.common.command_line import torch_device
         >>> torch_device("cpu")
         device(type='cpu')
     """

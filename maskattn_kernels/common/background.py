@@ -21,7 +21,7 @@ def ahead(items: Iterable[T], count: int = 2) -> Iterator[T]:
     An error while making an item is raised where that item is asked for.
 
     Example:
-        >>> from maskattn_kernels.segmentation.background import ahead
+        >>> from maskattn_kernels.common.background import ahead
         >>> list(ahead(number**2 for number in range(4)))
         [0, 1, 4, 9]
     """
@@ -37,7 +37,7 @@ def map_ahead(function: Callable[[T], R], items: Iterable[T], threads: int = 2) 
     """``map`` with the calls in threads, results in order, twice as many under way as threads.
 
     Example:
-        >>> from maskattn_kernels.segmentation.background import map_ahead
+        >>> from maskattn_kernels.common.background import map_ahead
         >>> list(map_ahead(abs, [-2, 3, -4]))
         [2, 3, 4]
     """
@@ -54,7 +54,7 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """Lists of ``size`` items; the last one may be shorter.
 
     Example:
-        >>> from maskattn_kernels.segmentation.background import batched
+        >>> from maskattn_kernels.common.background import batched
         >>> list(batched("abcde", 2))
         [['a', 'b'], ['c', 'd'], ['e']]
     """

@@ -28,7 +28,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     Example:
         >>> import tempfile
         >>> from pathlib import Path
-        >>> from maskattn_kernels.segmentation.atomic import replace_file
+        >>> from maskattn_kernels.common.atomic import replace_file
         >>> path = Path(tempfile.mkdtemp()) / "notes.txt"
         >>> replace_file(path, lambda temporary: temporary.write_text("kept"))
         >>> path.read_text()
