@@ -14,20 +14,20 @@ SOURCES = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".c
 
 # Lower layers first; a module imports only from its own layer or from lower ones.
 LAYERS = (
-    ("problem", "token_index", "_version", "_C", "_cuda"),
+    ("problem", "token_index", "_version", "common", "_C", "_cuda"),
     ("backends",),
     ("ops",),
     ("functional",),
     ("explanation",),
     ("nn",),
-    ("models", "swap", "command_line"),
+    ("models", "swap"),
     ("benchmark", "segmentation"),
     ("demo",),
     ("cli",),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 # What each may import of the package besides: the public names are for those above functional.
-LEAVES = ("problem", "token_index", "_version")
+LEAVES = ("problem", "token_index", "_version", "common")
 CORE = ("problem", "token_index", "backends", "ops", "functional", "explanation")
 EXTRAS = ("matplotlib", "skimage", "PIL", "numpy", "scipy", "lightning", "pytest", "tests", "bench")
 
