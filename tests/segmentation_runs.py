@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from maskattn_kernels.segmentation.checkpoints import Checkpoint
+from maskattn_kernels.segmentation.data.sample import Classes
 from maskattn_kernels.segmentation.network import SegmentationNetwork
-from maskattn_kernels.segmentation.sample import Classes
 
 TINY = """
 data: {name: digit-scenes, size: 32, batch_size: 4, options: {count: 10}, val_options: {count: 4}}

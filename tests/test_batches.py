@@ -12,7 +12,7 @@ from maskattn_kernels.segmentation.data import DataError
 from maskattn_kernels.segmentation.data.augmentation import Augmentation, fit
 from maskattn_kernels.segmentation.data.batches import Batches
 from maskattn_kernels.segmentation.data.order import PADDING, Order
-from maskattn_kernels.segmentation.sample import VOID, Sample
+from maskattn_kernels.segmentation.data.sample import VOID, Sample
 
 
 def same(first: dict, second: dict) -> bool:

@@ -10,16 +10,16 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from maskattn_kernels.segmentation.check_data import main
-from maskattn_kernels.segmentation.coco_format import (
+from maskattn_kernels.segmentation.data.coco import CocoPanoptic
+from maskattn_kernels.segmentation.data.coco_format import (
     PanopticWriter,
     ids_from_rgb,
     instance_results,
     labels_from_segments,
 )
-from maskattn_kernels.segmentation.data.coco import CocoPanoptic
+from maskattn_kernels.segmentation.data.command import main
 from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes
-from maskattn_kernels.segmentation.sample import VOID
+from maskattn_kernels.segmentation.data.sample import VOID
 
 
 def test_a_good_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

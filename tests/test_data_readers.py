@@ -11,7 +11,7 @@ from PIL import Image
 
 from maskattn_kernels.segmentation.data import DataError, open_dataset
 from maskattn_kernels.segmentation.data import images as image_files
-from maskattn_kernels.segmentation.sample import VOID, Sample, SegmentationDataset
+from maskattn_kernels.segmentation.data.sample import VOID, Sample, SegmentationDataset
 
 MAKE = {
     "coco": trees.coco,

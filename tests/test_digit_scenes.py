@@ -9,9 +9,9 @@ import pytest
 
 from maskattn_kernels.segmentation.data import DataError, open_dataset
 from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes
+from maskattn_kernels.segmentation.data.sample import SegmentationDataset
 from maskattn_kernels.segmentation.data.slips import split_digits
 from maskattn_kernels.segmentation.data.textures import TEXTURES, texture_pictures
-from maskattn_kernels.segmentation.sample import SegmentationDataset
 
 
 def test_labels_are_the_same_on_every_machine() -> None:

@@ -13,11 +13,11 @@ from segmentation_runs import CLASSES, tiny_checkpoint, write_images
 from maskattn_kernels.common.atomic import WriteError
 from maskattn_kernels.common.background import ahead, map_ahead
 from maskattn_kernels.segmentation import cost, evaluate, predict
-from maskattn_kernels.segmentation.coco_format import ids_from_rgb
+from maskattn_kernels.segmentation.data.coco_format import ids_from_rgb
 from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.data.sample import Sample
 from maskattn_kernels.segmentation.frames import frames
 from maskattn_kernels.segmentation.panels import error_picture
-from maskattn_kernels.segmentation.sample import Sample
 
 
 @pytest.fixture(autouse=True)

@@ -5,9 +5,9 @@ import pytest
 import torch
 from scenes import CLASSES, THINGS, perfect_outputs, scenes
 
+from maskattn_kernels.segmentation.data.sample import VOID
 from maskattn_kernels.segmentation.losses import InstanceContrastiveLoss, SegmentationLoss
 from maskattn_kernels.segmentation.network import Outputs, SegmentationNetwork
-from maskattn_kernels.segmentation.sample import VOID
 from maskattn_kernels.segmentation.targets import instance_targets
 
 

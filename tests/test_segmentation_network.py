@@ -7,10 +7,10 @@ import pytest
 import torch
 from scenes import CLASSES, THINGS, scenes
 
+from maskattn_kernels.segmentation.data.sample import VOID
 from maskattn_kernels.segmentation.grouping import group
 from maskattn_kernels.segmentation.losses import SegmentationLoss
 from maskattn_kernels.segmentation.network import SegmentationNetwork
-from maskattn_kernels.segmentation.sample import VOID
 
 
 def network(**arguments) -> SegmentationNetwork:

@@ -16,8 +16,12 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from maskattn_kernels.segmentation.coco_format import categories, encode_masks, instance_results
-from maskattn_kernels.segmentation.sample import VOID, Classes
+from maskattn_kernels.segmentation.data.coco_format import (
+    categories,
+    encode_masks,
+    instance_results,
+)
+from maskattn_kernels.segmentation.data.sample import VOID, Classes
 
 __all__ = ["AveragePrecision"]
 

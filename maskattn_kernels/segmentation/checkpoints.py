@@ -25,8 +25,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from maskattn_kernels.common.atomic import replace_file
+from maskattn_kernels.segmentation.data.sample import Classes
 from maskattn_kernels.segmentation.network import SegmentationNetwork
-from maskattn_kernels.segmentation.sample import Classes
 
 __all__ = ["Checkpoint", "CheckpointError", "load_matching"]
 
@@ -53,7 +53,7 @@ class Checkpoint:
         >>> import tempfile
         >>> from maskattn_kernels.segmentation.checkpoints import Checkpoint
         >>> from maskattn_kernels.segmentation.network import SegmentationNetwork
-        >>> from maskattn_kernels.segmentation.sample import Classes
+        >>> from maskattn_kernels.segmentation.data.sample import Classes
         >>> classes = Classes(("sky", "car"), (False, True), ((0, 0, 255), (255, 0, 0)), (0, 1))
         >>> network = SegmentationNetwork(2, classes.things, width=4, depth=2)
         >>> folder = tempfile.mkdtemp()

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from maskattn_kernels.segmentation.data.sample import VOID
 from maskattn_kernels.segmentation.network import Outputs
-from maskattn_kernels.segmentation.sample import VOID
 from maskattn_kernels.segmentation.targets import MAX_INSTANCES, is_thing
 
 __all__ = ["Panoptic", "group"]

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskattn_kernels.nn import keep_ratio_loss
+from maskattn_kernels.segmentation.data.sample import VOID
 from maskattn_kernels.segmentation.network import TASKS, Outputs
-from maskattn_kernels.segmentation.sample import VOID
 from maskattn_kernels.segmentation.targets import instance_targets
 
 __all__ = [

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from maskattn_kernels.segmentation.average_precision import AveragePrecision
+from maskattn_kernels.segmentation.data.sample import VOID, Classes
 from maskattn_kernels.segmentation.panoptic_quality import ClassQuality
-from maskattn_kernels.segmentation.sample import VOID, Classes
 
 __all__ = ["TASKS", "SegmentationMetrics", "resize_labels"]
 

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image, ImageDraw, ImageFont
 
-from maskattn_kernels.segmentation.sample import VOID, Classes
+from maskattn_kernels.segmentation.data.sample import VOID, Classes
 
 __all__ = ["Attended", "attended_picture", "draw_panel", "error_picture", "overlay"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics.detection import PanopticQuality
 
-from maskattn_kernels.segmentation.sample import VOID, Classes
+from maskattn_kernels.segmentation.data.sample import VOID, Classes
 
 __all__ = ["ClassQuality"]
 

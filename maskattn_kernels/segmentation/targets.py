@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from maskattn_kernels.segmentation.sample import VOID
+from maskattn_kernels.segmentation.data.sample import VOID
 
 __all__ = ["MAX_INSTANCES", "Targets", "instance_targets", "is_thing", "renumbered"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from maskattn_kernels.segmentation.coco_format import ids_from_rgb
 from maskattn_kernels.segmentation.data.ade20k_classes import ADE20K_CLASSES
+from maskattn_kernels.segmentation.data.coco_format import ids_from_rgb
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.images import (
     folder,
@@ -17,7 +17,7 @@ from maskattn_kernels.segmentation.data.images import (
     read_labels,
 )
 from maskattn_kernels.segmentation.data.label_maps import labelled, map_ids, matched, read_json
-from maskattn_kernels.segmentation.sample import VOID, Sample
+from maskattn_kernels.segmentation.data.sample import VOID, Sample
 
 __all__ = ["ADE20K"]
 

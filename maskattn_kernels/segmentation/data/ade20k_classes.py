@@ -5,7 +5,7 @@ Sources: objectInfo150.txt of the challenge; things are the 100 classes of its i
 """
 
 from maskattn_kernels.segmentation.data.label_maps import palette
-from maskattn_kernels.segmentation.sample import Classes
+from maskattn_kernels.segmentation.data.sample import Classes
 
 __all__ = ["ADE20K_CLASSES"]
 

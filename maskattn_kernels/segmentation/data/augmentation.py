@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from maskattn_kernels.segmentation.sample import VOID, Sample
+from maskattn_kernels.segmentation.data.sample import VOID, Sample
 
 __all__ = ["Augmentation", "Square", "fit"]
 

@@ -18,7 +18,7 @@ from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.images import ImageFiles
 from maskattn_kernels.segmentation.data.opening import open_dataset
 from maskattn_kernels.segmentation.data.order import PADDING, Draw, Order, ResumableLoader
-from maskattn_kernels.segmentation.sample import VOID, Classes, SegmentationDataset
+from maskattn_kernels.segmentation.data.sample import VOID, Classes, SegmentationDataset
 
 __all__ = ["Batches"]
 

@@ -15,12 +15,12 @@ from maskattn_kernels.segmentation.data.images import (
     read_labels,
 )
 from maskattn_kernels.segmentation.data.label_maps import labelled, map_ids, matched
+from maskattn_kernels.segmentation.data.sample import VOID, Sample
 from maskattn_kernels.segmentation.data.street_classes import (
     BDD_NUMBERS,
     BDD_OBJECT_NUMBERS,
     STREET,
 )
-from maskattn_kernels.segmentation.sample import VOID, Sample
 
 __all__ = ["BDD100K"]
 

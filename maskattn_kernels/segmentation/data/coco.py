@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from maskattn_kernels.segmentation.coco_format import ids_from_rgb, labels_from_segments
+from maskattn_kernels.segmentation.data.coco_format import ids_from_rgb, labels_from_segments
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.images import folder, read_image, read_labels
 from maskattn_kernels.segmentation.data.label_maps import (
@@ -18,7 +18,7 @@ from maskattn_kernels.segmentation.data.label_maps import (
     read_json,
     share_out,
 )
-from maskattn_kernels.segmentation.sample import VOID, Classes, Sample
+from maskattn_kernels.segmentation.data.sample import VOID, Classes, Sample
 
 __all__ = ["CocoJson", "CocoPanoptic", "open_coco", "open_coco_json"]
 

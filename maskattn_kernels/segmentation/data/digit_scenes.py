@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.data.sample import Classes, Sample
 from maskattn_kernels.segmentation.data.slips import (
     Slips,
     between,
@@ -31,7 +32,6 @@ from maskattn_kernels.segmentation.data.slips import (
     write_legend,
 )
 from maskattn_kernels.segmentation.data.textures import TEXTURES, texture_pictures
-from maskattn_kernels.segmentation.sample import Classes, Sample
 
 __all__ = ["SIDE", "DigitScenes"]
 

@@ -22,7 +22,7 @@ from maskattn_kernels.segmentation.data.label_maps import (
     palette,
     share_out,
 )
-from maskattn_kernels.segmentation.sample import VOID, Classes, Sample
+from maskattn_kernels.segmentation.data.sample import VOID, Classes, Sample
 
 __all__ = ["Folder", "read_classes"]
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from maskattn_kernels.segmentation.data.errors import DataError
-from maskattn_kernels.segmentation.sample import Classes, Sample
+from maskattn_kernels.segmentation.data.sample import Classes, Sample
 
 __all__ = ["IMAGE_ENDINGS", "ImageFiles", "folder", "image_files", "read_image", "read_labels"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from maskattn_kernels.segmentation.data.errors import DataError
-from maskattn_kernels.segmentation.sample import Classes, Sample
+from maskattn_kernels.segmentation.data.sample import Classes, Sample
 
 __all__ = ["labelled", "map_ids", "matched", "palette", "read_json", "share_out"]
 

@@ -15,7 +15,7 @@ from maskattn_kernels.segmentation.data.coco import open_coco, open_coco_json
 from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.folder import Folder
-from maskattn_kernels.segmentation.sample import SegmentationDataset
+from maskattn_kernels.segmentation.data.sample import SegmentationDataset
 
 __all__ = ["NAMES", "open_dataset"]
 

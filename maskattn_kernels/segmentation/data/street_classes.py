@@ -4,7 +4,7 @@
 Sources: cityscapesscripts/helpers/labels.py, and bdd100k/label/label.py.
 """
 
-from maskattn_kernels.segmentation.sample import VOID, Classes
+from maskattn_kernels.segmentation.data.sample import VOID, Classes
 
 __all__ = ["BDD_NUMBERS", "BDD_OBJECT_NUMBERS", "CITYSCAPES_NUMBERS", "STREET"]
 

@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw
 from maskattn_kernels.common.command_line import Parser, count
 from maskattn_kernels.segmentation.data import NAMES, DataError, open_dataset
 from maskattn_kernels.segmentation.data.augmentation import fit
-from maskattn_kernels.segmentation.sample import VOID, Classes, Sample, SegmentationDataset
+from maskattn_kernels.segmentation.data.sample import VOID, Classes, Sample, SegmentationDataset
 
 __all__ = ["Findings", "examine", "main", "sheet"]
 

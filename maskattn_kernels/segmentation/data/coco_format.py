@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 from scipy.ndimage import find_objects
 
 from maskattn_kernels.common.atomic import replace_file
-from maskattn_kernels.segmentation.sample import VOID, Classes
+from maskattn_kernels.segmentation.data.sample import VOID, Classes
 
 __all__ = [
     "PanopticWriter",
