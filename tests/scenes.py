@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from maskattn_kernels.segmentation.data.sample import VOID
-from maskattn_kernels.segmentation.network import Outputs
-from maskattn_kernels.segmentation.targets import instance_targets
+from maskattn_kernels.segmentation.model.network import Outputs
+from maskattn_kernels.segmentation.model.targets import instance_targets
 
 CLASSES, THINGS = 4, (2, 3)
 

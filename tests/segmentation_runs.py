@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.data.sample import Classes
-from maskattn_kernels.segmentation.network import SegmentationNetwork
+from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
+from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 
 TINY = """
 data: {name: digit-scenes, size: 32, batch_size: 4, options: {count: 10}, val_options: {count: 4}}

@@ -12,8 +12,12 @@ from safetensors.torch import load_file, save_file
 from segmentation_runs import CLASSES, tiny_checkpoint
 
 from maskattn_kernels.common.atomic import WriteError
-from maskattn_kernels.segmentation.checkpoints import Checkpoint, CheckpointError, load_matching
-from maskattn_kernels.segmentation.network import SegmentationNetwork
+from maskattn_kernels.segmentation.model.checkpoints import (
+    Checkpoint,
+    CheckpointError,
+    load_matching,
+)
+from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 
 
 def test_a_checkpoint_comes_back_whole(tmp_path):

@@ -6,9 +6,9 @@ import torch
 from scenes import CLASSES, THINGS, perfect_outputs, scenes
 
 from maskattn_kernels.segmentation.data.sample import VOID
-from maskattn_kernels.segmentation.grouping import group
-from maskattn_kernels.segmentation.network import Outputs
-from maskattn_kernels.segmentation.targets import renumbered
+from maskattn_kernels.segmentation.model.grouping import group
+from maskattn_kernels.segmentation.model.network import Outputs
+from maskattn_kernels.segmentation.model.targets import renumbered
 
 
 def outputs(center, offset=None, logits=None) -> Outputs:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.muon import Muon, hidden_convolutions, orthogonalized
-from maskattn_kernels.segmentation.network import SegmentationNetwork
 from maskattn_kernels.segmentation.train_options import ConfigError, parse
 
 

@@ -239,9 +239,9 @@ def test_evaluation_at_both_sizes(tmp_path):
 
 
 def test_eval_command(tmp_path, capsys):
-    from maskattn_kernels.segmentation.checkpoints import Checkpoint
     from maskattn_kernels.segmentation.data import open_dataset
-    from maskattn_kernels.segmentation.network import SegmentationNetwork
+    from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
+    from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 
     classes = open_dataset("digit-scenes", count=4).classes
     network = SegmentationNetwork(len(classes), classes.things, width=4, depth=2)

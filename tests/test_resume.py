@@ -14,8 +14,8 @@ from segmentation_runs import tiny_arguments
 
 from maskattn_kernels.common.atomic import WriteError, replace_file
 from maskattn_kernels.segmentation import atomic, training
-from maskattn_kernels.segmentation.checkpoints import CheckpointError
 from maskattn_kernels.segmentation.csv_log import read_log
+from maskattn_kernels.segmentation.model.checkpoints import CheckpointError
 from maskattn_kernels.segmentation.module import SegmentationModule
 from maskattn_kernels.segmentation.run_state import SafeStateIO, read_state
 from maskattn_kernels.segmentation.train_options import ConfigError

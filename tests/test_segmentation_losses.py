@@ -6,9 +6,9 @@ import torch
 from scenes import CLASSES, THINGS, perfect_outputs, scenes
 
 from maskattn_kernels.segmentation.data.sample import VOID
-from maskattn_kernels.segmentation.losses import InstanceContrastiveLoss, SegmentationLoss
-from maskattn_kernels.segmentation.network import Outputs, SegmentationNetwork
-from maskattn_kernels.segmentation.targets import instance_targets
+from maskattn_kernels.segmentation.model.losses import InstanceContrastiveLoss, SegmentationLoss
+from maskattn_kernels.segmentation.model.network import Outputs, SegmentationNetwork
+from maskattn_kernels.segmentation.model.targets import instance_targets
 
 
 def network(**arguments) -> SegmentationNetwork:

@@ -8,9 +8,9 @@ import torch
 from scenes import CLASSES, THINGS, scenes
 
 from maskattn_kernels.segmentation.data.sample import VOID
-from maskattn_kernels.segmentation.grouping import group
-from maskattn_kernels.segmentation.losses import SegmentationLoss
-from maskattn_kernels.segmentation.network import SegmentationNetwork
+from maskattn_kernels.segmentation.model.grouping import group
+from maskattn_kernels.segmentation.model.losses import SegmentationLoss
+from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 
 
 def network(**arguments) -> SegmentationNetwork:

@@ -8,11 +8,11 @@ from safetensors.torch import load_file
 from segmentation_runs import tiny_arguments, tiny_checkpoint, write_images
 
 from maskattn_kernels.segmentation import training
-from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.csv_log import read_log
 from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes
+from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
+from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.module import OptimizerOptions
-from maskattn_kernels.segmentation.network import SegmentationNetwork
 from maskattn_kernels.segmentation.run_order import RunOrder
 from maskattn_kernels.segmentation.train_options import ConfigError, parse, preset_names
 

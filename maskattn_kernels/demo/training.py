@@ -11,10 +11,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.csv_log import read_log
 from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes
 from maskattn_kernels.segmentation.frames import Frame
+from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.panels import draw_panel
 from maskattn_kernels.segmentation.predict import predictions
 from maskattn_kernels.segmentation.train_options import parse

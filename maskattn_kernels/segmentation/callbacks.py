@@ -14,7 +14,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from maskattn_kernels.segmentation.checkpoints import Checkpoint
+from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.module import SegmentationModule, main_score
 
 __all__ = ["Progress", "SaveState", "StopRequest", "Stopped"]

@@ -16,13 +16,13 @@ import torch
 from maskattn_kernels.common.atomic import replace_file
 from maskattn_kernels.common.background import ahead, batched, map_ahead
 from maskattn_kernels.common.command_line import Parser, positive, torch_device
-from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.data.augmentation import fit
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.opening import NAMES, open_dataset
 from maskattn_kernels.segmentation.data.sample import Sample, SegmentationDataset
-from maskattn_kernels.segmentation.grouping import Panoptic, group
 from maskattn_kernels.segmentation.metrics import SegmentationMetrics, resize_labels
+from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
+from maskattn_kernels.segmentation.model.grouping import Panoptic, group
 
 __all__ = ["evaluate", "main", "tables"]
 

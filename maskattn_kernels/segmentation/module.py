@@ -13,13 +13,13 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from maskattn_kernels.nn import MaskHead
-from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.data.sample import Classes
-from maskattn_kernels.segmentation.grouping import group
-from maskattn_kernels.segmentation.losses import SegmentationLoss
 from maskattn_kernels.segmentation.metrics import SegmentationMetrics
+from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
+from maskattn_kernels.segmentation.model.grouping import group
+from maskattn_kernels.segmentation.model.losses import SegmentationLoss
+from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.muon import Muon, hidden_convolutions
-from maskattn_kernels.segmentation.network import SegmentationNetwork
 
 __all__ = ["OptimizerOptions", "SegmentationModule", "main_score"]
 

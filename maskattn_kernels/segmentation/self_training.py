@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from maskattn_kernels.common.background import ahead, batched, map_ahead
-from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.data.augmentation import fit
 from maskattn_kernels.segmentation.data.images import ImageFiles
 from maskattn_kernels.segmentation.data.sample import VOID, Sample, SegmentationDataset
-from maskattn_kernels.segmentation.grouping import group
 from maskattn_kernels.segmentation.metrics import resize_labels
+from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
+from maskattn_kernels.segmentation.model.grouping import group
 
 __all__ = ["LabelledAndPseudo", "PseudoLabelled"]
 

@@ -14,11 +14,11 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.data.batches import Batches
-from maskattn_kernels.segmentation.losses import SegmentationLoss
+from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
+from maskattn_kernels.segmentation.model.losses import SegmentationLoss
+from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.module import OptimizerOptions
-from maskattn_kernels.segmentation.network import SegmentationNetwork
 
 __all__ = ["ConfigError", "TrainerOptions", "parse", "preset_names", "to_yaml"]
 

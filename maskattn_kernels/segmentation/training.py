@@ -29,12 +29,12 @@ from maskattn_kernels.segmentation.callbacks import (
     StopRequest,
     save_network,
 )
-from maskattn_kernels.segmentation.checkpoints import Checkpoint, load_matching
 from maskattn_kernels.segmentation.csv_log import CSVLog
 from maskattn_kernels.segmentation.data.batches import Batches
-from maskattn_kernels.segmentation.losses import SegmentationLoss
+from maskattn_kernels.segmentation.model.checkpoints import Checkpoint, load_matching
+from maskattn_kernels.segmentation.model.losses import SegmentationLoss
+from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.module import OptimizerOptions, SegmentationModule
-from maskattn_kernels.segmentation.network import SegmentationNetwork
 from maskattn_kernels.segmentation.run_order import RunData
 from maskattn_kernels.segmentation.run_state import SafeStateIO, read_state, saved_batches
 from maskattn_kernels.segmentation.self_training import LabelledAndPseudo, PseudoLabelled

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from maskattn_kernels.common.atomic import replace_file
 from maskattn_kernels.segmentation.data.sample import Classes
-from maskattn_kernels.segmentation.network import SegmentationNetwork
+from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 
 __all__ = ["Checkpoint", "CheckpointError", "load_matching"]
 
@@ -51,8 +51,8 @@ class Checkpoint:
 
     Example:
         >>> import tempfile
-        >>> from maskattn_kernels.segmentation.checkpoints import Checkpoint
-        >>> from maskattn_kernels.segmentation.network import SegmentationNetwork
+        >>> from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
+        >>> from maskattn_kernels.segmentation.model.network import SegmentationNetwork
         >>> from maskattn_kernels.segmentation.data.sample import Classes
         >>> classes = Classes(("sky", "car"), (False, True), ((0, 0, 255), (255, 0, 0)), (0, 1))
         >>> network = SegmentationNetwork(2, classes.things, width=4, depth=2)

@@ -71,7 +71,7 @@ class SegmentationNetwork(nn.Module):
 
     Example:
         >>> import torch
-        >>> from maskattn_kernels.segmentation.network import SegmentationNetwork
+        >>> from maskattn_kernels.segmentation.model.network import SegmentationNetwork
         >>> network = SegmentationNetwork(5, things=[3, 4], width=8, depth=2)
         >>> outputs = network(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
         >>> outputs.semantic.shape, outputs.offset.shape

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from maskattn_kernels.nn import keep_ratio_loss
 from maskattn_kernels.segmentation.data.sample import VOID
-from maskattn_kernels.segmentation.network import TASKS, Outputs
-from maskattn_kernels.segmentation.targets import instance_targets
+from maskattn_kernels.segmentation.model.network import TASKS, Outputs
+from maskattn_kernels.segmentation.model.targets import instance_targets
 
 __all__ = [
     "CenterLoss",
@@ -33,7 +33,7 @@ class SemanticLoss(nn.Module):
 
     Example:
         >>> import torch
-        >>> from maskattn_kernels.segmentation.losses import SemanticLoss
+        >>> from maskattn_kernels.segmentation.model.losses import SemanticLoss
         >>> SemanticLoss()(torch.zeros(1, 2, 1, 3), torch.tensor([[[0, 1, 255]]]))
         tensor(0.6931)
     """
@@ -48,7 +48,7 @@ class CenterLoss(nn.Module):
 
     Example:
         >>> import torch
-        >>> from maskattn_kernels.segmentation.losses import CenterLoss
+        >>> from maskattn_kernels.segmentation.model.losses import CenterLoss
         >>> ones = torch.ones(1, 1, 2, 2)
         >>> CenterLoss()(ones, 3 * ones, ones.bool())
         tensor(4.)
@@ -63,7 +63,7 @@ class OffsetLoss(nn.Module):
 
     Example:
         >>> import torch
-        >>> from maskattn_kernels.segmentation.losses import OffsetLoss
+        >>> from maskattn_kernels.segmentation.model.losses import OffsetLoss
         >>> ones = torch.ones(1, 2, 2, 2)
         >>> OffsetLoss()(ones, 3 * ones, torch.ones(1, 1, 2, 2, dtype=torch.bool))
         tensor(4.)
@@ -91,7 +91,7 @@ class InstanceContrastiveLoss(nn.Module):
 
     Example:
         >>> import torch
-        >>> from maskattn_kernels.segmentation.losses import InstanceContrastiveLoss
+        >>> from maskattn_kernels.segmentation.model.losses import InstanceContrastiveLoss
         >>> numbers = torch.tensor([[[1, 1, 2, 2]]])
         >>> InstanceContrastiveLoss(margin=1.0)(torch.zeros(1, 8, 1, 4), numbers)
         tensor(1.)
@@ -156,8 +156,8 @@ class SegmentationLoss(nn.Module):
 
     Example:
         >>> import torch
-        >>> from maskattn_kernels.segmentation.losses import SegmentationLoss
-        >>> from maskattn_kernels.segmentation.network import SegmentationNetwork
+        >>> from maskattn_kernels.segmentation.model.losses import SegmentationLoss
+        >>> from maskattn_kernels.segmentation.model.network import SegmentationNetwork
         >>> network = SegmentationNetwork(3, things=[2], width=8, depth=1)
         >>> semantic = torch.full((1, 16, 16), 255)
         >>> outputs = network(torch.rand(1, 3, 16, 16))

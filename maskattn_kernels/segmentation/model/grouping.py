@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskattn_kernels.segmentation.data.sample import VOID
-from maskattn_kernels.segmentation.network import Outputs
-from maskattn_kernels.segmentation.targets import MAX_INSTANCES, is_thing
+from maskattn_kernels.segmentation.model.network import Outputs
+from maskattn_kernels.segmentation.model.targets import MAX_INSTANCES, is_thing
 
 __all__ = ["Panoptic", "group"]
 
@@ -64,8 +64,8 @@ def group(
 
     Example:
         >>> import torch
-        >>> from maskattn_kernels.segmentation.grouping import group
-        >>> from maskattn_kernels.segmentation.network import Outputs
+        >>> from maskattn_kernels.segmentation.model.grouping import group
+        >>> from maskattn_kernels.segmentation.model.network import Outputs
         >>> center = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.9]).view(1, 1, 1, 5)
         >>> logits = torch.tensor([0.0, 9.0]).view(1, 2, 1, 1).expand(1, 2, 1, 5)
         >>> outputs = Outputs(logits, center, torch.zeros(1, 2, 1, 5), None, {})

@@ -59,7 +59,7 @@ def instance_targets(
 
     Example:
         >>> import torch
-        >>> from maskattn_kernels.segmentation.targets import instance_targets
+        >>> from maskattn_kernels.segmentation.model.targets import instance_targets
         >>> instance = torch.tensor([[[7, 7, 7, 0]]])
         >>> targets = instance_targets((instance > 0).long(), instance, things=[1])
         >>> targets.offset[0, 1]
@@ -113,7 +113,7 @@ def renumbered(instance: Tensor) -> Tensor:
 
     Example:
         >>> import torch
-        >>> from maskattn_kernels.segmentation.targets import renumbered
+        >>> from maskattn_kernels.segmentation.model.targets import renumbered
         >>> renumbered(torch.tensor([[[26001, 0, 9, 26001]]]))
         tensor([[[2, 0, 1, 2]]])
     """

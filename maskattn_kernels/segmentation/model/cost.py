@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from maskattn_kernels.segmentation.network import SegmentationNetwork
+from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 
 __all__ = ["Cost", "measure_cost", "peak_memory"]
 
