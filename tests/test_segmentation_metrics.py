@@ -11,8 +11,8 @@ from torchmetrics.detection import PanopticQuality
 
 from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes
 from maskattn_kernels.segmentation.data.sample import VOID, Classes
-from maskattn_kernels.segmentation.metrics import SegmentationMetrics, resize_labels
-from maskattn_kernels.segmentation.panoptic_quality import ClassQuality
+from maskattn_kernels.segmentation.scoring.metrics import SegmentationMetrics, resize_labels
+from maskattn_kernels.segmentation.scoring.panoptic_quality import ClassQuality
 
 CLASSES = Classes(
     ("sky", "car", "sea", "dog"), (False, True, False, True), ((0, 0, 0),) * 4, (3, 10, 4, 7)

@@ -135,8 +135,8 @@ def train_one(name: str) -> None:
     from maskattn_kernels.benchmark.machine import git_commit
     from maskattn_kernels.benchmark.suite import save
     from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes
-    from maskattn_kernels.segmentation.evaluate import evaluate
     from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
+    from maskattn_kernels.segmentation.scoring.command import evaluate
     from maskattn_kernels.segmentation.train_options import parse
     from maskattn_kernels.segmentation.training import train
 

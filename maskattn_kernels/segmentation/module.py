@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from maskattn_kernels.nn import MaskHead
 from maskattn_kernels.segmentation.data.sample import Classes
-from maskattn_kernels.segmentation.metrics import SegmentationMetrics
 from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.model.grouping import group
 from maskattn_kernels.segmentation.model.losses import SegmentationLoss
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.muon import Muon, hidden_convolutions
+from maskattn_kernels.segmentation.scoring.metrics import SegmentationMetrics
 
 __all__ = ["OptimizerOptions", "SegmentationModule", "main_score"]
 

@@ -14,9 +14,9 @@ from maskattn_kernels.common.background import ahead, batched, map_ahead
 from maskattn_kernels.segmentation.data.augmentation import fit
 from maskattn_kernels.segmentation.data.images import ImageFiles
 from maskattn_kernels.segmentation.data.sample import VOID, Sample, SegmentationDataset
-from maskattn_kernels.segmentation.metrics import resize_labels
 from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.model.grouping import group
+from maskattn_kernels.segmentation.scoring.metrics import resize_labels
 
 __all__ = ["LabelledAndPseudo", "PseudoLabelled"]
 

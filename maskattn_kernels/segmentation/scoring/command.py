@@ -20,9 +20,9 @@ from maskattn_kernels.segmentation.data.augmentation import fit
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.opening import NAMES, open_dataset
 from maskattn_kernels.segmentation.data.sample import Sample, SegmentationDataset
-from maskattn_kernels.segmentation.metrics import SegmentationMetrics, resize_labels
 from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.model.grouping import Panoptic, group
+from maskattn_kernels.segmentation.scoring.metrics import SegmentationMetrics, resize_labels
 
 __all__ = ["evaluate", "main", "tables"]
 

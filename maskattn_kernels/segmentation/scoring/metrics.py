@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from maskattn_kernels.segmentation.average_precision import AveragePrecision
 from maskattn_kernels.segmentation.data.sample import VOID, Classes
-from maskattn_kernels.segmentation.panoptic_quality import ClassQuality
+from maskattn_kernels.segmentation.scoring.average_precision import AveragePrecision
+from maskattn_kernels.segmentation.scoring.panoptic_quality import ClassQuality
 
 __all__ = ["TASKS", "SegmentationMetrics", "resize_labels"]
 
