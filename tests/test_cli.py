@@ -172,7 +172,7 @@ def test_wrong_input_of_the_segmentation_commands(argv, code, says, tmp_path, ca
 
 def test_failure_while_training_is_one_line_and_exit_code_1(monkeypatch, capsys):
     from maskattn_kernels.common.atomic import WriteError
-    from maskattn_kernels.segmentation import training
+    from maskattn_kernels.segmentation.training import command as training
 
     monkeypatch.setattr(training, "main", lambda argv: raise_(WriteError("cannot write a: full")))
     assert cli.main(["train"]) == 1
@@ -184,7 +184,7 @@ def test_failure_while_training_is_one_line_and_exit_code_1(monkeypatch, capsys)
 
 
 def test_training_without_its_extra(monkeypatch, capsys):
-    hide(monkeypatch, "pytorch_lightning", "maskattn_kernels.segmentation.training")
+    hide(monkeypatch, "pytorch_lightning", "maskattn_kernels.segmentation.training.command")
     assert cli.main(["train", "--help"]) == 1
     line = one_line(capsys)
     assert (

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
-from maskattn_kernels.segmentation.muon import Muon, hidden_convolutions, orthogonalized
-from maskattn_kernels.segmentation.train_options import ConfigError, parse
+from maskattn_kernels.segmentation.training.muon import Muon, hidden_convolutions, orthogonalized
+from maskattn_kernels.segmentation.training.options import ConfigError, parse
 
 
 def network() -> nn.Sequential:

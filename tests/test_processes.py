@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from segmentation_runs import tiny_arguments
 
-from maskattn_kernels.segmentation import training
+from maskattn_kernels.segmentation.training import command as training
 
 ROOT = Path(__file__).resolve().parents[1]
 

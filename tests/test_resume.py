@@ -14,11 +14,11 @@ from segmentation_runs import tiny_arguments
 
 from maskattn_kernels.common.atomic import WriteError, replace_file
 from maskattn_kernels.segmentation import atomic, training
-from maskattn_kernels.segmentation.csv_log import read_log
 from maskattn_kernels.segmentation.model.checkpoints import CheckpointError
-from maskattn_kernels.segmentation.module import SegmentationModule
-from maskattn_kernels.segmentation.run_state import SafeStateIO, read_state
-from maskattn_kernels.segmentation.train_options import ConfigError
+from maskattn_kernels.segmentation.training.csv_log import read_log
+from maskattn_kernels.segmentation.training.module import SegmentationModule
+from maskattn_kernels.segmentation.training.options import ConfigError
+from maskattn_kernels.segmentation.training.run_state import SafeStateIO, read_state
 
 STEPS = 8  # the data set is 2.5 batches, validation is every 3 steps
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from maskattn_kernels.segmentation.train_options import parse
+from maskattn_kernels.segmentation.training.options import parse
 
 PATH = Path(__file__).parents[1] / "bench" / "study" / "study.py"
 

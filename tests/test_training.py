@@ -7,14 +7,14 @@ import yaml
 from safetensors.torch import load_file
 from segmentation_runs import tiny_arguments, tiny_checkpoint, write_images
 
-from maskattn_kernels.segmentation import training
-from maskattn_kernels.segmentation.csv_log import read_log
 from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes
 from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
-from maskattn_kernels.segmentation.module import OptimizerOptions
-from maskattn_kernels.segmentation.run_order import RunOrder
-from maskattn_kernels.segmentation.train_options import ConfigError, parse, preset_names
+from maskattn_kernels.segmentation.training import command as training
+from maskattn_kernels.segmentation.training.csv_log import read_log
+from maskattn_kernels.segmentation.training.module import OptimizerOptions
+from maskattn_kernels.segmentation.training.options import ConfigError, parse, preset_names
+from maskattn_kernels.segmentation.training.run_data import RunOrder
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,10 @@ def test_unlabelled_images_take_part(trained, tmp_path, capsys):
 
 
 def test_pixels_of_low_confidence_are_void(trained, tmp_path):
-    from maskattn_kernels.segmentation.self_training import LabelledAndPseudo, PseudoLabelled
+    from maskattn_kernels.segmentation.training.self_training import (
+        LabelledAndPseudo,
+        PseudoLabelled,
+    )
 
     images = write_images(tmp_path / "more", 5)
     teacher = Checkpoint.from_pretrained(trained)

@@ -36,9 +36,9 @@ from maskattn_kernels.segmentation.data.batches import Batches
 from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.model.losses import SegmentationLoss
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
-from maskattn_kernels.segmentation.module import SegmentationModule
 from maskattn_kernels.segmentation.predict import predict
-from maskattn_kernels.segmentation.train_options import parse
+from maskattn_kernels.segmentation.training.module import SegmentationModule
+from maskattn_kernels.segmentation.training.options import parse
 
 SIDE, BATCH = 128, 8
 OPTIONS = {

@@ -137,8 +137,8 @@ def train_one(name: str) -> None:
     from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes
     from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
     from maskattn_kernels.segmentation.scoring.command import evaluate
-    from maskattn_kernels.segmentation.train_options import parse
-    from maskattn_kernels.segmentation.training import train
+    from maskattn_kernels.segmentation.training.command import train
+    from maskattn_kernels.segmentation.training.options import parse
 
     run = next(run for run in runs() if run.name == name)
     folder = WORK / run.name

@@ -78,7 +78,7 @@ def read_log(path: Path) -> list[dict[str, float]]:
     Example:
         >>> import tempfile
         >>> from pathlib import Path
-        >>> from maskattn_kernels.segmentation.csv_log import CSVLog, read_log
+        >>> from maskattn_kernels.segmentation.training.csv_log import CSVLog, read_log
         >>> folder = Path(tempfile.mkdtemp())
         >>> CSVLog(folder).log_metrics({"loss/loss": 0.5}, step=9)
         >>> read_log(folder / "train.csv")

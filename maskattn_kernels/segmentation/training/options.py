@@ -18,11 +18,11 @@ from maskattn_kernels.segmentation.data.batches import Batches
 from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.model.losses import SegmentationLoss
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
-from maskattn_kernels.segmentation.module import OptimizerOptions
+from maskattn_kernels.segmentation.training.module import OptimizerOptions
 
 __all__ = ["ConfigError", "TrainerOptions", "parse", "preset_names", "to_yaml"]
 
-PRESETS = files("maskattn_kernels.segmentation") / "configs"
+PRESETS = files("maskattn_kernels.segmentation.training") / "configs"
 
 
 class ConfigError(ValueError):
@@ -58,7 +58,7 @@ def preset_names() -> tuple[str, ...]:
     """Names that ``--config`` takes in place of a file.
 
     Example:
-        >>> from maskattn_kernels.segmentation.train_options import preset_names
+        >>> from maskattn_kernels.segmentation.training.options import preset_names
         >>> "digit-scenes-small" in preset_names()
         True
     """

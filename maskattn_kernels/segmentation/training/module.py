@@ -18,8 +18,8 @@ from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.model.grouping import group
 from maskattn_kernels.segmentation.model.losses import SegmentationLoss
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
-from maskattn_kernels.segmentation.muon import Muon, hidden_convolutions
 from maskattn_kernels.segmentation.scoring.metrics import SegmentationMetrics
+from maskattn_kernels.segmentation.training.muon import Muon, hidden_convolutions
 
 __all__ = ["OptimizerOptions", "SegmentationModule", "main_score"]
 

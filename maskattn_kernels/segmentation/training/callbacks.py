@@ -15,7 +15,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
-from maskattn_kernels.segmentation.module import SegmentationModule, main_score
+from maskattn_kernels.segmentation.training.module import SegmentationModule, main_score
 
 __all__ = ["Progress", "SaveState", "StopRequest", "Stopped"]
 

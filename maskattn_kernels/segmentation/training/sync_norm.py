@@ -60,7 +60,7 @@ def share_batch_norm(module: nn.Module) -> None:
 
     Example:
         >>> from torch import nn
-        >>> from maskattn_kernels.segmentation.sync_norm import share_batch_norm
+        >>> from maskattn_kernels.segmentation.training.sync_norm import share_batch_norm
         >>> network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
         >>> share_batch_norm(network)
         >>> type(network[1]).__name__

@@ -32,7 +32,7 @@ class RunOrder(Sampler[list[Draw]]):
             it takes every ``world``-th image.
 
     Example:
-        >>> from maskattn_kernels.segmentation.run_order import RunOrder
+        >>> from maskattn_kernels.segmentation.training.run_data import RunOrder
         >>> order = RunOrder(images=3, batch_size=2, batches=3, seed=1)
         >>> whole = list(order)
         >>> [draw.epoch for batch in whole for draw in batch]

@@ -17,7 +17,7 @@ def hidden_convolutions(network: nn.Module) -> list[nn.Parameter]:
 
     Example:
         >>> from torch import nn
-        >>> from maskattn_kernels.segmentation.muon import hidden_convolutions
+        >>> from maskattn_kernels.segmentation.training.muon import hidden_convolutions
         >>> layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1))
         >>> [tuple(weight.shape) for weight in hidden_convolutions(layers)]
         [(8, 8, 3, 3)]
@@ -51,7 +51,7 @@ class Muon(torch.optim.AdamW):
 
     Example:
         >>> import torch
-        >>> from maskattn_kernels.segmentation.muon import Muon
+        >>> from maskattn_kernels.segmentation.training.muon import Muon
         >>> weight = torch.nn.Parameter(torch.zeros(2, 2, 1, 1))
         >>> optimizer = Muon([{"params": [weight], "orthogonal": True, "lr": 1.0}], momentum=0.0)
         >>> weight.grad = torch.tensor([[100.0, 0.0], [0.0, 1.0]]).view(2, 2, 1, 1)

@@ -22,24 +22,24 @@ from jsonargparse import Namespace
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from maskattn_kernels.common.command_line import torch_device
-from maskattn_kernels.segmentation.callbacks import (
+from maskattn_kernels.segmentation.data.batches import Batches
+from maskattn_kernels.segmentation.model.checkpoints import Checkpoint, load_matching
+from maskattn_kernels.segmentation.model.losses import SegmentationLoss
+from maskattn_kernels.segmentation.model.network import SegmentationNetwork
+from maskattn_kernels.segmentation.training.callbacks import (
     Progress,
     SaveState,
     Stopped,
     StopRequest,
     save_network,
 )
-from maskattn_kernels.segmentation.csv_log import CSVLog
-from maskattn_kernels.segmentation.data.batches import Batches
-from maskattn_kernels.segmentation.model.checkpoints import Checkpoint, load_matching
-from maskattn_kernels.segmentation.model.losses import SegmentationLoss
-from maskattn_kernels.segmentation.model.network import SegmentationNetwork
-from maskattn_kernels.segmentation.module import OptimizerOptions, SegmentationModule
-from maskattn_kernels.segmentation.run_order import RunData
-from maskattn_kernels.segmentation.run_state import SafeStateIO, read_state, saved_batches
-from maskattn_kernels.segmentation.self_training import LabelledAndPseudo, PseudoLabelled
-from maskattn_kernels.segmentation.sync_norm import share_batch_norm
-from maskattn_kernels.segmentation.train_options import ConfigError, parse, to_yaml
+from maskattn_kernels.segmentation.training.csv_log import CSVLog
+from maskattn_kernels.segmentation.training.module import OptimizerOptions, SegmentationModule
+from maskattn_kernels.segmentation.training.options import ConfigError, parse, to_yaml
+from maskattn_kernels.segmentation.training.run_data import RunData
+from maskattn_kernels.segmentation.training.run_state import SafeStateIO, read_state, saved_batches
+from maskattn_kernels.segmentation.training.self_training import LabelledAndPseudo, PseudoLabelled
+from maskattn_kernels.segmentation.training.sync_norm import share_batch_norm
 
 __all__ = ["main", "train"]
 
