@@ -16,8 +16,8 @@ from maskattn_kernels.segmentation import cost, evaluate, predict
 from maskattn_kernels.segmentation.data.coco_format import ids_from_rgb
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.sample import Sample
-from maskattn_kernels.segmentation.frames import frames
-from maskattn_kernels.segmentation.panels import error_picture
+from maskattn_kernels.segmentation.prediction.frames import frames
+from maskattn_kernels.segmentation.prediction.panels import error_picture
 
 
 @pytest.fixture(autouse=True)

@@ -36,7 +36,7 @@ from maskattn_kernels.segmentation.data.batches import Batches
 from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.model.losses import SegmentationLoss
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
-from maskattn_kernels.segmentation.predict import predict
+from maskattn_kernels.segmentation.prediction.command import predict
 from maskattn_kernels.segmentation.training.module import SegmentationModule
 from maskattn_kernels.segmentation.training.options import parse
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from PIL import Image
 
 from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes
-from maskattn_kernels.segmentation.frames import Frame
 from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
-from maskattn_kernels.segmentation.panels import draw_panel
-from maskattn_kernels.segmentation.predict import predictions
+from maskattn_kernels.segmentation.prediction.command import predictions
+from maskattn_kernels.segmentation.prediction.frames import Frame
+from maskattn_kernels.segmentation.prediction.panels import draw_panel
+from maskattn_kernels.segmentation.prediction.writing import at_size
 from maskattn_kernels.segmentation.training.command import train
 from maskattn_kernels.segmentation.training.csv_log import read_log
 from maskattn_kernels.segmentation.training.options import parse
-from maskattn_kernels.segmentation.writing import at_size
 
 #: Options of ``maskattn train`` besides the folder.
 OPTIONS: tuple[str, ...] = ("--config", "digit-scenes-demo")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from maskattn_kernels.segmentation.panels import Attended
+from maskattn_kernels.segmentation.prediction.panels import Attended
 
 __all__ = ["Prediction"]
 

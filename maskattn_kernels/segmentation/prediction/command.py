@@ -22,14 +22,14 @@ from maskattn_kernels.common.background import ahead, batched, map_ahead
 from maskattn_kernels.common.command_line import Parser, count, positive, torch_device
 from maskattn_kernels.segmentation.data.augmentation import fit
 from maskattn_kernels.segmentation.data.sample import Sample
-from maskattn_kernels.segmentation.frames import Frame, frames
 from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.model.cost import measure_cost, peak_memory
 from maskattn_kernels.segmentation.model.grouping import Panoptic, group
 from maskattn_kernels.segmentation.model.network import Outputs
-from maskattn_kernels.segmentation.panels import Attended
-from maskattn_kernels.segmentation.prediction import Prediction
-from maskattn_kernels.segmentation.writing import Writer
+from maskattn_kernels.segmentation.prediction.frames import Frame, frames
+from maskattn_kernels.segmentation.prediction.panels import Attended
+from maskattn_kernels.segmentation.prediction.prediction import Prediction
+from maskattn_kernels.segmentation.prediction.writing import Writer
 
 __all__ = ["main", "predict", "predictions", "summary_text"]
 

@@ -48,7 +48,7 @@ def frames(source: str) -> Iterator[Frame]:
         >>> import tempfile
         >>> from pathlib import Path
         >>> from PIL import Image
-        >>> from maskattn_kernels.segmentation.frames import frames
+        >>> from maskattn_kernels.segmentation.prediction.frames import frames
         >>> folder = Path(tempfile.mkdtemp())
         >>> for name in ("b.png", "a.png"):
         ...     Image.new("RGB", (8, 6)).save(folder / name)
