@@ -46,10 +46,10 @@ EXTRAS = (
 
 #: Commands of the extra "segmentation": the module whose ``main`` takes the arguments, and help.
 SEGMENTATION = {
-    "check-data": ("check_data", "look at a data set: what it holds, and whether it can be used"),
-    "train": ("training", "train a network that segments images"),
-    "eval": ("evaluate", "score a trained network on labelled images"),
-    "predict": ("predict", "segment images, a folder, a video or a camera"),
+    "check-data": ("data.command", "look at a data set: what it holds, and whether it can be used"),
+    "train": ("training.command", "train a network that segments images"),
+    "eval": ("scoring.command", "score a trained network on labelled images"),
+    "predict": ("prediction.command", "segment images, a folder, a video or a camera"),
 }
 
 

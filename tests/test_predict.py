@@ -12,12 +12,14 @@ from segmentation_runs import CLASSES, tiny_checkpoint, write_images
 
 from maskattn_kernels.common.atomic import WriteError
 from maskattn_kernels.common.background import ahead, map_ahead
-from maskattn_kernels.segmentation import cost, evaluate, predict
 from maskattn_kernels.segmentation.data.coco_format import ids_from_rgb
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.sample import Sample
+from maskattn_kernels.segmentation.model import cost
+from maskattn_kernels.segmentation.prediction import command as predict
 from maskattn_kernels.segmentation.prediction.frames import frames
 from maskattn_kernels.segmentation.prediction.panels import error_picture
+from maskattn_kernels.segmentation.scoring import command as evaluate
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,8 @@ from torchmetrics.detection import PanopticQuality
 
 from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes
 from maskattn_kernels.segmentation.data.sample import VOID, Classes
-from maskattn_kernels.segmentation.scoring.metrics import SegmentationMetrics, resize_labels
+from maskattn_kernels.segmentation.model.label_sizes import resize_labels
+from maskattn_kernels.segmentation.scoring.metrics import SegmentationMetrics
 from maskattn_kernels.segmentation.scoring.panoptic_quality import ClassQuality
 
 CLASSES = Classes(

@@ -18,9 +18,9 @@ from maskattn_kernels.segmentation.data.coco_format import PanopticWriter
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.images import read_labels
 from maskattn_kernels.segmentation.data.sample import VOID, Classes
+from maskattn_kernels.segmentation.model.label_sizes import resize_labels
 from maskattn_kernels.segmentation.prediction.panels import draw_panel
 from maskattn_kernels.segmentation.prediction.prediction import Prediction
-from maskattn_kernels.segmentation.scoring.metrics import resize_labels
 
 __all__ = ["Writer", "at_size"]
 

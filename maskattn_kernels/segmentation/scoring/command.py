@@ -22,7 +22,8 @@ from maskattn_kernels.segmentation.data.opening import NAMES, open_dataset
 from maskattn_kernels.segmentation.data.sample import Sample, SegmentationDataset
 from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.model.grouping import Panoptic, group
-from maskattn_kernels.segmentation.scoring.metrics import SegmentationMetrics, resize_labels
+from maskattn_kernels.segmentation.model.label_sizes import resize_labels
+from maskattn_kernels.segmentation.scoring.metrics import SegmentationMetrics
 
 __all__ = ["evaluate", "main", "tables"]
 

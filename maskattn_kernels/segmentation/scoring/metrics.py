@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from maskattn_kernels.segmentation.data.sample import VOID, Classes
+from maskattn_kernels.segmentation.model.network import TASKS
 from maskattn_kernels.segmentation.scoring.average_precision import AveragePrecision
 from maskattn_kernels.segmentation.scoring.panoptic_quality import ClassQuality
 
-__all__ = ["TASKS", "SegmentationMetrics", "resize_labels"]
-
-TASKS = ("semantic", "instance", "panoptic")
+__all__ = ["SegmentationMetrics"]
 
 
 class Prediction(Protocol):
@@ -153,21 +152,3 @@ class _ClassIoU(MulticlassJaccardIndex):
 
 def _mean(values: Tensor) -> float:
     return float(values.nanmean())
-
-
-def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Label maps (B,H,W) at another size by nearest neighbour: to score at an image's own size.
-
-    Args:
-        labels: any dtype of whole numbers.
-        size: height and width.
-
-    Example:
-        >>> resize_labels(torch.tensor([[[1, 2]]]), (2, 4)).tolist()
-        [[[1, 1, 2, 2], [1, 1, 2, 2]]]
-    """
-    rows, columns = (
-        ((torch.arange(target, device=labels.device) + 0.5) * (source / target)).long()
-        for target, source in zip(size, labels.shape[-2:], strict=True)
-    )
-    return labels[:, rows][:, :, columns]

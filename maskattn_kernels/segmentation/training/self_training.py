@@ -16,7 +16,7 @@ from maskattn_kernels.segmentation.data.images import ImageFiles
 from maskattn_kernels.segmentation.data.sample import VOID, Sample, SegmentationDataset
 from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.model.grouping import group
-from maskattn_kernels.segmentation.scoring.metrics import resize_labels
+from maskattn_kernels.segmentation.model.label_sizes import resize_labels
 
 __all__ = ["LabelledAndPseudo", "PseudoLabelled"]
 
