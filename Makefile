@@ -8,8 +8,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 # What the sanitizers run: every case on every tier of the C++ library, strides, empty selections, bad indices.
-SANITIZE_TESTS ?= -k 'cpu and not past_int32' tests/test_masked_attention.py tests/test_strides.py tests/test_empties.py \
-  tests/test_token_index.py
+SANITIZE_TESTS ?= -k 'cpu and not past_int32' tests/ops/test_masked_attention.py tests/ops/test_strides.py tests/ops/test_empties.py \
+  tests/ops/test_token_index.py
 
 .DEFAULT_GOAL := help
 .PHONY: help preflight build test demo bench lint sanitize wheel clean

@@ -23,7 +23,7 @@ DEFAULT = "build,info,tests,gpu,sweep,memcheck,racecheck,small"
 ROOT = Path(__file__).resolve().parents[1]
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 MASKATTN = [sys.executable, "-m", "maskattn_kernels.cli"]
-SMALL_CASES = ["-k", "cuda and n65", "tests/test_masked_attention.py"]
+SMALL_CASES = ["-k", "cuda and n65", "tests/ops/test_masked_attention.py"]
 # The two shapes of the U-Net with the most work, one call forward and backward by each backend.
 PROFILED = """
 import torch
@@ -54,10 +54,10 @@ def steps(out: Path) -> dict[str, tuple[int, list[str], dict[str, str]]]:
         ),
         "info": (60, [*MASKATTN, "info"], {}),
         "tests": (200, [*PYTEST, "-n", "8", "-k", "cuda", "tests"], {}),
-        "gpu": (120, [*PYTEST, "tests/test_gpu.py"], {}),
+        "gpu": (120, [*PYTEST, "tests/kernels/test_gpu.py"], {}),
         "sweep": (
             150,
-            [*PYTEST, "-n", "12", "-k", "cuda", "tests/test_sweep.py"],
+            [*PYTEST, "-n", "12", "-k", "cuda", "tests/ops/test_sweep.py"],
             {"MASKATTN_SWEEP": "3000"},
         ),
         "memcheck": (120, [*sanitizer, "memcheck", *PYTEST, *SMALL_CASES], {}),

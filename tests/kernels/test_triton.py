@@ -5,6 +5,7 @@ that each check of the strict interpreter catches the bug it is for."""
 import ctypes
 import itertools
 import mmap
+import os
 import subprocess
 import sys
 import textwrap
@@ -17,6 +18,7 @@ import torch
 from cases import BY_NAME, Case, make
 from harness import INTERPRETED, TRITON_TARGETS, Target, check_against_oracle, ran_on, run
 from interpreter import make_strict
+from repository import SUPPORT
 from torch import Tensor
 
 from maskattn_kernels import TokenIndex, explain, masked_attention
@@ -215,8 +217,13 @@ def test_tensors_at_guard_pages(at_end: bool, planted: bool) -> None:
             toy_kernel[(1,)](t, t, {64 if at_end else -1}, BLOCK=1)
         """
     code = f"from test_triton import *\n{textwrap.dedent(body)}\nprint('survived')"
+    paths = os.pathsep.join((str(SUPPORT), os.environ.get("PYTHONPATH", "")))
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent,
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
     )
     assert ("survived" in done.stdout) != planted, done.stderr
     assert done.returncode == (-11 if planted else 0)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 import setuptools
+from repository import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "maskattn_kernels"
 LIBRARY = f"{PACKAGE}/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
 REPORT = f"{PACKAGE}/_build_report.json"

@@ -10,7 +10,7 @@ import torch
 import twin
 from cases import Case, Inputs, make
 from harness import RESULTS, Target, check_against_oracle, run
-from test_isolation import FIELDS, poisoned
+from poison import FIELDS, poisoned
 from torch import Tensor
 
 pytestmark = pytest.mark.skipif(

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from repository import ROOT
 
 from maskattn_kernels import explanation, ops
 from maskattn_kernels.backends.base import Backend
 from maskattn_kernels.problem import Problem
 
-ROOT = Path(__file__).parents[1]
 CSRC = ROOT / "csrc"
 FOLDER = ROOT / "build" / "twin"
 BACKENDS = importlib.import_module("maskattn_kernels.backends")

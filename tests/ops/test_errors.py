@@ -8,13 +8,13 @@ statements.
 
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from harness import RanOps
+from repository import ROOT
 
 from maskattn_kernels import TokenIndex, explain, masked_attention, select_tokens
 
@@ -162,8 +162,6 @@ def test_unknown_keyword() -> None:
 def test_all_of_it_without_assert_statements() -> None:
     """A check made by `assert` is gone under `python -O`."""
     command = [sys.executable, "-O", "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(
-        command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     if done.returncode:
         pytest.fail(done.stdout + done.stderr)

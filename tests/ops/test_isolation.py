@@ -5,13 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import BY_NAME, Inputs, make
+from cases import BY_NAME, make
 from harness import TARGETS, Target, run, trimmed
-from oracle import per_head
-from torch import Tensor
+from poison import FIELDS, poisoned, unselected
 
 POISONS = {"nan": torch.nan, "inf": torch.inf, "minus_inf": -torch.inf, "1e30": 1e30}
-FIELDS = ("query", "key", "value", "key_bias", "dout", "dlse")
 CASES = (
     "everything",
     "index_per_head",
@@ -20,31 +18,6 @@ CASES = (
     "heads_8_4_per_head",
 )
 CASES += ("n65", "d46", "d3")
-
-
-def poisoned(x: Inputs, fields: tuple[str, ...], poison: float) -> Inputs:
-    changes = {}
-    for name in fields:
-        t = getattr(x, name)
-        if t is not None:
-            changes[name] = put(t, unselected(x, name), poison)
-    return replace(x, **changes)
-
-
-def unselected(x: Inputs, name: str) -> Tensor:
-    """bool, broadcastable over tensor `name`: its tokens that are not selected."""
-    of_keys = name in ("key", "value", "key_bias", "dk", "dv", "dbias")
-    mask, heads = (x.key_mask, x.key.shape[1]) if of_keys else (x.query_mask, x.query.shape[1])
-    mask = torch.ones(1, 1, 1, dtype=torch.bool) if mask is None else per_head(mask, heads)
-    if name == "key_bias" and x.key_bias.dim() == 2:
-        mask = mask.any(1)  # one bias for all heads: poison where no head has selected the token
-    return ~mask
-
-
-def put(t: Tensor, tokens: Tensor, value: float) -> Tensor:
-    if tokens.dim() < t.dim():
-        tokens = tokens.unsqueeze(-1)
-    return torch.where(tokens, torch.tensor(value).to(t.dtype), t)
 
 
 @pytest.mark.parametrize("case", CASES)

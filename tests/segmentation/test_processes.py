@@ -4,15 +4,13 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
+from repository import ROOT
 from safetensors.torch import load_file
 from segmentation_runs import tiny_arguments
 
 from maskattn_kernels.segmentation.training import command as training
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_two_processes_train_to_the_weights_of_one(tmp_path):

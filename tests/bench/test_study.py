@@ -4,13 +4,13 @@
 import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 from maskattn_kernels.segmentation.training.options import parse
 
-PATH = Path(__file__).parents[1] / "bench" / "study" / "study.py"
+PATH = ROOT / "bench" / "study" / "study.py"
 
 
 @pytest.fixture

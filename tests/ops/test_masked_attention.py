@@ -5,7 +5,7 @@ import pytest
 import torch
 from cases import CASES, Case, make
 from harness import TARGETS, Target, arguments, check_against_oracle, moved, ran_on, trimmed
-from test_isolation import poisoned
+from poison import poisoned
 
 from maskattn_kernels import masked_attention
 from maskattn_kernels.ops import OPS

@@ -18,7 +18,8 @@ import twin
 from cases import BY_NAME, CASES, Case, make
 from harness import RESULTS, Target, arguments, check_against_oracle, run
 from oracle import assert_close
-from test_isolation import FIELDS, poisoned
+from poison import FIELDS, poisoned
+from repository import SUPPORT
 
 from maskattn_kernels import TokenIndex, masked_attention, select_tokens
 
@@ -237,7 +238,7 @@ def sanitized(
         "OMP_NUM_THREADS": "1",
         "PYTHONMALLOC": "malloc",
     }
-    arguments = [str(Path(__file__).parent), str(library), str(barrier), *cases]
+    arguments = [str(SUPPORT), str(library), str(barrier), *cases]
     command = [sys.executable, "-c", SANITIZED, *arguments]
     done = subprocess.run(command, cwd=twin.ROOT, env=env, capture_output=True, text=True)
     if "unexpected memory mapping" in done.stderr:

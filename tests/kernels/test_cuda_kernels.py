@@ -7,11 +7,10 @@ In bfloat16, which stands for float16; `python tools/cuda_kernels.py` has every 
 import re
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from repository import ROOT
 
-ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(
     not (ROOT / "tools" / "cuda_kernels.py").exists(), reason="needs the source tree"
 )

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Random calls against the oracle. A failure is repeated by its own name:
-pytest "tests/test_sweep.py::test_random_call[123]"; MASKATTN_SWEEP=3000 runs more of them.
+pytest "tests/ops/test_sweep.py::test_random_call[123]"; MASKATTN_SWEEP=3000 runs more of them.
 """
 
 import os
