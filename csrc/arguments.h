@@ -78,7 +78,9 @@ inline DType dtype_of(const Tensor& t) {
   }
 }
 
-inline void fill_inputs(Inputs& in, double scale, ForwardParams& p, CheckDevice check_device) {
+// All but the views of the (B, H, N, D) tensors, which differ between the backends.
+template <class View>
+void fill_inputs(Inputs& in, double scale, ForwardCall<View>& p, CheckDevice check_device) {
   for (const auto& [t, name] : {std::pair{&in.query, "query"}, {&in.key, "key"}, {&in.value, "value"}}) {
     check_device(*t, name);
     check_shape(*t, name, {-1, -1, -1, -1});
@@ -98,7 +100,6 @@ inline void fill_inputs(Inputs& in, double scale, ForwardParams& p, CheckDevice 
   if (p.seqlen_q > INT32_MAX || p.seqlen_k > INT32_MAX) fail("query", shape_of(in.query), "lengths below 2^31");
 
   in.query = unit_stride(in.query), in.key = unit_stride(in.key), in.value = unit_stride(in.value);
-  p.q = view(in.query), p.k = view(in.key), p.v = view(in.value);
   p.queries =
       selection(in.query_indices, in.query_counts, "query_mask", p.batch, p.heads_q, p.seqlen_q, check_device);
   p.keys = selection(in.key_indices, in.key_counts, "key_mask", p.batch, p.heads_kv, p.seqlen_k, check_device);
@@ -116,8 +117,9 @@ struct BackwardInputs {
   OptionalTensor dlse;
 };
 
-inline void fill_backward_inputs(BackwardInputs& in, const Tensor& query, BackwardParams& p,
-                                 CheckDevice check_device) {
+template <class View>
+void fill_backward_inputs(BackwardInputs& in, const Tensor& query, BackwardCall<View>& p,
+                          CheckDevice check_device) {
   for (const auto& [t, name] : {std::pair{&in.dout, "dout"}, {&in.out, "out"}}) {
     check_device(*t, name);
     if (t->scalar_type() != query.scalar_type()) fail(name, "another dtype", "the dtype of query");
@@ -127,7 +129,7 @@ inline void fill_backward_inputs(BackwardInputs& in, const Tensor& query, Backwa
   check_dtype(in.lse, ScalarType::Float, "lse", "float32");
   check_shape(in.lse, "lse", {p.batch, p.heads_q, p.seqlen_q});
   in.dout = unit_stride(in.dout), in.out = unit_stride(in.out), in.lse = unit_stride(in.lse);
-  p.dout = view(in.dout), p.out = view(in.out), p.lse = row_view(in.lse);
+  p.lse = row_view(in.lse);
   if (in.dlse.has_value()) {
     check_device(*in.dlse, "dlse");
     check_dtype(*in.dlse, ScalarType::Float, "dlse", "float32");

@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "../arguments.h"
+#include "params.h"
 #include "schedule.h"
 
 namespace maskattn {
@@ -21,6 +22,11 @@ ThreadPool torch_threads() {
               for (int64_t i = begin; i < end; ++i) work(ctx, i);
             });
           }};
+}
+
+void fill_cpu_inputs(Inputs& in, double scale, ForwardParams& p) {
+  fill_inputs(in, scale, p, check_cpu);
+  p.q = view(in.query), p.k = view(in.key), p.v = view(in.value);
 }
 
 std::tuple<Tensor, Tensor> forward(ForwardParams& p, const Tensor& query) {
@@ -75,7 +81,7 @@ std::tuple<Tensor, Tensor> cpu_fwd(const Tensor& query, const Tensor& key, const
                                    const OptionalTensor& key_bias, double scale) {
   Inputs in{query, key, value, query_indices, query_counts, key_indices, key_counts, key_bias};
   ForwardParams p;
-  fill_inputs(in, scale, p, check_cpu);
+  fill_cpu_inputs(in, scale, p);
   return forward(p, query);
 }
 
@@ -84,7 +90,7 @@ std::tuple<Tensor, Tensor> cpu_infer(const Tensor& query, const Tensor& key, con
                                      const OptionalTensor& key_bias, double scale) {
   Inputs in{query, key, value, {}, {}, {}, {}, key_bias};
   ForwardParams p;
-  fill_inputs(in, scale, p, check_cpu);
+  fill_cpu_inputs(in, scale, p);
   const ListedMask keys(key_mask, "key_mask", p.batch, p.heads_kv, p.seqlen_k);
   const bool shared = same_view(query_mask, key_mask) && p.heads_q == p.heads_kv && p.seqlen_q == p.seqlen_k;
   const ListedMask queries(shared ? OptionalTensor() : query_mask, "query_mask", p.batch, p.heads_q, p.seqlen_q);
@@ -99,9 +105,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cpu_bwd(
     double scale) {
   Inputs in{query, key, value, query_indices, query_counts, key_indices, key_counts, key_bias};
   BackwardParams p;
-  fill_inputs(in, scale, p, check_cpu);
+  fill_cpu_inputs(in, scale, p);
   BackwardInputs more{dout, out, lse, dlse};
   fill_backward_inputs(more, query, p, check_cpu);
+  p.dout = view(more.dout), p.out = view(more.out);
   Tensor dq = new_like(query), dk = new_like(key), dv = new_like(value);
   Tensor dbias = key_bias.has_value() ? torch::stable::new_empty(*key_bias, {p.batch, p.heads_kv, p.seqlen_k})
                                       : torch::stable::new_empty(query, {0}, ScalarType::Float);

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "engine.h"
+#include "params.h"
 
 namespace maskattn {
 

@@ -2,7 +2,7 @@
 //
 // All that the kernels ask of a GPU: who a thread is, barriers, what the lanes of a warp tell each other, shared
 // memory, asynchronous copies, matrix products, launches. The kernels are written in these words alone, so that
-// the same source also compiles for the host, where twin/device.h gives every word a checked meaning.
+// the same source also compiles for the host, where tests/cuda_twin/device.h gives every word a checked meaning.
 //
 // Everything here exists from compute capability 8.0 on (PTX ISA 7.1).
 #pragma once
@@ -25,7 +25,7 @@ struct BFloat16 {
 }  // namespace maskattn
 
 #ifdef MASKATTN_TWIN
-#include "twin/device.h"
+#include "cuda_twin/device.h"
 #else
 
 #include <cuda_runtime.h>

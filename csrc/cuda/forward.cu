@@ -216,7 +216,7 @@ bool has_masks(const CudaForwardParams& p) { return p.query_mask.data != nullptr
 
 }  // namespace
 
-int cuda_fwd_splits(const ForwardParams& p, int processors) {
+int cuda_fwd_splits(const CudaParams& p, int processors) {
   if (p.seqlen_k <= kShort) return 1;
   return for_instance(p, [&](auto t, auto width) {
     using F = Forward<decltype(t), decltype(width)::value>;

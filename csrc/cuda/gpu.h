@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
 // Where the ops of masked_attention.cpp run: the current stream of a tensor's GPU. The tests run them on the CPU,
-// by twin/cpu.h.
+// by tests/cuda_twin/cpu.h.
 #pragma once
 
 #ifdef MASKATTN_TWIN
-#include "twin/cpu.h"
+#include "cuda_twin/cpu.h"
 #else
 
 #include <dlfcn.h>

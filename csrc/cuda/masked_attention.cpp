@@ -10,20 +10,21 @@
 #include "../arguments.h"
 #include "../schemas.h"
 #include "gpu.h"
+#include "params.h"
 
 namespace maskattn {
 namespace {
 
 // With whether all rows can be moved in chunks of 16 bytes.
-TensorView gpu_view(const Tensor& t) {
+GpuView gpu_view(const Tensor& t) {
   const int64_t bytes = t.scalar_type() == ScalarType::Float ? 4 : 2;
-  TensorView v = view(t);
+  GpuView v{view(t)};
   v.aligned = reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 == 0 && t.size(3) * bytes % 16 == 0;
   for (int64_t d = 0; d < 3; ++d) v.aligned &= t.size(d) == 1 || t.stride(d) * bytes % 16 == 0;
   return v;
 }
 
-void fill_gpu_inputs(Inputs& in, double scale, ForwardParams& p) {
+void fill_gpu_inputs(Inputs& in, double scale, CudaParams& p) {
   fill_inputs(in, scale, p, check_gpu);
   p.q = gpu_view(in.query), p.k = gpu_view(in.key), p.v = gpu_view(in.value);
 }
@@ -115,7 +116,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cuda_bwd(
                                       : torch::stable::new_empty(query, {0}, ScalarType::Float);
   if (p.batch * p.heads_q * p.seqlen_q == 0 || p.seqlen_k == 0)
     return {filled(dq, 0.0), filled(dk, 0.0), filled(dv, 0.0), filled(dbias, 0.0)};
-  p.dout = gpu_view(more.dout), p.dq = gpu_view(dq), p.dk = gpu_view(dk), p.dv = gpu_view(dv);
+  p.dout = gpu_view(more.dout), p.out = gpu_view(more.out);
+  p.dq = gpu_view(dq), p.dk = gpu_view(dk), p.dv = gpu_view(dv);
   if (key_bias.has_value()) p.dbias = row_view(dbias);
   Tensor workspace = torch::stable::new_empty(query, {lay_out_cuda_bwd(p, nullptr)}, ScalarType::Byte);
   lay_out_cuda_bwd(p, workspace.data_ptr());

@@ -18,7 +18,7 @@ constexpr int64_t kPackFrom = 4096;
 
 // Whether two tensors that are streamed together are packed first. Readers are tokens that stay while all of the
 // rows stream by, selected or not: how many are is not known here.
-inline bool is_packed(const TensorView& a, const TensorView& b, int64_t readers) {
+inline bool is_packed(const GpuView& a, const GpuView& b, int64_t readers) {
   return readers >= kPackFrom || (readers > kShort && !(a.aligned && b.aligned));
 }
 
@@ -35,10 +35,10 @@ class Workspace {
   }
 
   // Packed rows of a (batch, heads, seqlen, head_dim) tensor.
-  TensorView take_rows(const ForwardParams& p, int64_t heads, int64_t seqlen) {
+  GpuView take_rows(const CudaParams& p, int64_t heads, int64_t seqlen) {
     const int64_t size = element_size(p.dtype), width = ceil_div(p.head_dim * size, 16) * 16 / size;
     char* data = take<char>(p.batch * heads * seqlen * width * size);
-    return {data, heads * seqlen * width, seqlen * width, width, true};
+    return {{data, heads * seqlen * width, seqlen * width, width}, true};
   }
 
   int64_t bytes() const { return bytes_; }
@@ -50,8 +50,8 @@ class Workspace {
 
 // Copies the rows of one (b, h) at kRows places of its list, by a block. Entries that name no token give zeros.
 template <typename T, int kRows, int kThreads>
-MASKATTN_DEVICE void pack_rows(const TensorView& tensor, const TensorView& packed, int64_t b, int64_t h,
-                               int head_dim, const TokenList& list, int first) {
+MASKATTN_DEVICE void pack_rows(const GpuView& tensor, const GpuView& packed, int64_t b, int64_t h, int head_dim,
+                               const TokenList& list, int first) {
   const Rows<T> from = rows_of<T>(tensor, b, h, head_dim), to = rows_of<T>(packed, b, h, head_dim);
   constexpr int kPerChunk = 16 / sizeof(T);
   const int chunks = (head_dim + kPerChunk - 1) / kPerChunk;
@@ -68,9 +68,9 @@ MASKATTN_DEVICE void pack_rows(const TensorView& tensor, const TensorView& packe
 }
 
 // In pack_keys.cu: packs the selected keys, their values and biases.
-int launch_pack_keys(const ForwardParams& from, const KeyPack& to, void* stream);
+int launch_pack_keys(const CudaParams& from, const KeyPack& to, void* stream);
 
-inline KeyPack take_keys(Workspace& workspace, const ForwardParams& p) {
+inline KeyPack take_keys(Workspace& workspace, const CudaParams& p) {
   const int64_t h = p.heads_kv, n = p.seqlen_k;
   if (!is_packed(p.k, p.v, p.seqlen_q * (p.heads_q / h))) return {};
   return {workspace.take_rows(p, h, n), workspace.take_rows(p, h, n),

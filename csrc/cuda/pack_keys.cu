@@ -12,13 +12,13 @@ constexpr int kRows = 32;
 constexpr int kThreads = 128;
 
 struct Packing {
-  ForwardParams from;
+  CudaParams from;
   KeyPack to;
 };
 
 template <typename T>
 __global__ __launch_bounds__(kThreads) void pack_keys_kernel(const __grid_constant__ Packing p) {
-  const ForwardParams& from = p.from;
+  const CudaParams& from = p.from;
   const uint32_t blocks = static_cast<uint32_t>(ceil_div(from.seqlen_k, kRows));
   const uint32_t heads = static_cast<uint32_t>(from.heads_kv), bh = block_index() / blocks;
   const int first = static_cast<int>(block_index() % blocks) * kRows;
@@ -35,7 +35,7 @@ __global__ __launch_bounds__(kThreads) void pack_keys_kernel(const __grid_consta
 
 }  // namespace
 
-int launch_pack_keys(const ForwardParams& from, const KeyPack& to, void* stream) {
+int launch_pack_keys(const CudaParams& from, const KeyPack& to, void* stream) {
   return for_instance(from, [&](auto t, auto) {
     return launch(pack_keys_kernel<decltype(t)>, from.batch * from.heads_kv * ceil_div(from.seqlen_k, kRows),
                   kThreads, 0, Packing{from, to}, stream);

@@ -47,7 +47,7 @@ struct KeyBias {
 };
 
 template <typename T>
-MASKATTN_DEVICE KeyBias key_bias_of(const ForwardParams& p, int64_t b, int64_t kv_head) {
+MASKATTN_DEVICE KeyBias key_bias_of(const CudaParams& p, int64_t b, int64_t kv_head) {
   const RowView& bias = p.key_bias;
   if (bias.data == nullptr) return {nullptr, 0, 0.0f};
   return {bias.data + b * bias.stride_b + kv_head * bias.stride_h, bias.stride_n, Scores<T>::kUnit};
@@ -69,7 +69,7 @@ int for_width(int head_dim, Launch launch) {
 
 // Calls launch(T{}, Width<...>{}) for the dtype and the narrowest tile that holds head_dim.
 template <typename Launch>
-int for_instance(const ForwardParams& p, Launch launch) {
+int for_instance(const CudaParams& p, Launch launch) {
 #ifndef MASKATTN_ONLY_BFLOAT16  // a third of the compile time, for tests that look at compilers and sanitizers
   if (p.dtype == DType::kFloat16) return for_width<Half>(p.head_dim, launch);
   if (p.dtype == DType::kFloat32) return for_width<float>(p.head_dim, launch);

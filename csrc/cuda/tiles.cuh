@@ -58,7 +58,7 @@ struct Rows {
 };
 
 template <typename T>
-MASKATTN_DEVICE Rows<T> rows_of(const TensorView& t, int64_t b, int64_t h, int head_dim) {
+MASKATTN_DEVICE Rows<T> rows_of(const GpuView& t, int64_t b, int64_t h, int head_dim) {
   return {static_cast<T*>(t.data) + (b * t.stride_b + h * t.stride_h), t.stride_n, head_dim, t.aligned};
 }
 

@@ -3,8 +3,8 @@
 // How the kernels read a selection of tokens, and find the tokens that are not in it.
 #pragma once
 
-#include "../params.h"
 #include "device.cuh"
+#include "params.h"
 
 namespace maskattn {
 

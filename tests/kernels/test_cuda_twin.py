@@ -2,7 +2,7 @@
 """The CUDA kernels as they ship, run on the CPU: results against the oracle, races and faults seen.
 
 What only a GPU can show is not here: speed, and whether mma.sync, ldmatrix and cp.async do what
-`csrc/cuda/twin` says they do.
+`tests/cuda_twin` says they do.
 """
 
 import os

@@ -10,7 +10,14 @@ from repository import ROOT
 
 PACKAGE = ROOT / "maskattn_kernels"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-SOURCES = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".cpp", ".cu", ".cuh"))
+CSRC = ROOT / "csrc"
+TWIN = ROOT / "tests" / "cuda_twin"
+SOURCES = sorted(
+    path
+    for folder in (CSRC, TWIN)
+    for path in folder.rglob("*")
+    if path.suffix in (".h", ".cpp", ".cu", ".cuh")
+)
 
 # Lower layers first; a module imports only from its own layer or from lower ones.
 LAYERS = (
@@ -109,16 +116,34 @@ def includes(path: Path) -> list[str]:
     return re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', path.read_text(), flags=re.MULTILINE)
 
 
+def own_headers(path: Path) -> list[Path]:
+    """The headers of this repository that a C++ file includes."""
+    found = []
+    for name in re.findall(r'^\s*#\s*include\s*"([^"]+)"', path.read_text(), flags=re.MULTILINE):
+        places = [(folder / name).resolve() for folder in (path.parent, CSRC, TWIN.parent)]
+        found += [next((place for place in places if place.exists()), places[0])]
+        assert found[-1].exists(), f"{path.name}: no {name}"
+    return found
+
+
+def library(path: Path) -> str:
+    """The library that a C++ file belongs to; '' for what both share."""
+    if TWIN in path.parents:
+        return "cuda"
+    folder = path.relative_to(CSRC).parts[0]
+    return folder if folder in ("cpu", "cuda") else ""
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_includes(path: Path) -> None:
     """Device code sees no torch header, the CPU and the CUDA library not each other."""
-    folder = path.relative_to(ROOT / "csrc").parts[0]
+    for header in own_headers(path):
+        assert library(header) in ("", library(path)), header
+        if TWIN in header.parents and TWIN not in path.parents:
+            assert path.name in ("device.cuh", "gpu.h"), f"{path.name} knows of the tests"
     for header in includes(path):
         if path.suffix in (".cu", ".cuh") or path.name == "params.h":
             assert not re.match(r"(torch|ATen|c10|pybind11)/", header), header
-        if folder in ("cpu", "cuda"):
-            other = {"cpu": "cuda", "cuda": "cpu"}[folder]
-            assert f"{other}/" not in header, header
         if header.startswith("torch/"):
             stable = re.match(r"torch/(csrc/stable|headeronly|csrc/inductor/aoti_torch)/", header)
             assert stable, f"{header} is outside torch's stable ABI"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The CUDA kernels on the CPU: compiled as C++ behind `csrc/cuda/twin`, and made a backend.
+"""The CUDA kernels on the CPU: compiled as C++ behind `tests/cuda_twin`, and made a backend.
 
 Every CUDA thread is a fiber; shared memory is checked for races, copies arrive when they are
 waited for and no earlier, and a broken rule raises RuntimeError. Built once into build/twin, and
@@ -26,6 +26,7 @@ from maskattn_kernels.backends.base import Backend
 from maskattn_kernels.problem import Problem
 
 CSRC = ROOT / "csrc"
+TWIN = ROOT / "tests" / "cuda_twin"
 FOLDER = ROOT / "build" / "twin"
 BACKENDS = importlib.import_module("maskattn_kernels.backends")
 TORCH = Path(torch.__file__).parent
@@ -46,21 +47,23 @@ THREADS = ("-fsanitize=thread", "-DMASKATTN_TSAN", ONE_DTYPE)
 
 def sources(csrc: Path = CSRC) -> list[Path]:
     kernels = [p for p in csrc.glob("cuda/*.cu") if p.name != "device.cu"]
-    return sorted([*kernels, csrc / "cuda" / "masked_attention.cpp", *csrc.glob("cuda/twin/*.cpp")])
+    return sorted([*kernels, csrc / "cuda" / "masked_attention.cpp", *TWIN.glob("*.cpp")])
 
 
 def build(flags: tuple[str, ...] = (), csrc: Path = CSRC) -> Path:
     """The library of the twin, compiled now or by an earlier run from the same text."""
     headers = hashlib.sha256(repr((COMPILER, FLAGS, flags, torch.__version__)).encode())
-    for path in sorted(p for p in csrc.rglob("*") if p.suffix in (".h", ".cuh")):
-        headers.update(str(path.relative_to(csrc)).encode() + path.read_bytes())
+    for folder in (csrc, TWIN):
+        for path in sorted(p for p in folder.rglob("*") if p.suffix in (".h", ".cuh")):
+            headers.update(str(path.relative_to(folder)).encode() + path.read_bytes())
 
     def compile_one(source: Path) -> Path:
         digest = headers.copy()
         digest.update(source.read_bytes())
         target = FOLDER / f"{source.stem}-{digest.hexdigest()[:16]}.o"
-        command = [COMPILER, *FLAGS, *flags, "-x", "c++", "-c", str(source)]
-        if source.parent.name == "twin" and THREADS[0] in flags:
+        command = [COMPILER, *FLAGS, *flags, f"-I{csrc}", f"-I{TWIN.parent}"]
+        command += ["-x", "c++", "-c", str(source)]
+        if source.parent == TWIN and THREADS[0] in flags:
             command.remove(THREADS[0])  # what the fibers share among themselves is no race
         return _made(target, command)
 

@@ -5,8 +5,8 @@
 #include <pybind11/pybind11.h>
 #include <torch/csrc/stable/library.h>
 
+#include "../schemas.h"
 #include "params.h"
-#include "schemas.h"
 
 STABLE_TORCH_LIBRARY(maskattn, m) {
   m.def("cpu_select_tokens" MASKATTN_SELECT_TOKENS_SCHEMA);

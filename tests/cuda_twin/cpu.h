@@ -3,7 +3,7 @@
 // The ops of masked_attention.cpp on CPU tensors, under names of their own.
 #pragma once
 
-#include "../../checks.h"
+#include "checks.h"
 
 #define MASKATTN_OP "twin_"
 #define MASKATTN_DISPATCH_KEY CPU

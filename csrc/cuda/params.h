@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// What the torch side hands to the CUDA kernels.
+#pragma once
+
+#include "../params.h"
+
+namespace maskattn {
+
+// A (B, H, N, D) tensor on a GPU.
+struct GpuView : TensorView {
+  bool aligned = false;  // rows of whole 16 bytes, at multiples of 16 bytes
+};
+
+// What both passes have.
+using CudaParams = ForwardCall<GpuView>;
+
+// A (B, H, N) bool tensor; data == nullptr selects all.
+struct MaskView {
+  const bool* data = nullptr;
+  int64_t stride_b = 0, stride_h = 0, stride_n = 0;
+};
+
+// Selected keys in the order of the index; k.data == nullptr where they are read from where they are.
+struct KeyPack {
+  GpuView k, v;
+  RowView bias;  // 0 where there is none
+};
+
+// One call as the CUDA kernels take it. Their launches return a cudaError_t and wait for nothing. The pointers
+// lead into a workspace; its size, and they, come from lay_out_cuda_*().
+struct CudaForwardParams : CudaParams {
+  MaskView query_mask, key_mask;  // in place of queries and keys, for no more than kShort tokens each
+  KeyPack packed;
+  int splits = 1;             // blocks that share the keys of a block of queries; if not 1, with
+  float* part_out = nullptr;  // (splits, B, Hq, Nq, width of a tile) and
+  float* part_lse = nullptr;  // (splits, B, Hq, Nq), both by place in the index
+};
+
+struct CudaBackwardParams : BackwardCall<GpuView> {
+  KeyPack packed;
+  GpuView packed_q, packed_dout;  // by place in the index; data == nullptr as above
+  float* terms = nullptr;         // (B, Hq, Nq, 2), by place in the index: lse in units of the scores, and delta
+};
+
+constexpr int kShort = 256;  // tokens that a block of the forward pass can list by itself
+
+int cuda_fwd_splits(const CudaParams& params, int processors);
+// Places everything in a workspace, and tells how many bytes it takes, which is all that it does with nullptr.
+int64_t lay_out_cuda_fwd(CudaForwardParams& params, void* workspace);
+int64_t lay_out_cuda_bwd(CudaBackwardParams& params, void* workspace);
+int launch_cuda_fwd(const CudaForwardParams& params, void* stream);
+int launch_cuda_bwd(const CudaBackwardParams& params, void* stream);
+int launch_cuda_select_tokens(const SelectParams& params, void* stream);
+
+}  // namespace maskattn
