@@ -6,7 +6,9 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <optional>
+#include <string>
 #include <utility>
 
 #include "checks.h"
@@ -14,7 +16,6 @@
 
 namespace maskattn {
 
-using torch::headeronly::ScalarType;
 using OptionalTensor = std::optional<Tensor>;
 using CheckDevice = void (*)(const Tensor& t, const char* name);  // throws where t is on another device
 
@@ -46,11 +47,12 @@ struct Inputs {
 
 inline SelectionView selection(OptionalTensor& indices, OptionalTensor& counts, const char* name, int64_t batch,
                                int64_t heads, int64_t seqlen, CheckDevice check_device) {
-  if (indices.has_value() != counts.has_value()) fail(name, "indices or counts alone", "both or neither");
+  if (indices.has_value() != counts.has_value())
+    reject(name, "both indices and counts, or neither", "one of them");
   if (!indices.has_value()) return {};
   for (const Tensor* t : {&*indices, &*counts}) {
     check_device(*t, name);
-    check_dtype(*t, ScalarType::Int, name, "int32");
+    check_dtype(*t, ScalarType::Int, name);
   }
   check_shape(*indices, name, {batch, heads, -1}, true);
   check_shape(*counts, name, {batch, heads}, true);
@@ -73,8 +75,7 @@ inline DType dtype_of(const Tensor& t) {
     case ScalarType::BFloat16:
       return DType::kBFloat16;
     default:
-      fail("query", "another dtype", "float32, float16 or bfloat16");
-      return DType::kFloat32;
+      reject("query", "dtype float32, float16 or bfloat16", dtype_name(t.scalar_type()));
   }
 }
 
@@ -84,20 +85,22 @@ void fill_inputs(Inputs& in, double scale, ForwardCall<View>& p, CheckDevice che
   for (const auto& [t, name] : {std::pair{&in.query, "query"}, {&in.key, "key"}, {&in.value, "value"}}) {
     check_device(*t, name);
     check_shape(*t, name, {-1, -1, -1, -1});
-    if (t->scalar_type() != in.query.scalar_type()) fail(name, "another dtype", "the dtype of query");
+    check_same_dtype(*t, in.query, name);
   }
   p.dtype = dtype_of(in.query);
   p.batch = in.query.size(0), p.heads_q = in.query.size(1), p.seqlen_q = in.query.size(2);
   p.heads_kv = in.key.size(1), p.seqlen_k = in.key.size(2);
   const int64_t head_dim = in.query.size(3);
-  if (head_dim < 1 || head_dim > kMaxHeadDim) fail("query", shape_of(in.query), "a head_dim of 1 to 256");
+  if (head_dim < 1 || head_dim > kMaxHeadDim) reject("query", "a head_dim of 1 to 256", std::to_string(head_dim));
   p.head_dim = static_cast<int>(head_dim);
   p.scale = static_cast<float>(scale);
   check_shape(in.key, "key", {p.batch, p.heads_kv, p.seqlen_k, head_dim});
   check_shape(in.value, "value", {p.batch, p.heads_kv, p.seqlen_k, head_dim});
   if (p.heads_kv == 0 ? p.heads_q != 0 : p.heads_q % p.heads_kv != 0)
-    fail("query", shape_of(in.query), "a multiple of key's heads");
-  if (p.seqlen_q > INT32_MAX || p.seqlen_k > INT32_MAX) fail("query", shape_of(in.query), "lengths below 2^31");
+    reject("query", "a number of heads that is a multiple of key's " + std::to_string(p.heads_kv),
+           std::to_string(p.heads_q));
+  if (p.seqlen_q > INT32_MAX || p.seqlen_k > INT32_MAX)
+    reject("query", "query and key lengths below 2^31", std::to_string(std::max(p.seqlen_q, p.seqlen_k)));
 
   in.query = unit_stride(in.query), in.key = unit_stride(in.key), in.value = unit_stride(in.value);
   p.queries =
@@ -105,7 +108,7 @@ void fill_inputs(Inputs& in, double scale, ForwardCall<View>& p, CheckDevice che
   p.keys = selection(in.key_indices, in.key_counts, "key_mask", p.batch, p.heads_kv, p.seqlen_k, check_device);
   if (in.key_bias.has_value()) {
     check_device(*in.key_bias, "key_bias");
-    check_dtype(*in.key_bias, ScalarType::Float, "key_bias", "float32");
+    check_dtype(*in.key_bias, ScalarType::Float, "key_bias");
     check_shape(*in.key_bias, "key_bias", {p.batch, p.heads_kv, p.seqlen_k});
     p.key_bias = row_view(*in.key_bias);
   }
@@ -122,17 +125,17 @@ void fill_backward_inputs(BackwardInputs& in, const Tensor& query, BackwardCall<
                           CheckDevice check_device) {
   for (const auto& [t, name] : {std::pair{&in.dout, "dout"}, {&in.out, "out"}}) {
     check_device(*t, name);
-    if (t->scalar_type() != query.scalar_type()) fail(name, "another dtype", "the dtype of query");
+    check_same_dtype(*t, query, name);
     check_shape(*t, name, {p.batch, p.heads_q, p.seqlen_q, p.head_dim});
   }
   check_device(in.lse, "lse");
-  check_dtype(in.lse, ScalarType::Float, "lse", "float32");
+  check_dtype(in.lse, ScalarType::Float, "lse");
   check_shape(in.lse, "lse", {p.batch, p.heads_q, p.seqlen_q});
   in.dout = unit_stride(in.dout), in.out = unit_stride(in.out), in.lse = unit_stride(in.lse);
   p.lse = row_view(in.lse);
   if (in.dlse.has_value()) {
     check_device(*in.dlse, "dlse");
-    check_dtype(*in.dlse, ScalarType::Float, "dlse", "float32");
+    check_dtype(*in.dlse, ScalarType::Float, "dlse");
     check_shape(*in.dlse, "dlse", {p.batch, p.heads_q, p.seqlen_q});
     p.dlse = row_view(*in.dlse);
   }
@@ -140,9 +143,9 @@ void fill_backward_inputs(BackwardInputs& in, const Tensor& query, BackwardCall<
 
 inline void check_mask(const Tensor& mask, const char* name, CheckDevice check_device) {
   check_device(mask, name);
-  check_dtype(mask, ScalarType::Bool, name, "bool");
+  check_dtype(mask, ScalarType::Bool, name);
   check_shape(mask, name, {-1, -1, -1});
-  if (mask.size(2) > INT32_MAX) fail(name, shape_of(mask), "a length below 2^31");
+  if (mask.size(2) > INT32_MAX) reject(name, "a length below 2^31", std::to_string(mask.size(2)));
 }
 
 // The mask of a call's queries or keys.

@@ -6,12 +6,14 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <cctype>
 #include <initializer_list>
 #include <stdexcept>
 #include <string>
 
 namespace maskattn {
 
+using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 inline std::string shape_of(const Tensor& t) {
@@ -20,17 +22,58 @@ inline std::string shape_of(const Tensor& t) {
   return text + ")";
 }
 
-inline void fail(const char* name, const std::string& got, const std::string& expected) {
-  throw std::runtime_error(std::string(name) + ": got " + got + ", expected " + expected);
+// A dtype as Python writes it: torch.float32.
+inline std::string dtype_name(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Byte:
+      return "torch.uint8";
+    case ScalarType::Char:
+      return "torch.int8";
+    case ScalarType::Short:
+      return "torch.int16";
+    case ScalarType::Int:
+      return "torch.int32";
+    case ScalarType::Long:
+      return "torch.int64";
+    case ScalarType::Half:
+      return "torch.float16";
+    case ScalarType::Float:
+      return "torch.float32";
+    case ScalarType::Double:
+      return "torch.float64";
+    case ScalarType::ComplexHalf:
+      return "torch.complex32";
+    case ScalarType::ComplexFloat:
+      return "torch.complex64";
+    case ScalarType::ComplexDouble:
+      return "torch.complex128";
+    default: {  // the others differ in capitals only
+      std::string name = torch::headeronly::toString(dtype);
+      for (char& c : name) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+      return "torch." + name;
+    }
+  }
+}
+
+inline const char* device_of(const Tensor& t) {
+  return t.is_cpu() ? "cpu" : t.is_cuda() ? "cuda" : "another device";
+}
+
+[[noreturn]] inline void reject(const char* name, const std::string& expected, const std::string& got) {
+  throw std::runtime_error(std::string(name) + ": expected " + expected + ", got " + got);
 }
 
 inline void check_cpu(const Tensor& t, const char* name) {
-  if (!t.is_cpu()) fail(name, "a tensor on another device", "one on the CPU");
+  if (!t.is_cpu()) reject(name, "device cpu", device_of(t));
 }
 
-inline void check_dtype(const Tensor& t, torch::headeronly::ScalarType dtype, const char* name,
-                        const char* dtype_name) {
-  if (t.scalar_type() != dtype) fail(name, "another dtype", dtype_name);
+inline void check_dtype(const Tensor& t, ScalarType dtype, const char* name) {
+  if (t.scalar_type() != dtype) reject(name, "dtype " + dtype_name(dtype), dtype_name(t.scalar_type()));
+}
+
+inline void check_same_dtype(const Tensor& t, const Tensor& query, const char* name) {
+  const ScalarType dtype = query.scalar_type();
+  if (t.scalar_type() != dtype) reject(name, "query's dtype " + dtype_name(dtype), dtype_name(t.scalar_type()));
 }
 
 // sizes[d] < 0 accepts any size; with `broadcast`, a size of 1 is accepted too.
@@ -45,7 +88,7 @@ inline void check_shape(const Tensor& t, const char* name, std::initializer_list
   std::string expected;
   for (const int64_t size : sizes)
     expected += (expected.empty() ? "(" : ", ") + (size < 0 ? std::string("*") : std::to_string(size));
-  fail(name, shape_of(t), expected + ")");
+  reject(name, "shape " + expected + ")", shape_of(t));
 }
 
 }  // namespace maskattn

@@ -27,6 +27,15 @@ void launch_cpu_select_tokens(const SelectParams& p, const ThreadPool& pool) {
   });
 }
 
+// Says which token of a list is not as it must be.
+[[noreturn]] static void reject_indices(const TokenList& tokens, const char* what) {
+  int64_t previous = -1, i = 0;
+  while (tokens.indices[i] > previous && tokens.indices[i] < tokens.seqlen) previous = tokens.indices[i++];
+  throw std::runtime_error(std::string(what) + ".indices: expected ascending tokens from 0 to " +
+                           std::to_string(tokens.seqlen - 1) + ", got " + std::to_string(tokens.indices[i]) +
+                           " at place " + std::to_string(i));
+}
+
 void check_selection(const SelectionView& s, int64_t batch, int64_t heads, int64_t seqlen, const char* what) {
   if (s.indices == nullptr) return;
   const int64_t own_batches = s.count_stride_b == 0 ? (batch < 1 ? batch : 1) : batch;
@@ -35,14 +44,12 @@ void check_selection(const SelectionView& s, int64_t batch, int64_t heads, int64
     for (int64_t h = 0; h < own_heads; ++h) {
       const TokenList tokens = token_list(s, b, h, seqlen);
       if (tokens.count < 0 || tokens.count > seqlen)
-        throw std::runtime_error(std::string(what) + ".counts: got " + std::to_string(tokens.count) +
-                                 ", expected 0 to " + std::to_string(seqlen));
+        throw std::runtime_error(std::string(what) + ".counts: expected 0 to " + std::to_string(seqlen) +
+                                 ", got " + std::to_string(tokens.count));
       bool ascending = true;
       for (int64_t i = 1; i < tokens.count; ++i) ascending &= tokens.indices[i - 1] < tokens.indices[i];
       if (tokens.count > 0) ascending &= tokens.indices[0] >= 0 && tokens.indices[tokens.count - 1] < seqlen;
-      if (!ascending)
-        throw std::runtime_error(std::string(what) + ".indices: expected ascending tokens below " +
-                                 std::to_string(seqlen) + ", got others");
+      if (!ascending) reject_indices(tokens, what);
     }
 }
 

@@ -73,8 +73,8 @@ Tier current_tier() {
     if (std::string(asked) == kNames[t]) return static_cast<Tier>(t);
   std::string offered = kNames[0];
   for (int t = 1; t <= best; ++t) offered += std::string(", ") + kNames[t];
-  throw std::runtime_error("MASKATTN_CPU_TIER: got '" + std::string(asked) + "', this CPU and build offer " +
-                           offered);
+  throw std::runtime_error("MASKATTN_CPU_TIER: expected " + offered + " on this CPU with this build, got '" +
+                           asked + "'");
 }
 
 }  // namespace

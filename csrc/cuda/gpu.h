@@ -23,7 +23,7 @@ const char* error_text(int error);
 int processors_of(int device);  // 0 if that cannot be known
 
 inline void check_gpu(const Tensor& t, const char* name) {
-  if (!t.is_cuda()) fail(name, "a tensor on another device", "one on a CUDA device");
+  if (!t.is_cuda()) reject(name, "device cuda", device_of(t));
 }
 
 // torch's current stream, from a function of libtorch_cuda. It is looked up where a GPU's torch is loaded, so that
@@ -36,7 +36,7 @@ inline void* current_stream(int device) {
   }();
   void* stream = nullptr;
   if (get == nullptr || get(device, &stream) != AOTI_TORCH_SUCCESS)
-    throw std::runtime_error("torch does not tell its current CUDA stream");
+    throw std::runtime_error("no current CUDA stream: libtorch_cuda.so is not loaded, or knows none");
   return stream;
 }
 

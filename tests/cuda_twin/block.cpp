@@ -107,7 +107,7 @@ void Block::run_to_end() {
       } while (release_warp(warp));
     for (const Thread& t : threads_) all_done &= t.state == State::kDone;
     if (all_done) return;
-    if (!release_block() && !ran) throw std::runtime_error("the threads of a block wait for ever");
+    if (!release_block() && !ran) throw std::runtime_error("deadlock: no thread of the block can run");
   }
 }
 

@@ -89,7 +89,7 @@ Block& block();
 
 // Faults to commit on purpose, which the checks must catch: 0 for none.
 struct Plant {
-  int missing_barrier = 0;  // the so-many-th of every thread
+  int missing_barrier = 0;  // the n-th of every thread
   bool missing_wait = false;
 };
 Plant& plant();

@@ -222,7 +222,7 @@ for name in sys.argv[4:]:
 def sanitized(
     flags: tuple[str, ...], *cases: str, csrc: Path = twin.CSRC, barrier: int = 0
 ) -> subprocess.CompletedProcess:
-    """Builds with these sanitizers and runs cases; every thread without its so-many-th barrier."""
+    """Builds with these sanitizers and runs cases; each thread leaves out its n-th barrier."""
 
     def runtime(name: str) -> str:
         command = [twin.COMPILER, f"-print-file-name={name}"]

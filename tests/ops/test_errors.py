@@ -6,6 +6,7 @@ Every check here is made by pytest.raises, so that the file means the same witho
 statements.
 """
 
+import re
 import subprocess
 import sys
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from harness import RanOps
 from repository import ROOT
 
-from maskattn_kernels import TokenIndex, explain, masked_attention, select_tokens
+from maskattn_kernels import TokenIndex, backends, explain, masked_attention, select_tokens
 
 B, H, NQ, NK, D = 2, 4, 5, 6, 8
 
@@ -145,6 +146,44 @@ def test_bad_input(name: str, grad: bool, function: Any) -> None:
 def test_bad_mask_of_select_tokens(mask: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"^{message}"):
         select_tokens(mask)
+
+
+INDICES, COUNTS = torch.arange(NK, dtype=int32)[None, None], torch.tensor([[NK]], dtype=int32)
+# What a direct call of a compiled op says: (arguments of fwd that differ from a valid call, words).
+OP = {
+    "dtype": ({n: torch.ones(B, H, 5, D).double() for n in ("query", "key", "value")},
+              "query: expected dtype float32, float16 or bfloat16, got torch.float64"),
+    "key_dtype": ({"key": torch.ones(B, H, NK, D).double()},
+                  "key: expected query's dtype torch.float32, got torch.float64"),
+    "key_dtype_rare": ({"key": torch.ones(B, H, NK, D).to(torch.float8_e5m2)},
+                       "key: expected query's dtype torch.float32, got torch.float8_e5m2"),
+    "key_shape": ({"key": torch.ones(B, H, NK, 7)},
+                  "key: expected shape (2, 4, 6, 8), got (2, 4, 6, 7)"),
+    "heads": ({"key": torch.ones(B, 3, NK, D), "value": torch.ones(B, 3, NK, D)},
+              "query: expected a number of heads that is a multiple of key's 3, got 4"),
+    "head_dim": ({n: torch.ones(B, H, 5, 257) for n in ("query", "key", "value")},
+                 "query: expected a head_dim of 1 to 256, got 257"),
+    "indices_alone": ({"key_indices": INDICES},
+                      "key_mask: expected both indices and counts, or neither, got one of them"),
+    "indices_dtype": ({"key_indices": INDICES.long(), "key_counts": COUNTS},
+                      "key_mask: expected dtype torch.int32, got torch.int64"),
+    "indices_range": ({"key_indices": INDICES * 2, "key_counts": COUNTS},
+                      "key_mask.indices: expected ascending tokens from 0 to 5, got 6 at place 3"),
+    "counts": ({"key_indices": INDICES, "key_counts": COUNTS + 1},
+               "key_mask.counts: expected 0 to 6, got 7"),
+    "bias": ({"key_bias": torch.ones(B, H, NK).half()},
+             "key_bias: expected dtype torch.float32, got torch.float16"),
+}  # fmt: skip
+
+
+@pytest.mark.skipif(not backends()[0].available, reason="; ".join(backends()[0].reasons))
+@pytest.mark.parametrize("name", OP)
+def test_compiled_ops_say_what_they_expected_and_got(name: str) -> None:
+    changes, message = OP[name]
+    optional = ("query_indices", "query_counts", "key_indices", "key_counts", "key_bias")
+    arguments = valid() | dict.fromkeys(optional) | {"scale": 1.0} | changes
+    with pytest.raises(RuntimeError, match=f"^{re.escape(message)}$"):
+        torch.ops.maskattn.cpu_fwd(*arguments.values())
 
 
 def test_forced_backend_gives_its_reasons() -> None:

@@ -118,7 +118,7 @@ def launches(library: Path) -> int:
 
 @contextmanager
 def planted(library: Path, barrier: int = 0, wait: bool = False) -> Iterator[None]:
-    """Leaves out the so-many-th barrier of every thread, or every wait for copies."""
+    """Leaves out the n-th barrier of every thread, or every wait for copies."""
     plant = load(library)[0].maskattn_twin_plant
     plant(barrier, wait)
     try:
