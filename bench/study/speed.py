@@ -3,15 +3,13 @@
 
     python bench/study/speed.py [--seconds 400] [--parts times memory loading prediction]
 
-All variants in one process, in turns, with random weights (how long a step takes does not depend
-on them). A step is what training does with a batch of 8 scenes: forward, losses, backward, Muon; in
-float32, and with bfloat16 autocast as the study trains. An image is one alone, float32. Dense
-attention comes twice: by torch's SDPA, and by our own op with nothing left out. Then what lies
-around the network: how many images a second one core loads, and the rate of `predict`, files to
-files, as a share of the network's own; that needs the study's run "explored-q+k-0.25-seed0".
+All variants run in one process, in turns, with random weights (the time of a step does not depend
+on them). A step is forward, losses, backward and Muon on a batch of 8 scenes; in float32, and with
+bfloat16 autocast as the study trains. An image is a batch of one, float32. Dense attention is
+measured twice: by torch's SDPA, and by our own op with every token selected. Then the work around
+the network: how many images a second one core loads, and the rate of `predict`, files to files, as
+a share of the network's own; that needs the study's run "gumbel-topk-q+k-0.25-seed0".
 """
-
-from __future__ import annotations
 
 import argparse
 import json
@@ -22,15 +20,15 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
-from study import NETWORKS, RESULTS, SDPA, WITHOUT_LEGEND, WORK
+from plan import HERE, NETWORKS, WITHOUT_LEGEND, WORK
+from tables import SDPA, SPEED
 
 from maskattn_kernels.benchmark.machine import machine_facts
 from maskattn_kernels.benchmark.memory import in_fresh_process, peak_growth
-from maskattn_kernels.benchmark.suite import save
+from maskattn_kernels.benchmark.rows import Results, save
 from maskattn_kernels.benchmark.timing import race
 from maskattn_kernels.segmentation.data.batches import Batches
 from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
@@ -49,7 +47,7 @@ OPTIONS = {
 
 def network_of(variant: str, classes: int, things: tuple[int, ...]) -> SegmentationNetwork:
     torch.manual_seed(0)
-    options = parse(["--config", str(RESULTS.parent / "base.yaml"), *OPTIONS[variant]]).network
+    options = parse(["--config", str(HERE / "base.yaml"), *OPTIONS[variant]]).network
     return SegmentationNetwork(classes, things, **options.as_dict())
 
 
@@ -111,11 +109,11 @@ def loaded_per_second(batches_to_load: int = 32) -> float:
     return batches_to_load * BATCH / (time.perf_counter() - start)
 
 
-def prediction_shares(run: str = "explored-q+k-0.25-seed0", repeats: int = 5) -> list[float]:
+def prediction_shares(run: str = "gumbel-topk-q+k-0.25-seed0", repeats: int = 5) -> list[float]:
     """Rate of `predict`, files to files, over that of its network alone, ascending.
 
-    With a network that study.py trained: how long grouping and writing take depends on what is
-    seen. The network alone runs over the same images right before each prediction.
+    With a network that study.py trained: the time of grouping and writing depends on the objects
+    that it finds. The network alone runs over the same images right before each prediction.
     """
     checkpoint = Checkpoint.from_pretrained(WORK / run / "final")
     checkpoint.size = SIDE
@@ -147,7 +145,7 @@ def prediction_shares(run: str = "explored-q+k-0.25-seed0", repeats: int = 5) ->
     return sorted(shares)
 
 
-def measure_times(report: dict[str, Any], seconds: float) -> None:
+def measure_times(report: Results, seconds: float) -> None:
     for kind, make in KINDS.items():
         calls = {variant: make(variant) for variant in OPTIONS}
         found = race(calls, seconds / len(KINDS))
@@ -163,13 +161,18 @@ def measure_times(report: dict[str, Any], seconds: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=400, help="of timing, about (default 400)")
     parser.add_argument(
-        "--parts", nargs="+", choices=PARTS, default=PARTS, help="measured now; others stay"
+        "--seconds", type=float, default=400, help="for timing, about (default 400)"
+    )
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=PARTS,
+        help="to measure; others stay",
     )
     given = parser.parse_args()
-    path = RESULTS / "speed.json"
-    report: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    report: Results = json.loads(SPEED.read_text(encoding="utf-8")) if SPEED.exists() else {}
     report |= {"side": SIDE, "batch": BATCH}
     for part in given.parts:
         if part == "times":
@@ -181,7 +184,7 @@ def main() -> None:
         else:
             report["prediction_shares"] = prediction_shares()
         report.setdefault("machines", {})[part] = machine_facts()
-        save(report, path)
+        save(report, SPEED)
 
 
 if __name__ == "__main__":

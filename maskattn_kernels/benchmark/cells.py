@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Measures one case: checks every peer, races them, sets the result against what is possible."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
 
 import torch
 
@@ -22,9 +19,8 @@ from maskattn_kernels.benchmark.peers import (
     Unsupported,
     make_call,
 )
+from maskattn_kernels.benchmark.rows import Row
 from maskattn_kernels.benchmark.timing import captured, fastest, race
-
-Row = dict[str, Any]
 
 #: Side of the square matmul whose rate is the yardstick: large enough to fill the device.
 MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}

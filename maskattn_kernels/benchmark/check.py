@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """No time for a wrong answer: everyone is compared with a float64 oracle before being timed."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -6,8 +6,6 @@ Its mask costs time too, so it is measured twice: with the mask made in the call
 peer does with what it needs, and with the mask made once before, which flatters it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

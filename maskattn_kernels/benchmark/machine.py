@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Where a measurement was taken: the facts without which a time says nothing."""
 
-from __future__ import annotations
-
 import datetime
 import importlib.metadata
 import platform

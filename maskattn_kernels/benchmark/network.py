@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """End to end: the U-Net on one 128 x 128 image, with each core of its attention modules."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from maskattn_kernels.benchmark.check import WrongResult
 from maskattn_kernels.benchmark.memory import gpu_peak_growth, in_fresh_process, peak_growth
+from maskattn_kernels.benchmark.rows import Row
 from maskattn_kernels.benchmark.timing import race
 from maskattn_kernels.models import MaskAttnUNet
 
@@ -85,7 +83,7 @@ def network_memory(core: str, trains: bool) -> int:
 
 def measure_network(
     trains: bool, seconds: float, with_memory: bool = True, device: str = "cpu"
-) -> dict[str, Any]:
+) -> Row:
     """Race the cores; the sparse network must agree with float64 first.
 
     Returns:
@@ -96,7 +94,7 @@ def measure_network(
     for call in calls.values():
         call()
     times = race(calls, seconds, focus=("sparse", "identity", "dense"), device=device)
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Row] = {}
     for core in CORES:
         rows[core] = asdict(times.timing(core)) | {"times_ours": times.ratio(core, "sparse")}
         if with_memory and device == "cuda":

@@ -1,20 +1,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What a call costs before any arithmetic: 64 tokens, no grad, against an SDPA call."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, replace
-from typing import Any
 
 from maskattn_kernels.benchmark.cases import Case, make_inputs
 from maskattn_kernels.benchmark.check import check, oracle
 from maskattn_kernels.benchmark.peers import DENSE, OURS, SDPA, make_call
+from maskattn_kernels.benchmark.rows import Row
 from maskattn_kernels.benchmark.timing import race
 
 TINY = Case(64, 64, mode="QK", keep=0.5)
 
 
-def measure_overhead(seconds: float, device: str = "cpu") -> dict[str, Any]:
+def measure_overhead(seconds: float, device: str = "cpu") -> Row:
     """Race whole calls on 64 tokens, the selection included; on a GPU by the host's clock too.
 
     Returns:

@@ -6,8 +6,6 @@ gives the whole answer: shape of the query, zero where a query is not selected. 
     call.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

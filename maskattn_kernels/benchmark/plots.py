@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The results of a run as pictures. Needs matplotlib, which the extra [bench] brings."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from maskattn_kernels.benchmark.peers import BY_NAME
 from maskattn_kernels.benchmark.report import machine_line
+from maskattn_kernels.benchmark.rows import Results, Row
 from maskattn_kernels.benchmark.summary import select
-
-Row = dict[str, Any]
 
 #: Colours that stay apart for colour-blind readers (Okabe and Ito), and a marker each.
 STYLES: dict[str, dict[str, Any]] = {
@@ -77,7 +74,7 @@ def _legend_below(figure: Any, axes: Axes, columns: int) -> None:
 
 
 @rc_context(LOOK)
-def plot_keeps(results: dict[str, Any], path: Path) -> bool:
+def plot_keeps(results: Results, path: Path) -> bool:
     """Time against keep ratio, each peer and the floor; one panel a shape, mode and dtype.
 
     Returns:
@@ -114,7 +111,7 @@ def plot_keeps(results: dict[str, Any], path: Path) -> bool:
 
 
 @rc_context(LOOK)
-def plot_tokens(results: dict[str, Any], path: Path) -> bool:
+def plot_tokens(results: Results, path: Path) -> bool:
     """Time and peak memory against the number of tokens.
 
     Returns:
@@ -151,7 +148,7 @@ def plot_tokens(results: dict[str, Any], path: Path) -> bool:
     return True
 
 
-def plot_all(results: dict[str, Any], stem: Path) -> list[Path]:
+def plot_all(results: Results, stem: Path) -> list[Path]:
     """Write every picture there is data for, as ``<stem>-keep.png`` and ``<stem>-tokens.png``."""
     written = []
     for name, plot in (("keep", plot_keeps), ("tokens", plot_tokens)):

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The results of a run as text for a terminal."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import Any
 
 from maskattn_kernels.benchmark.cases import FORWARD, TRAIN
 from maskattn_kernels.benchmark.peers import BY_NAME, DENSE, GPU_PEERS
+from maskattn_kernels.benchmark.rows import Results, Row
 from maskattn_kernels.benchmark.summary import (
     break_even_words,
     geometric_mean,
@@ -17,8 +15,6 @@ from maskattn_kernels.benchmark.summary import (
     select,
 )
 from maskattn_kernels.benchmark.summary_gpu import gpu_goals
-
-Row = dict[str, Any]
 
 
 def duration(seconds: float) -> str:
@@ -145,14 +141,14 @@ def network_table(rows: Sequence[Row]) -> str:
     return table(["128 x 128, keep 0.25 QK", "time", "against ours", "peak memory"], lines)
 
 
-def goals_table(results: dict[str, Any]) -> str:
+def goals_table(results: Results) -> str:
     marks = {True: "yes", False: "no", None: ""}
     found = gpu_goals(results) if results["machine"].get("gpu") else goals(results)
     lines = [[g.what, g.goal, g.measured, marks[g.met]] for g in found]
     return table(["what", "goal", "measured", "met"], lines)
 
 
-def machine_line(facts: dict[str, Any]) -> str:
+def machine_line(facts: Row) -> str:
     """The machine in one line."""
     tiers = [b["build"].get("tier", b["name"]) for b in facts["backends"] if b["available"]]
     gpu = f"{facts['gpu']} ({facts['gpu_arch']}), " if facts.get("gpu") else ""
@@ -163,7 +159,7 @@ def machine_line(facts: dict[str, Any]) -> str:
     )
 
 
-def text(results: dict[str, Any]) -> str:
+def text(results: Results) -> str:
     """The whole report."""
     parts = [machine_line(results["machine"])]
     if not results["complete"]:

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The whole run: a plan of steps, each saved as soon as it is done, so that nothing is lost."""
 
-from __future__ import annotations
-
 import json
 import re
 import time
@@ -30,8 +28,7 @@ from maskattn_kernels.benchmark.peers import (
     QUICK_PEERS,
     SWEEP_PEERS,
 )
-
-Results = dict[str, Any]
+from maskattn_kernels.benchmark.rows import Results, Row, save
 
 SECTIONS = ("overhead", "network", "cells", "keeps", "tokens", "op_memory")
 #: The keep ratios and shapes of the sweep behind the break-even.
@@ -54,7 +51,7 @@ class Step:
 
     section: str
     label: str
-    function: Callable[[], dict[str, Any]]
+    function: Callable[[], Row]
 
 
 def plan(grid_name: str, dtypes: Sequence[str], device: str = "cpu") -> list[Step]:
@@ -96,13 +93,13 @@ def plan(grid_name: str, dtypes: Sequence[str], device: str = "cpu") -> list[Ste
     return steps
 
 
-def measure_longest() -> dict[str, Any]:
+def measure_longest() -> Row:
     """Peak memory of the longest call."""
     peak = in_fresh_process(peer_memory, LONGEST, OURS.name, "ours")
     return {"name": LONGEST.name, "case": asdict(LONGEST), "peak_bytes": peak}
 
 
-def result_path(folder: Path, grid_name: str, facts: dict[str, Any]) -> Path:
+def result_path(folder: Path, grid_name: str, facts: Row) -> Path:
     """``<folder>/<date>-<tier>-<threads>t-<grid>.json``, or with the GPU's name for the middle."""
     date = facts["date"][:19].replace("-", "").replace(":", "").replace("T", "-")
     tiers = [b["build"].get("tier") for b in facts["backends"] if b["build"].get("tier")]
@@ -116,7 +113,7 @@ def run(
     steps: Sequence[Step],
     results: Results,
     path: Path | None,
-) -> Iterator[tuple[int, Step, dict[str, Any]]]:
+) -> Iterator[tuple[int, Step, Row]]:
     """Take the steps one by one; yields (number, step, its row) after each, when its row is saved.
 
     Steps whose rows ``results`` holds already are not taken again, unless the machine was too busy
@@ -154,7 +151,7 @@ def unrest(row: Any) -> float:
     return max(map(unrest, row.values()), default=1.0)
 
 
-def disturbed(row: dict[str, Any]) -> bool:
+def disturbed(row: Row) -> bool:
     """Whether a row's times say more about the machine's other users than about the contestants."""
     return unrest(row) > CALM
 
@@ -190,14 +187,6 @@ def read_results(path: Path, grid_name: str, steps: Sequence[Step], device: str 
     again = {name: here[name] for name in ("date", "commit")}
     results["gone_on"] = [*results.get("gone_on", []), again]
     return results
-
-
-def save(results: Results, path: Path) -> None:
-    """Write JSON so that an interruption leaves the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".json.part")
-    part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
 
 
 def set_threads(threads: int | None) -> None:

@@ -4,8 +4,6 @@
 Pure functions over the results of a run (or a JSON file of one); nothing is measured here.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -14,9 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from maskattn_kernels.benchmark.cases import FORWARD, TRAIN
-
-Row = dict[str, Any]
-Results = dict[str, Any]
+from maskattn_kernels.benchmark.rows import Results, Row
 
 UNMEASURED = "not measured in this run"
 #: Goals on forward and on forward+backward against gather + SDPA + scatter: geometric mean by

@@ -6,16 +6,12 @@ of its bytes, whichever takes longer. Where a time is compared with a floor or w
 that of the call's CUDA graph: the GPU's time, without the host's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
-from typing import Any
 
 from maskattn_kernels.benchmark.cases import FORWARD, TRAIN
 from maskattn_kernels.benchmark.peers import BY_NAME, OURS
+from maskattn_kernels.benchmark.rows import Results, Row
 from maskattn_kernels.benchmark.summary import UNMEASURED, Goal, geometric_mean, ratio, select
-
-Row = dict[str, Any]
 
 LARGE_FLOOR_SECONDS = 100e-6
 MATMUL_SHARES = {FORWARD: 0.5, TRAIN: 0.4}
@@ -23,7 +19,7 @@ MATMUL_SHARES = {FORWARD: 0.5, TRAIN: 0.4}
 SHORT_CALLS = {1024: 15e-6, 256: 8e-6}
 
 
-def gpu_goals(results: dict[str, Any]) -> list[Goal]:
+def gpu_goals(results: Results) -> list[Goal]:
     """Each goal on a GPU, and what this run measured of it."""
     rows = select(results["cells"], dtype="bfloat16", device="cuda")
     return [*_shares(rows), *_short_calls(rows), *_best_peers(rows), *_masked_peers(rows)]

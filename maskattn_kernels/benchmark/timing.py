@@ -7,8 +7,6 @@ is reported. A slow peer leaves after its share of the time, so that those in fo
 rounds.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable, Collection, Mapping

@@ -6,8 +6,6 @@ one call of that class; the others' tiles stay as the table has them. A tile tha
 result, or does not compile, is named and left out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product

@@ -6,8 +6,6 @@ selected is known on the GPU only. To allocate by it the host waits; not to wait
 allocated as if all were selected, and what lies past the selected rows is cleared.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

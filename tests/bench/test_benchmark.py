@@ -7,9 +7,10 @@ import sys
 
 import pytest
 import torch
+from repository import ROOT
 from torch.nn.functional import scaled_dot_product_attention
 
-from maskattn_kernels.benchmark import cells, check, memory, network, peers, suite
+from maskattn_kernels.benchmark import cells, check, memory, network, peers, rows, suite
 from maskattn_kernels.benchmark.cases import (
     FORWARD,
     TRAIN,
@@ -22,6 +23,7 @@ from maskattn_kernels.benchmark.cases import (
 from maskattn_kernels.benchmark.overhead import measure_overhead
 from maskattn_kernels.benchmark.timing import FOCUS_ROUNDS, MIN_ROUNDS, Race, percentile, race
 
+RESULTS = [*(ROOT / "bench").rglob("*.json")]
 TINY = Case(64, 16, mode="QK", keep=0.25)
 VARIANTS = [v for p in peers.QUICK_PEERS for v in p.variants]
 
@@ -218,13 +220,13 @@ def test_those_in_focus_get_more_rounds():
 
 
 @pytest.fixture(scope="module")
-def rows():
+def measured():
     """Measured rows of small cases, one of each pass."""
     return [cells.measure(Case(64, 16, mode="QK", phase=p), 0.01) for p in (FORWARD, TRAIN)]
 
 
-def test_a_row_is_complete_and_fits_json(rows):
-    row = json.loads(json.dumps(rows[1]))
+def test_a_row_is_complete_and_fits_json(measured):
+    row = json.loads(json.dumps(measured[1]))
     assert set(row["peers"]) == {peer.name for peer in peers.PEERS}
     for name in ("ours", "gather", "sdpa", "eager"):
         peer = row["peers"][name]
@@ -313,6 +315,29 @@ def test_a_run_saves_each_step_and_marks_wrong_ones(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["run.json"]
 
 
+def test_a_file_has_a_row_a_line(tmp_path):
+    results = {
+        "grid": "small",
+        "machine": {"cpu": "a CPU", "backends": [{"name": "cpu", "build": {"tier": "amx"}}]},
+        "cells": [{"name": "a", "peers": {"ours": {"median": 1e-3}}}, {"name": "b"}],
+        "keeps": [],
+        "shares": [0.5, 0.75],
+    }
+    path = tmp_path / "new" / "run.json"
+    rows.save(results, path)
+    assert json.loads(path.read_text()) == results
+    lines = path.read_text().splitlines()
+    for row in (*results["cells"], *results["machine"]["backends"]):
+        assert sum(json.dumps(row) in line for line in lines) == 1
+    assert len(lines) == 2 + 5 + 4 + 2  # braces, sections, elements, ends of two sections
+
+
+@pytest.mark.skipif(not RESULTS, reason="no results in this tree: a source distribution")
+def test_committed_files_are_as_the_writer_writes_them():
+    for path in RESULTS:
+        assert rows.dumps(json.loads(path.read_text())) == path.read_text(), path
+
+
 def row(name, high):
     return {"name": name, "peers": {"ours": {"median": 1.0, "low": 1.0, "high": high}}}
 
@@ -335,7 +360,7 @@ def test_a_resumed_run_takes_what_is_missing_and_what_was_disturbed():
 def test_only_the_same_run_can_be_gone_on_with(tmp_path):
     steps = [suite.Step("cells", "one", dict), suite.Step("cells", "two", dict)]
     path = tmp_path / "run.json"
-    suite.save(suite.new_results("small") | {"cells": [{"name": "one"}]}, path)
+    rows.save(suite.new_results("small") | {"cells": [{"name": "one"}]}, path)
     results = suite.read_results(path, "small", steps)
     assert results["cells"] == [{"name": "one"}] and len(results["gone_on"]) == 1
     with pytest.raises(ValueError, match=r"run\.json: holds the grid small, got full"):
@@ -343,7 +368,7 @@ def test_only_the_same_run_can_be_gone_on_with(tmp_path):
     with pytest.raises(ValueError, match="holds other cases"):
         suite.read_results(path, "small", steps[1:])
     machine = suite.new_results("small")["machine"] | {"threads": 99}
-    suite.save(suite.new_results("small") | {"machine": machine}, path)
+    rows.save(suite.new_results("small") | {"machine": machine}, path)
     with pytest.raises(ValueError, match="was measured with threads 99, here"):
         suite.read_results(path, "small", steps)
     path.write_text("[]")

@@ -1,50 +1,173 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The study of learned masks: its runs can start, and tables can be made of any number of them."""
+"""The study of learned masks: runs can start, the table is complete, the page current."""
 
-import importlib.util
+import importlib
 import json
 import sys
+from types import ModuleType
 
 import pytest
 from repository import ROOT
 
+from maskattn_kernels.benchmark.pages import fill
 from maskattn_kernels.segmentation.training.options import parse
 
-PATH = ROOT / "bench" / "study" / "study.py"
+STUDY = ROOT / "bench" / "study"
+MODULES = ("plan", "records", "tables", "study")
+
+recorded = pytest.mark.skipif(
+    not (STUDY / "runs.jsonl").exists(), reason="no results in this tree: a source distribution"
+)
 
 
 @pytest.fixture
-def study(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("study", PATH)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "study", module)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "RESULTS", tmp_path)
-    return module
+def modules(monkeypatch) -> dict[str, ModuleType]:
+    """The modules of the study by name, as its scripts import them."""
+    monkeypatch.syspath_prepend(str(STUDY))
+    for name in MODULES:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    found = {name: importlib.import_module(name) for name in MODULES}
+    yield found
+    for name in MODULES:
+        sys.modules.pop(name, None)
 
 
-def test_every_run_is_a_config_of_train(study):
-    configs = {run: parse(run.options) for run in study.runs() if run.seed == 0}
+@pytest.fixture
+def plan(modules):
+    return modules["plan"]
+
+
+@pytest.fixture
+def records(modules, tmp_path, monkeypatch):
+    """With a table of its own, without a run."""
+    monkeypatch.setattr(modules["records"], "RUNS", tmp_path / "runs.jsonl")
+    return modules["records"]
+
+
+def test_every_run_is_a_config_of_train(plan):
+    configs = {run: parse(run.options) for run in plan.runs() if run.seed == 0}
     plain = {run.network: config for run, config in configs.items() if not run.change}
-    assert set(plain) == set(study.NETWORKS) - set(study.HALVES)
-    for name, config in plain.items():
-        if name.startswith(("random", "learned", "explored", "topk")):
-            _, sparsity, keep = name.split("-")
-            assert (config.network.sparsity, config.network.keep) == (sparsity, float(keep))
-    assert plain["none"].network.core == "identity"
-    names = [run.name for run in study.runs()]
+    assert set(plain) == set(plan.NETWORKS) - set(plan.HALVES)
+    masked = [name for name in plain if name not in ("identity", "dense")]
+    assert len(masked) == 12
+    for name in masked:
+        network = plain[name].network
+        assert name == f"{network.selector}-{network.sparsity}-{network.keep}"
+    assert plain["identity"].network.core == "identity"
+    names = [run.name for run in plan.runs()]
     assert len(set(names)) == len(names)
-    assert configs[study.Run("none", 0, "30-labelled")].data.limit == 30
-    assert configs[study.Run("none", 0, "legend")].data.options == {"legend": True}
-    assert configs[study.Run("none", 0, "adamw")].optimizer.name == "adamw"
+    assert configs[plan.Run("identity", 0, "30-labelled")].data.limit == 30
+    assert configs[plan.Run("identity", 0, "legend")].data.options == {"legend": True}
+    assert configs[plan.Run("identity", 0, "adamw")].optimizer.name == "adamw"
 
 
-def test_tables_of_what_is_done(study, tmp_path):
+def test_patterns_select_runs(plan):
+    names = [run.name for run in plan.select(["*-legend-seed1", "dense-seed0"])]
+    assert names[0] == "dense-seed0" and "gumbel-topk-q+k-0.1-legend-seed1" in names
+    assert len(names) == 1 + len(plan.WITH_LEGEND) + len(plan.HALVES)
+    with pytest.raises(ValueError, match=r"^no run is called dance-seed0; `study.py list` prints"):
+        plan.select(["dense-seed0", "dance-seed0"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("learned-qk-0.25-seed0", "local-qk-0.25-seed0"),
+        ("explored-q+k-*", "gumbel-topk-q+k-*"),
+        ("none-seed1", "identity-seed1"),
+    ],
+)
+def test_old_names_are_refused_with_the_new_one(modules, old, new, capsys):
+    with pytest.raises(SystemExit) as stop:
+        modules["study"].main(["train", "--only", old])
+    assert stop.value.code == 2
+    assert f"no run is called {old}; it is now called {new}\n" in capsys.readouterr().err
+    assert modules["plan"].select([new])
+
+
+@recorded
+def test_every_line_of_the_table_is_a_run(modules):
+    plan, records = modules["plan"], modules["records"]
+    lines = records.RUNS.read_text().splitlines()
+    assert len(lines) == len(records.read()) >= 64
+    known = {run.name: run for run in plan.runs()}
+    for name, record in records.read().items():
+        assert record["seed"] == known[name].seed
+        config = records.config_of(record)
+        assert config["out"] == f"out/study/{name}" and config["steps"] == 600
+        # The options that name a run are those that it was trained with.
+        chosen = parse(known[name].options)
+        assert config["network"]["selector"] == chosen.network.selector
+        assert config["network"]["core"] == chosen.network.core
+        if config["network"]["selector"] != "none":
+            assert config["network"]["sparsity"] == chosen.network.sparsity
+            assert config["network"]["keep"] == chosen.network.keep
+        assert config["data"]["limit"] == chosen.data.limit
+        assert records.differences(config) == record["config"]
+
+
+@recorded
+def test_a_config_comes_back_from_its_differences(records):
+    config = {"out": "out/study/new-seed7", "seed": 7, **records.shared()}
+    config["data"]["options"] = {"legend": True, "colours": 3}
+    config["data"]["limit"] = 30
+    config["optimizer"]["new_option"] = None
+    found = records.differences(config)
+    assert found == {
+        "data.options.legend": True,
+        "data.options.colours": 3,
+        "data.limit": 30,
+        "optimizer.new_option": None,
+    }
+    records.append({"run": "new-seed7", "seed": 7, "config": found})
+    assert records.config_of(records.read()["new-seed7"]) == config
+    del config["optimizer"]["lr"]
+    with pytest.raises(ValueError, match=r"^the config has no optimizer\.lr"):
+        records.differences(config)
+
+
+def test_a_finished_run_is_not_trained_again(modules, records, monkeypatch, capsys):
+    study = modules["study"]
+    mean = {"network size": {"mIoU": 20.0, "PQ": 10.0, "AP": 0.0}}
+    trained = []
+
+    def run(command, **_):
+        trained.append(command[-1])
+        records.append({"run": command[-1], "seed": 0, "config": {}, "plain": mean})
+        return study.subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(study.subprocess, "run", run)
+    records.append({"run": "dense-seed0", "seed": 0, "config": {}, "plain": mean})
+    assert study.main(["train", "--only", "dense-seed[01]", "--jobs", "1"]) == 0
+    assert trained == ["dense-seed1"]
+    assert capsys.readouterr().out == "[1/1] dense-seed1  mIoU 20.0  PQ 10.0  AP 0.0\n"
+    with pytest.raises(SystemExit):
+        study.main(["one", "dense-seed0"])
+    assert "dense-seed0 is finished; to run it again" in capsys.readouterr().err
+
+
+def test_a_table_of_what_is_finished(modules, records, plan):
     for seed, score in ((0, 20.0), (1, 22.0)):
         mean = {"network size": {"mIoU": score, "PQ": score / 2, "AP": 0.0}}
-        folder = tmp_path / f"dense-seed{seed}"
-        folder.mkdir()
-        (folder / "scores.json").write_text(json.dumps({"plain": mean, "shifted": mean}))
-    text = study.tables()
-    assert "| dense | 21.0 ± 1.4 | 10.5 ± 0.7 | 0.0 ± 0.0 | 2 |" in text
-    assert "| none | - | - | - | 0 |" in text and "no speed.json yet" in text
+        records.append({"run": f"dense-seed{seed}", "plain": mean, "shifted": mean})
+    rows = {name: [plan.Run(name, seed) for seed in (0, 1, 2)] for name in ("dense", "identity")}
+    text = modules["tables"].scores_table("masks", rows, records.read())
+    last = text.splitlines()[-1]
+    scores = "21.0 ± 1.4 | 10.5 ± 0.7 | 0.0 ± 0.0"
+    assert last == f"| dense | {scores} | {scores} | 2 |"
+
+
+@recorded
+def test_the_page_is_what_the_command_writes(modules):
+    tables = modules["tables"]
+    page = tables.PAGE.read_text(encoding="utf-8")
+    assert fill(page, tables.blocks()) == page, "run `python bench/study/study.py table --write`"
+
+
+@recorded
+def test_config_prints_the_config_of_a_run(modules, capsys):
+    assert modules["study"].main(["config", "dense-legend-seed2"]) == 0
+    text = capsys.readouterr().out
+    config = modules["records"].yaml.safe_load(text)
+    assert config["seed"] == 2 and config["data"]["options"] == {"legend": True}
+    assert json.loads(json.dumps(config))["optimizer"]["lr"] == 0.003

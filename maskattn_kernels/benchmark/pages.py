@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Markdown tables, and pages of docs/ with blocks that commands write.
+
+A block stands between the lines ``<!-- begin: NAME -->`` and ``<!-- end -->``; everything else on a
+page is written by hand.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+__all__ = ["fill", "table"]
+
+BLOCK = re.compile(r"(?<=<!-- begin: )([\w -]+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table.
+
+    Example:
+        >>> print(table(["peer", "times"], [["SDPA", "2.0x"]]))
+        | peer | times |
+        |---|---|
+        | SDPA | 2.0x |
+    """
+    lines = [f"| {' | '.join(cells)} |" for cells in (header, *rows)]
+    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
+
+
+def fill(page: str, blocks: Mapping[str, str]) -> str:
+    """The page with the text of each block put between its markers.
+
+    Args:
+        page: Markdown with one pair of markers for each block.
+        blocks: the text of each block by its name.
+
+    Raises:
+        ValueError: the blocks of the page are not those that were given.
+
+    Example:
+        >>> print(fill("<!-- begin: speed -->\\n<!-- end -->", {"speed": "2.0x"}))
+        <!-- begin: speed -->
+        2.0x
+        <!-- end -->
+    """
+    there = [found[1] for found in BLOCK.finditer(page)]
+    if sorted(there) != sorted(blocks):
+        raise ValueError(f"page: expected the blocks {sorted(blocks)}, got {sorted(there)}")
+    return BLOCK.sub(lambda found: f"{found[1]}{found[2]}{blocks[found[1]]}\n", page)
