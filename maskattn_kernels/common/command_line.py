@@ -1,14 +1,27 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the commands of this package share: errors in one line, and types of arguments."""
 
-from __future__ import annotations
-
 import argparse
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import torch
 
-__all__ = ["Parser", "count", "positive", "torch_device"]
+__all__ = [
+    "CommandError",
+    "Parser",
+    "count",
+    "positive",
+    "some_of",
+    "torch_device",
+    "writable_folder",
+]
+
+
+class CommandError(Exception):
+    """A command cannot run, and its one line says all there is to say: exit code 1."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,6 +43,43 @@ def positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
     return int(text)
+
+
+def some_of(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """The type of an argument that lists names, separated by commas; each counts once.
+
+    Example:
+        >>> from maskattn_kernels.common.command_line import some_of
+        >>> some_of(("a", "b"))("b,b")
+        ('b',)
+    """
+
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(dict.fromkeys(text.split(",")))
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(
+                    f"expected some of {','.join(known)}, got {name!r}"
+                )
+        return names
+
+    return parse
+
+
+def writable_folder(name: str | Path) -> Path:
+    """A folder that can be written to; it is made if it is not there.
+
+    Raises:
+        ValueError: it cannot be made or written to.
+    """
+    path = Path(name)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out: cannot make the folder {path}: {error.strerror}") from None
+    if not os.access(path, os.W_OK):
+        raise ValueError(f"out: cannot write to the folder {path}")
+    return path
 
 
 def torch_device(name: str) -> torch.device:

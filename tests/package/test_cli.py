@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from maskattn_kernels import __version__, cli
-from maskattn_kernels.benchmark import suite
+from maskattn_kernels.benchmark import report, suite
+from maskattn_kernels.common.extras import missing_package
 
 
 def one_line(capsys) -> str:
@@ -52,8 +53,8 @@ def test_module_and_version():
         (["bench", "--grid", "huge"], "'huge'"),
         (["bench", "--quick", "--grid", "full"], "not allowed with"),
         (["demo", "--size", "3"], "--size"),
-        (["bench", "--out", "/dev/null/x"], "cannot make the folder '/dev/null/x'"),
-        (["demo", "--out", "/dev/null/x"], "cannot make the folder '/dev/null/x'"),
+        (["bench", "--out", "/dev/null/x"], "cannot make the folder /dev/null/x"),
+        (["demo", "--out", "/dev/null/x"], "cannot make the folder /dev/null/x"),
     ],
 )
 def test_wrong_arguments_are_one_line_and_exit_code_2(argv, says, capsys):
@@ -107,7 +108,7 @@ def test_interrupted_bench_keeps_what_is_finished(short_plan, tmp_path, capsys):
     saved = json.loads(path.read_text())
     assert len(saved["cells"]) == 1 and not saved["complete"]
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last == f"maskattn bench: interrupted; --resume goes on with {path}"
+    assert last == f"maskattn bench: interrupted; --resume {path} continues"
     short_plan(stopped[0], lambda: {"name": "step 1", "wrong": "-"})
     assert cli.main(["bench", "--out", str(tmp_path), "--resume", str(path)]) == 1
     saved = json.loads(path.read_text())
@@ -117,10 +118,17 @@ def test_interrupted_bench_keeps_what_is_finished(short_plan, tmp_path, capsys):
     assert "--resume: " in one_line(capsys)
 
 
-def test_failure_while_running_is_one_line_and_exit_code_1(short_plan, tmp_path, capsys):
+def test_failure_while_running_is_one_line_and_exit_code_1(
+    short_plan, monkeypatch, tmp_path, capsys
+):
     short_plan(lambda: raise_(RuntimeError("first\nsecond")))
     assert cli.main(["bench", "--out", str(tmp_path)]) == 1
-    assert one_line(capsys) == "maskattn bench: RuntimeError: first second"
+    shown = "maskattn bench: RuntimeError: first second"
+    assert one_line(capsys) == f"{shown} (MASKATTN_DEBUG=1 shows where)"
+    monkeypatch.setenv("MASKATTN_DEBUG", "1")
+    assert cli.main(["bench", "--out", str(tmp_path)]) == 1
+    *trace, last = capsys.readouterr().err.strip().splitlines()
+    assert trace[0].startswith("Traceback") and "in raise_" in "".join(trace) and last == shown
 
 
 def hide(monkeypatch, package, *ours):
@@ -133,8 +141,9 @@ def hide(monkeypatch, package, *ours):
 def test_demo_without_its_extra(monkeypatch, tmp_path, capsys):
     import maskattn_kernels.demo
 
-    hide(monkeypatch, "skimage", "maskattn_kernels.demo.run", "maskattn_kernels.demo.photographs")
-    for name in ("run", "photographs"):
+    ours = ("command", "run", "photographs")
+    hide(monkeypatch, "skimage", *(f"maskattn_kernels.demo.{name}" for name in ours))
+    for name in ours:
         monkeypatch.delattr(maskattn_kernels.demo, name, raising=False)
     assert cli.main(["demo", "--out", str(tmp_path)]) == 1
     line = one_line(capsys)
@@ -144,10 +153,12 @@ def test_demo_without_its_extra(monkeypatch, tmp_path, capsys):
 def test_bench_without_matplotlib_says_so_and_goes_on(short_plan, monkeypatch, tmp_path, capsys):
     import maskattn_kernels.benchmark
 
-    hide(monkeypatch, "matplotlib", "maskattn_kernels.benchmark.plots")
-    monkeypatch.delattr(maskattn_kernels.benchmark, "plots", raising=False)
+    ours = ("command", "plots")
+    hide(monkeypatch, "matplotlib", *(f"maskattn_kernels.benchmark.{name}" for name in ours))
+    for name in ours:
+        monkeypatch.delattr(maskattn_kernels.benchmark, name, raising=False)
     short_plan(lambda: {"name": "one", "peers": {"ours": {"median": 1.0}}, "case": {}})
-    monkeypatch.setattr(cli.report, "text", lambda results: "")
+    monkeypatch.setattr(report, "text", lambda results: "")
     assert cli.main(["bench", "--out", str(tmp_path)]) == 0
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("no plots: matplotlib is not installed; pip install")
@@ -176,7 +187,8 @@ def test_failure_while_training_is_one_line_and_exit_code_1(monkeypatch, capsys)
 
     monkeypatch.setattr(training, "main", lambda argv: raise_(WriteError("cannot write a: full")))
     assert cli.main(["train"]) == 1
-    assert one_line(capsys) == "maskattn train: WriteError: cannot write a: full"
+    shown = "maskattn train: WriteError: cannot write a: full (MASKATTN_DEBUG=1 shows where)"
+    assert one_line(capsys) == shown
     stopped = KeyboardInterrupt("stopped after step 3; go on with: maskattn train")
     monkeypatch.setattr(training, "main", lambda argv: raise_(stopped))
     assert cli.main(["train"]) == 130
@@ -196,7 +208,19 @@ def test_a_module_of_ours_that_is_missing_is_not_blamed_on_an_extra():
     error = ModuleNotFoundError("No module named 'maskattn_kernels.nowhere'")
     error.name = "maskattn_kernels.nowhere"
     with pytest.raises(ModuleNotFoundError):
-        cli._missing(error, "cannot run", "demo")
+        missing_package(error, "demo")
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_help(name, capsys):
+    assert exit_code([name, "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"usage: maskattn {name}")
+
+
+def test_help_lists_every_command(capsys):
+    assert exit_code(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"    {name} " in out for name in cli.COMMANDS)
 
 
 def test_the_reader_of_the_output_may_leave():

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from repository import ROOT
 
+from maskattn_kernels.common.extras import IMPORT_NAMES
+
 PACKAGE = ROOT / "maskattn_kernels"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 CSRC = ROOT / "csrc"
@@ -19,6 +21,9 @@ SOURCES = sorted(
     if path.suffix in (".h", ".cpp", ".cu", ".cuh")
 )
 
+# Extras whose packages the product imports; and those that only tests and tools need.
+TOLD, FOR_DEVELOPERS = ("bench", "demo", "segmentation"), ("test", "dev")
+
 # Lower layers first; a module imports only from its own layer or from lower ones.
 LAYERS = (
     ("problem", "token_index", "_version", "common", "_C", "_cuda"),
@@ -29,14 +34,26 @@ LAYERS = (
     ("nn",),
     ("models", "swap"),
     ("benchmark", "segmentation"),
-    ("demo",),
+    ("demo", "info", "tiles"),
     ("cli",),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 # What each may import of the package besides: the public names are for those above functional.
 LEAVES = ("problem", "token_index", "_version", "common")
 CORE = ("problem", "token_index", "backends", "ops", "functional", "explanation")
-EXTRAS = ("matplotlib", "skimage", "PIL", "numpy", "scipy", "lightning", "pytest", "tests", "bench")
+# What the core never imports: what extras bring, and what is not in the package.
+NOT_IN_THE_CORE = {*IMPORT_NAMES.values(), "tests", "bench"}
+
+
+def test_the_table_of_packages_is_that_of_pyproject() -> None:
+    """So neither the rule about the core nor the hint which extra to install can miss a package."""
+    tomllib = pytest.importorskip("tomllib", reason="tomllib comes with Python 3.11")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    asked = {re.split(r"[^\w-]", r)[0] for extra in TOLD for r in extras[extra]}
+    assert asked - {"maskattn_kernels"} == set(IMPORT_NAMES)
+    assert set(extras) == {*TOLD, *FOR_DEVELOPERS}
 
 
 def part(module: str) -> str:
@@ -106,7 +123,7 @@ def test_outside_imports_stay_in_their_place(path: Path) -> None:
         if module.split(".")[0] == "triton":
             assert name.startswith("maskattn_kernels.backends.triton_"), f"{name} imports triton"
         if part(name) in (*CORE, "nn", "models", "swap", ""):
-            assert module.split(".")[0] not in EXTRAS, f"{name} imports {module}"
+            assert module.split(".")[0] not in NOT_IN_THE_CORE, f"{name} imports {module}"
     if name == "maskattn_kernels.backends.reference":
         known = {"maskattn_kernels.backends.base", "maskattn_kernels.problem"}
         assert {m for m, _ in own_imports(path)} <= known, "the yardstick stands on its own"

@@ -21,7 +21,7 @@ import torch
 from jsonargparse import Namespace
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from maskattn_kernels.common.command_line import torch_device
+from maskattn_kernels.common.command_line import torch_device, writable_folder
 from maskattn_kernels.segmentation.data.batches import Batches
 from maskattn_kernels.segmentation.model.checkpoints import Checkpoint, load_matching
 from maskattn_kernels.segmentation.model.losses import SegmentationLoss
@@ -93,7 +93,7 @@ def _train(config: Namespace) -> dict[str, float]:
     stop = StopRequest()
     options = config.trainer
     resumed_at = int(state["global_step"]) if state else 0
-    _make_folder(out)
+    writable_folder(out)
     trainer = pl.Trainer(
         accelerator=options.accelerator,
         devices=options.devices,
@@ -212,15 +212,6 @@ def _run_options(config: Namespace) -> dict[str, str]:
     """The options that decide a run's result, by name, as text."""
     plain = {name: value for name, value in vars(config.as_flat()).items() if name not in FREE}
     return {n: json.dumps(v, default=str) for n, v in plain.items() if n.split(".")[0] in FIXED}
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"out: cannot make the folder {out}: {error.strerror}") from None
-    if not os.access(out, os.W_OK):
-        raise ConfigError(f"out: cannot write to the folder {out}")
 
 
 def _say(text: str) -> None:

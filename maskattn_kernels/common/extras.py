@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The packages that extras bring, and the line about one that is missing."""
+
+__all__ = ["IMPORT_NAMES", "missing_package"]
+
+#: Distribution, as pyproject.toml names it, to the name that it is imported by. A test compares the
+#: two lists.
+IMPORT_NAMES = {
+    "huggingface-hub": "huggingface_hub",
+    "jsonargparse": "jsonargparse",
+    "matplotlib": "matplotlib",
+    "numpy": "numpy",
+    "pillow": "PIL",
+    "pycocotools": "pycocotools",
+    "pytest": "pytest",
+    "pytest-benchmark": "pytest_benchmark",
+    "pytorch-lightning": "pytorch_lightning",
+    "pyyaml": "yaml",
+    "safetensors": "safetensors",
+    "scikit-image": "skimage",
+    "scikit-learn": "sklearn",
+    "scipy": "scipy",
+    "tensorboard": "tensorboard",
+    "torchmetrics": "torchmetrics",
+}
+
+
+def missing_package(error: ModuleNotFoundError, extra: str) -> str:
+    """The line about a package that is not installed, with the command that installs it.
+
+    Args:
+        error: what the import raised. If no extra brings that module, it is raised again.
+        extra: of this package, that brings the module.
+
+    Example:
+        >>> from maskattn_kernels.common.extras import missing_package
+        >>> missing_package(ModuleNotFoundError(name="skimage.io"), "train")
+        "skimage is not installed; pip install 'maskattn_kernels[train]'"
+    """
+    package = (error.name or "").split(".")[0]
+    if package not in IMPORT_NAMES.values():
+        raise error
+    return f"{package} is not installed; pip install 'maskattn_kernels[{extra}]'"
