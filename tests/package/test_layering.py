@@ -37,6 +37,9 @@ LAYERS = (
     ("demo", "info", "tiles"),
     ("cli",),
 )
+# The same for the wings of segmentation; its face, `__init__`, opens every one of them when asked.
+WINGS = (("data",), ("model",), ("infer",), ("scoring", "prediction"), ("training",))
+WING_RANK = {name: rank for rank, wings in enumerate(WINGS) for name in wings}
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 # What each may import of the package besides: the public names are for those above functional.
 LEAVES = ("problem", "token_index", "_version", "common")
@@ -112,6 +115,21 @@ def test_imports_run_one_way(path: Path) -> None:
             assert other == name, f"{path.name} is a leaf and imports {module}"
         if name in ("nn", "models"):
             assert other != "backends", f"{path.name}: pass backend= down instead"
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in MODULES if "segmentation" in p.parts], ids=lambda p: own_name(p)
+)
+def test_imports_between_the_wings_of_segmentation_run_one_way(path: Path) -> None:
+    wing = [*own_name(path).split("."), ""][2]
+    if not wing:
+        return  # the face
+    assert wing in WING_RANK, f"give {wing} a place among the wings"
+    for module, _ in own_imports(path):
+        if part(module) == "segmentation":
+            other = [*module.split("."), ""][2]
+            assert other, f"{path.name} imports the face, which imports it"
+            assert WING_RANK[other] < WING_RANK[wing] or other == wing, f"{path.name}: {module}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: own_name(p))

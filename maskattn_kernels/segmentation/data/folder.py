@@ -55,7 +55,7 @@ class Folder:
         folder(root, LAYOUT)
         self._advice = f"add it to classes or to void in {root / 'classes.yaml'}"
         self.classes, void = read_classes(root / "classes.yaml")
-        self._numbers = {number: VOID for number in void}
+        self._numbers = dict.fromkeys(void, VOID)
         self._numbers |= {number: place for place, number in enumerate(self.classes.ids)}
         apart = (root / split).is_dir()
         place = root / split if apart else root

@@ -39,14 +39,12 @@ STREET = Classes(
     ids=tuple(range(len(_ROWS))),
 )
 
-CITYSCAPES_NUMBERS = {label: VOID for label in (*range(34), 255)} | {
+CITYSCAPES_NUMBERS = dict.fromkeys((*range(34), 255), VOID) | {
     row[2]: number for number, row in enumerate(_ROWS)
 }
 """trainId of each labelId; 255 is -1 (license plate) in a byte."""
 
-BDD_NUMBERS = {label: VOID for label in range(41)} | {
-    row[3]: number for number, row in enumerate(_ROWS)
-}
+BDD_NUMBERS = dict.fromkeys(range(41), VOID) | {row[3]: number for number, row in enumerate(_ROWS)}
 """trainId of each category of the panoptic bitmasks."""
 
 BDD_OBJECT_NUMBERS = {0: VOID} | {

@@ -115,7 +115,7 @@ class Checkpoint:
         try:
             with safe_open(file, framework="pt") as opened:
                 header = opened.metadata() or {}
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file}: not a whole safetensors file ({error})") from None
         return cls._from_parts(file, header.get("maskattn"), tensors)
