@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """pytest-benchmark over the cases and peers of ``maskattn bench``: ``pytest bench``.
 
-Good for one case (``-k N4096-D64-B1-QK-keep0.25-fp32-fwd``) and for comparing two commits.
+Good for one case (``-k N4096-D64-B1-qk-keep0.25-fp32-fwd``) and for comparing two commits.
 For ratios between peers prefer ``maskattn bench``, which lets them take turns.
 """
 

@@ -9,7 +9,8 @@ import torch
 
 #: (tokens, head_dim) of the six attention layers of the published network at 128 x 128.
 SHAPES = ((16384, 64), (4096, 64), (4096, 128), (1024, 128), (1024, 256), (256, 256))
-MODES = ("K", "QK")
+#: Mask modes as `maskattn_kernels.nn` spells them; a case has one mask, so that "q+k" is not here.
+MODES = ("k", "qk")
 KEEPS = (0.5, 0.25, 0.1)
 DTYPES = ("float32", "bfloat16")
 FORWARD, TRAIN = "forward", "forward+backward"
@@ -26,7 +27,7 @@ class Case:
         tokens: N, the number of tokens of queries and of keys.
         head_dim: D.
         batch: B; every item has its own mask with the same number of selected tokens.
-        mode: ``"K"`` masks keys only; ``"QK"`` masks keys and queries with the same mask.
+        mode: ``"k"`` = a mask for keys only, ``"qk"`` = one mask for queries and keys.
         keep: selected fraction of the tokens.
         dtype: name of a torch dtype.
         phase: ``"forward"`` (no grad) or ``"forward+backward"`` (gradients of q, k and v).
@@ -36,11 +37,15 @@ class Case:
     tokens: int
     head_dim: int
     batch: int = 1
-    mode: str = "K"
+    mode: str = "k"
     keep: float = 0.25
     dtype: str = "float32"
     phase: str = FORWARD
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {self.mode!r}")
 
     @property
     def name(self) -> str:
@@ -66,7 +71,7 @@ class Case:
     @property
     def live_queries(self) -> int:
         """Number of query rows that have an output: all of them when only keys are masked."""
-        return self.selected_keys if self.mode == "QK" else self.tokens
+        return self.selected_keys if self.mode == "qk" else self.tokens
 
     @property
     def flops(self) -> int:
@@ -162,7 +167,7 @@ def grid(name: str, dtypes: Iterable[str] = DTYPES, device: str = "cpu") -> list
         >>> len(grid("full"))
         264
         >>> grid("quick", ["float32"])[0].name
-        'N4096-D64-B1-K-keep0.25-fp32-fwd'
+        'N4096-D64-B1-k-keep0.25-fp32-fwd'
     """
     dtypes = tuple(dtypes)
     usual_batch = 8 if device == "cuda" else 1

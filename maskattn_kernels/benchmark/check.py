@@ -49,7 +49,7 @@ def _oracle_item(
 ) -> None:
     """Writes the results of one batch item into (N, D) tensors that are zero."""
     keys = inputs.mask[item].nonzero().squeeze(1)
-    queries = keys if case.mode == "QK" else torch.arange(case.tokens, device=keys.device)
+    queries = keys if case.mode == "qk" else torch.arange(case.tokens, device=keys.device)
     q, k, v, dout = (t[item, 0].double() for t in (*inputs.operands, inputs.dout))
     k, v = k[keys], v[keys]
     scale = 1 / math.sqrt(case.head_dim)

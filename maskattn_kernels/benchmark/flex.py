@@ -25,7 +25,7 @@ def block_mask(mask: Tensor, mode: str) -> BlockMask:
         return mask[b, j] & mask[b, i]
 
     batch, tokens = mask.shape
-    mod = keys_and_queries if mode == "QK" else keys
+    mod = keys_and_queries if mode == "qk" else keys
     return create_block_mask(mod, batch, 1, tokens, tokens, device=str(mask.device))
 
 

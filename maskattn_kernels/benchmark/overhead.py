@@ -9,7 +9,7 @@ from maskattn_kernels.benchmark.peers import DENSE, OURS, SDPA, make_call
 from maskattn_kernels.benchmark.rows import Row
 from maskattn_kernels.benchmark.timing import race
 
-TINY = Case(64, 64, mode="QK", keep=0.5)
+TINY = Case(64, 64, mode="qk", keep=0.5)
 
 
 def measure_overhead(seconds: float, device: str = "cpu") -> Row:

@@ -32,14 +32,14 @@ FLEX_CPU_SHAPES, FLEX_KEEP = ((4096, 64, 1), (1024, 128, 1)), 0.25
 
 def ours(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:
     """This package: selection of the tokens and attention in one call."""
-    query_mask = mask if mode == "QK" else None
+    query_mask = mask if mode == "qk" else None
     return masked_attention(query, key, value, key_mask=mask, query_mask=query_mask)
 
 
 def masked_sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:
     """scaled_dot_product_attention with the mask broadcast over queries."""
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
-    return out.masked_fill(~mask[:, None, :, None], 0) if mode == "QK" else out
+    return out.masked_fill(~mask[:, None, :, None], 0) if mode == "qk" else out
 
 
 def dense_sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:
@@ -52,7 +52,7 @@ def eager(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) ->
     scores = (query / math.sqrt(query.shape[-1])) @ key.transpose(-1, -2)
     weights = scores.masked_fill(~mask[:, None, None, :], -math.inf).softmax(dim=-1)
     out = weights @ value
-    return out.masked_fill(~mask[:, None, :, None], 0) if mode == "QK" else out
+    return out.masked_fill(~mask[:, None, :, None], 0) if mode == "qk" else out
 
 
 def gather_loop(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:
@@ -61,7 +61,7 @@ def gather_loop(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: s
     for q, k, v, m in zip(query, key, value, mask, strict=True):
         index = m.nonzero().squeeze(1)
         k, v = k.index_select(1, index), v.index_select(1, index)
-        if mode == "QK":
+        if mode == "qk":
             out = F.scaled_dot_product_attention(q.index_select(1, index)[None], k[None], v[None])
             outs.append(torch.zeros_like(q).index_copy(1, index, out[0]))
         else:
@@ -79,7 +79,7 @@ def gather_batched(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode
         rows = t.transpose(1, 2).reshape(batch * tokens, heads, dim).index_select(0, index)
         return rows.view(batch, -1, heads, dim).transpose(1, 2)
 
-    if mode == "K":
+    if mode == "k":
         return F.scaled_dot_product_attention(query, take(key), take(value))
     out = F.scaled_dot_product_attention(take(query), take(key), take(value))
     rows = out.transpose(1, 2).reshape(-1, heads, dim)
@@ -95,7 +95,7 @@ def gather_padded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode:
     index = order[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[-1])
     live = torch.arange(largest, device=mask.device) < counts[:, None]
     k, v = key.gather(2, index), value.gather(2, index)
-    if mode == "K":
+    if mode == "k":
         return F.scaled_dot_product_attention(query, k, v, attn_mask=live[:, None, None, :])
     q = query.gather(2, index)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=live[:, None, None, :])

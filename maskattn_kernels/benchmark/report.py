@@ -138,7 +138,7 @@ def network_table(rows: Sequence[Row]) -> str:
                     mebibytes(measured.get("peak_bytes")),
                 ]
             )
-    return table(["128 x 128, keep 0.25 QK", "time", "against ours", "peak memory"], lines)
+    return table(["128 x 128, keep 0.25 qk", "time", "against ours", "peak memory"], lines)
 
 
 def goals_table(results: Results) -> str:

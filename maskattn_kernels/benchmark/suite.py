@@ -42,7 +42,7 @@ CALM = 1.25
 #: What a run may be gone on with: the same machine and software, another commit or day.
 SAME = ("cpu", "threads", "system", "python", "torch", "gpu")
 #: The longest call, for its memory.
-LONGEST = Case(131072, 64, mode="K", keep=0.1, phase=TRAIN)
+LONGEST = Case(131072, 64, mode="k", keep=0.1, phase=TRAIN)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def plan(grid_name: str, dtypes: Sequence[str], device: str = "cpu") -> list[Ste
                     function = partial(measure, case, 1.0, SWEEP_PEERS)
                     steps.append(Step("keeps", f"keep sweep {case.name}", function))
     for tokens in SWEEP_TOKENS:
-        case = Case(tokens, 64, mode="QK", keep=0.25, phase=TRAIN)
+        case = Case(tokens, 64, mode="qk", keep=0.25, phase=TRAIN)
         peers = QUICK_PEERS if tokens <= MAX_DENSE_TOKENS else (OURS, GATHER)
         function = partial(measure, case, 1.0, peers, with_memory=True)
         steps.append(Step("tokens", f"length sweep {case.name}", function))
@@ -182,6 +182,8 @@ def read_results(path: Path, grid_name: str, steps: Sequence[Step], device: str 
         if there[fact] != here[fact]:
             raise ValueError(f"{path}: was measured with {fact} {there[fact]}, here {here[fact]}")
     cells = [row["name"] for row in results["cells"]]
+    if any("-K-" in name or "-QK-" in name for name in cells):
+        raise ValueError(f"{path}: spells mask modes K and QK, which are now k and qk; run anew")
     if cells != [step.label for step in steps if step.section == "cells"][: len(cells)]:
         raise ValueError(f"{path}: holds other cases; expected those of the same --dtype")
     again = {name: here[name] for name in ("date", "commit")}

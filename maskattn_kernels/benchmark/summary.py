@@ -85,7 +85,7 @@ def _against_gather(results: Results) -> list[Goal]:
 
 def _against_sdpa(results: Results) -> list[Goal]:
     goals = []
-    for mode, wanted in (("K", 4.0), ("QK", 12.0)):
+    for mode, wanted in (("k", 4.0), ("qk", 12.0)):
         for phase in (FORWARD, TRAIN):
             rows = [
                 r
@@ -117,11 +117,11 @@ def _rate(results: Results) -> list[Goal]:
             tokens=tokens,
             head_dim=head_dim,
             batch=1,
-            mode="K",
+            mode="k",
             keep=0.5,
             phase=FORWARD,
         )
-        what = f"rate / torch's matmul rate, ({tokens}, {head_dim}) K 0.5 forward, {dtype}"
+        what = f"rate / torch's matmul rate, ({tokens}, {head_dim}) k 0.5 forward, {dtype}"
         if not rows:
             goals.append(Goal(what, f">= {wanted:.0%}", UNMEASURED, None))
             continue
@@ -151,7 +151,7 @@ def _memory_share(cores: Row) -> float | None:
 def _network(results: Results) -> list[Goal]:
     cores = {r["phase"]: r["cores"] for r in results["network"] if "wrong" not in r}
     forward, train = cores.get(FORWARD), cores.get(TRAIN)
-    name = "U-Net 128 x 128, keep 0.25 QK"
+    name = "U-Net 128 x 128, keep 0.25 qk"
     lines: list[tuple[str, str, float | None, Callable[[float], bool]]] = [
         (
             "forward / without attention products",

@@ -83,7 +83,7 @@ def tune_tiles(dtypes: tuple[str, ...]) -> Iterator[Ranking]:
     for dtype, kernel, head_dim, size in product(dtypes, tuning.KERNELS, HEAD_DIMS, CALLS):
         tokens, batch = CALLS[size]
         phase = FORWARD if kernel == "fwd" else TRAIN
-        case = Case(tokens, head_dim, batch, "K", 0.25, dtype, phase, "cuda")
+        case = Case(tokens, head_dim, batch, "k", 0.25, dtype, phase, "cuda")
         tiles = candidates(kernel, arch, BITS[dtype], head_dim, limit)
         seconds, failed = measure_tiles(case, kernel, tiles)
         yield Ranking(kernel, BITS[dtype], head_dim, size, seconds, failed)
@@ -91,7 +91,7 @@ def tune_tiles(dtypes: tuple[str, ...]) -> Iterator[Ranking]:
 
 def triton_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:
     """A peer as in `peers`: this package, with the backend whose tiles are measured."""
-    query_mask = mask if mode == "QK" else None
+    query_mask = mask if mode == "qk" else None
     return masked_attention(
         query, key, value, key_mask=mask, query_mask=query_mask, backend="triton"
     )

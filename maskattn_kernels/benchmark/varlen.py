@@ -43,7 +43,7 @@ def _attend(
         taken = rows(t).index_select(0, index)
         return taken if past is None else taken.masked_fill(past, 0)
 
-    if mode == "K":
+    if mode == "k":
         every = torch.arange(batch + 1, dtype=torch.int32, device=mask.device) * tokens
         out = attend(
             rows(query), take(key), take(value), every, offsets, max_q=tokens, max_k=longest

@@ -24,7 +24,7 @@ from maskattn_kernels.benchmark.overhead import measure_overhead
 from maskattn_kernels.benchmark.timing import FOCUS_ROUNDS, MIN_ROUNDS, Race, percentile, race
 
 RESULTS = [*(ROOT / "bench").rglob("*.json")]
-TINY = Case(64, 16, mode="QK", keep=0.25)
+TINY = Case(64, 16, mode="qk", keep=0.25)
 VARIANTS = [v for p in peers.QUICK_PEERS for v in p.variants]
 
 
@@ -56,13 +56,18 @@ def test_unknown_grid_is_refused():
 
 
 def test_flops_and_bytes_by_hand():
-    case = Case(100, 8, batch=2, mode="K", keep=0.25, dtype="bfloat16")
+    case = Case(100, 8, batch=2, mode="k", keep=0.25, dtype="bfloat16")
     assert (case.selected_keys, case.live_queries) == (25, 100)
     assert case.flops == 2 * 4 * 100 * 25 * 8
     assert case.bytes == 2 * ((100 + 2 * 25 + 100) * 8 * 2 + 100)
-    both = Case(100, 8, mode="QK", keep=0.25, phase=TRAIN)
+    both = Case(100, 8, mode="qk", keep=0.25, phase=TRAIN)
     assert both.flops == 14 * 25 * 25 * 8
     assert both.bytes == (25 + 50 + 100 + 75 + 50 + 300) * 8 * 4 + 100
+
+
+def test_unknown_mode_is_refused():
+    with pytest.raises(ValueError, match=r"^mode: expected one of k, qk, got 'QK'"):
+        Case(64, 16, mode="QK")
 
 
 def test_masks_have_exact_counts_and_repeat():
@@ -75,7 +80,7 @@ def test_masks_have_exact_counts_and_repeat():
 # Oracle and peers
 
 
-@pytest.mark.parametrize("mode", ["K", "QK"])
+@pytest.mark.parametrize("mode", ["k", "qk"])
 def test_oracle_is_dense_autograd_in_float64(mode, monkeypatch):
     monkeypatch.setattr(check, "BLOCK_SCORES", 7 * 12)  # blocks of 7 rows: several, the last ragged
     case = Case(48, 5, batch=2, mode=mode, phase=TRAIN)
@@ -83,7 +88,7 @@ def test_oracle_is_dense_autograd_in_float64(mode, monkeypatch):
     q, k, v = (t.detach().double().requires_grad_() for t in inputs.operands)
     scores = (q @ k.mT / math.sqrt(5)).masked_fill(~inputs.mask[:, None, None, :], -math.inf)
     out = scores.softmax(-1) @ v
-    if mode == "QK":
+    if mode == "qk":
         out = out * inputs.mask[:, None, :, None]
     expected = (out, *torch.autograd.grad(out, (q, k, v), inputs.dout.double()))
     for got, want in zip(check.oracle(case, inputs), expected, strict=True):
@@ -92,7 +97,7 @@ def test_oracle_is_dense_autograd_in_float64(mode, monkeypatch):
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.__name__)
 @pytest.mark.parametrize("phase", [FORWARD, TRAIN])
-@pytest.mark.parametrize("mode", ["K", "QK"])
+@pytest.mark.parametrize("mode", ["k", "qk"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_every_peer_gives_the_right_answer(variant, phase, mode, dtype, batch):
@@ -104,7 +109,7 @@ def test_every_peer_gives_the_right_answer(variant, phase, mode, dtype, batch):
 
 
 @pytest.mark.parametrize("variant", [peers.gather_loop, peers.gather_padded, peers.ours])
-@pytest.mark.parametrize("mode", ["K", "QK"])
+@pytest.mark.parametrize("mode", ["k", "qk"])
 def test_ragged_masks(variant, mode):
     case = Case(40, 8, batch=2, mode=mode, phase=TRAIN)
     inputs = make_inputs(case)
@@ -144,7 +149,7 @@ def varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k):
 
 
 @pytest.mark.parametrize("variant", [peers.varlen, peers.varlen_no_wait])
-@pytest.mark.parametrize("mode", ["K", "QK"])
+@pytest.mark.parametrize("mode", ["k", "qk"])
 def test_varlen_takes_the_right_rows(variant, mode, monkeypatch):
     """The attention itself runs on a GPU only; here its rows come from a stand-in."""
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
@@ -159,7 +164,7 @@ def test_varlen_says_why_it_leaves():
 @pytest.mark.parametrize("bad", [1e-3, math.nan])
 @pytest.mark.parametrize("place", range(4))
 def test_a_wrong_answer_is_found_in_every_tensor(bad, place):
-    case = Case(64, 16, mode="K", phase=TRAIN)
+    case = Case(64, 16, mode="k", phase=TRAIN)
     right = check.oracle(case, make_inputs(case))
     answer = [t.clone() for t in right]
     answer[place][0, 0, 3] += bad * answer[place].norm()
@@ -222,7 +227,7 @@ def test_those_in_focus_get_more_rounds():
 @pytest.fixture(scope="module")
 def measured():
     """Measured rows of small cases, one of each pass."""
-    return [cells.measure(Case(64, 16, mode="QK", phase=p), 0.01) for p in (FORWARD, TRAIN)]
+    return [cells.measure(Case(64, 16, mode="qk", phase=p), 0.01) for p in (FORWARD, TRAIN)]
 
 
 def test_a_row_is_complete_and_fits_json(measured):
@@ -286,7 +291,7 @@ def test_a_failure_in_the_other_process_is_told():
 
 @linux
 def test_memory_of_a_peer():
-    case = Case(1024, 16, mode="K", phase=TRAIN)
+    case = Case(1024, 16, mode="k", phase=TRAIN)
     eager = memory.in_fresh_process(cells.peer_memory, case, "eager", "eager")
     ours = memory.in_fresh_process(cells.peer_memory, case, "ours", "ours")
     assert eager >= 2 * 1024 * 1024 * 4  # at least two N x N tensors of float32
@@ -367,6 +372,10 @@ def test_only_the_same_run_can_be_gone_on_with(tmp_path):
         suite.read_results(path, "full", steps)
     with pytest.raises(ValueError, match="holds other cases"):
         suite.read_results(path, "small", steps[1:])
+    old = {"cells": [{"name": "N64-D16-B1-QK-keep0.25-fp32-fwd"}]}
+    rows.save(suite.new_results("small") | old, path)
+    with pytest.raises(ValueError, match="spells mask modes K and QK, which are now k and qk"):
+        suite.read_results(path, "small", steps)
     machine = suite.new_results("small")["machine"] | {"threads": 99}
     rows.save(suite.new_results("small") | {"machine": machine}, path)
     with pytest.raises(ValueError, match="was measured with threads 99, here"):

@@ -58,7 +58,7 @@ def fake_results(**kwargs):
         },
         "cells": [
             fake_row(mode=m, keep=k, dtype=d, phase=p, tokens=n, head_dim=h, **kwargs)
-            for m in ("K", "QK")
+            for m in ("k", "qk")
             for k in (0.5, 0.25)
             for d in ("float32", "bfloat16")
             for p in (FORWARD, TRAIN)

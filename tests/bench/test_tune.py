@@ -37,7 +37,7 @@ def test_a_forced_tile_is_taken_until_the_end() -> None:
 
 @pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1, as `make test` sets it")
 def test_triton_tiles_are_checked_and_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = Case(40, 16, 1, "K", 0.5, "float32", TRAIN)
+    case = Case(40, 16, 1, "k", 0.5, "float32", TRAIN)
     good, bad = Config(16, 32, 1, 1), Config(24, 32, 1, 1)  # 24 is no power of two
     seconds, failed = tune.measure_tiles(case, "dkdv", [good, bad])
     assert list(seconds) == [good] and seconds[good] > 0

@@ -86,7 +86,7 @@ def test_bench_writes_results(short_plan, tmp_path, capsys):
     assert cli.main(["bench", "--quick", "--out", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
     path = next(tmp_path.glob("*.json"))
-    assert f"written: {path}" in out and "N32-D8-B1-K-keep0.25-fp32-fwd" in out
+    assert f"written: {path}" in out and "N32-D8-B1-k-keep0.25-fp32-fwd" in out
     assert err.startswith("[1/1 0:0") and "gather" in err
     results = json.loads(path.read_text())
     assert results["complete"] and results["machine"]["torch"] == torch.__version__
