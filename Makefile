@@ -12,7 +12,7 @@ SANITIZE_TESTS ?= -k 'cpu and not past_int32' tests/ops/test_masked_attention.py
   tests/ops/test_token_index.py
 
 .DEFAULT_GOAL := help
-.PHONY: help preflight build test demo bench lint sanitize wheel clean
+.PHONY: help preflight build test demo bench docs lint sanitize wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -27,6 +27,9 @@ demo: $(VENV)/.built ## set up .venv, build, and compare dense with masked atten
 
 bench: $(VENV)/.dev ## measure against the peers into bench/results/
 	$(BIN)/maskattn bench --grid full --out bench/results
+
+docs: $(VENV)/.dev ## build the documentation site: out/docs/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 build: $(VENV)/.dev ## set up .venv and build the C++ library into it
 
