@@ -22,7 +22,7 @@ SOURCES = sorted(
 )
 
 # Extras whose packages the product imports; and those that only tests and tools need.
-TOLD, FOR_DEVELOPERS = ("bench", "demo", "segmentation"), ("test", "dev")
+TOLD, FOR_DEVELOPERS = ("bench", "demo", "segmentation"), ("docs", "test", "dev")
 
 # Lower layers first; a module imports only from its own layer or from lower ones.
 LAYERS = (
