@@ -7,9 +7,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 CPP := $(shell find csrc tests/cuda_twin -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
-# What the sanitizers run: every case on every tier of the C++ library, strides, empty selections, bad indices.
+# What the sanitizers run: every case on every tier of the C++ library, strides, empty selections, bad indices,
+# random calls that do not fit.
 SANITIZE_TESTS ?= -k 'cpu and not past_int32' tests/ops/test_masked_attention.py tests/ops/test_strides.py tests/ops/test_empties.py \
-  tests/ops/test_token_index.py
+  tests/ops/test_token_index.py tests/kernels/test_hostile_calls.py
 
 .DEFAULT_GOAL := help
 .PHONY: help preflight build test demo bench docs lint sanitize wheel clean

@@ -39,6 +39,21 @@ inline RowView row_view(const Tensor& t) {
 
 inline int64_t broadcast_stride(const Tensor& t, int64_t dim) { return t.size(dim) == 1 ? 0 : t.stride(dim); }
 
+// Throws unless t lies on query's device, and inside a storage that holds all of it: sharded training frees
+// storages between uses, and leaves shapes as they are.
+inline void check_place(const Tensor& t, const char* name, const Tensor& query, CheckDevice check_device) {
+  check_device(t, name);
+  if (t.get_device_index() != query.get_device_index()) reject(name, "the device of query", "another one");
+  int64_t entries = t.storage_offset() + 1, bytes = 0;
+  for (int64_t d = 0; d < t.dim(); ++d) {
+    if (t.size(d) == 0) return;
+    entries += (t.size(d) - 1) * t.stride(d);
+  }
+  if (aoti_torch_get_storage_size(t.get(), &bytes) != AOTI_TORCH_SUCCESS ||
+      entries > bytes / static_cast<int64_t>(t.element_size()))
+    reject(name, "a storage of " + std::to_string(entries) + " entries", std::to_string(bytes) + " bytes");
+}
+
 // The tensors behind one call, kept alive while the kernels read them.
 struct Inputs {
   Tensor query, key, value;
@@ -46,14 +61,11 @@ struct Inputs {
 };
 
 inline SelectionView selection(OptionalTensor& indices, OptionalTensor& counts, const char* name, int64_t batch,
-                               int64_t heads, int64_t seqlen, CheckDevice check_device) {
+                               int64_t heads, int64_t seqlen) {
   if (indices.has_value() != counts.has_value())
     reject(name, "both indices and counts, or neither", "one of them");
   if (!indices.has_value()) return {};
-  for (const Tensor* t : {&*indices, &*counts}) {
-    check_device(*t, name);
-    check_dtype(*t, ScalarType::Int, name);
-  }
+  for (const Tensor* t : {&*indices, &*counts}) check_dtype(*t, ScalarType::Int, name);
   check_shape(*indices, name, {batch, heads, -1}, true);
   check_shape(*counts, name, {batch, heads}, true);
   if (indices->size(2) != seqlen) check_shape(*indices, name, {batch, heads, seqlen});
@@ -82,8 +94,14 @@ inline DType dtype_of(const Tensor& t) {
 // All but the views of the (B, H, N, D) tensors, which differ between the backends.
 template <class View>
 void fill_inputs(Inputs& in, double scale, ForwardCall<View>& p, CheckDevice check_device) {
+  for (const auto& [t, name] : {std::pair{&in.query_indices, "query_mask.indices"},
+                                {&in.query_counts, "query_mask.counts"},
+                                {&in.key_indices, "key_mask.indices"},
+                                {&in.key_counts, "key_mask.counts"},
+                                {&in.key_bias, "key_bias"}})
+    if (t->has_value()) check_place(**t, name, in.query, check_device);
   for (const auto& [t, name] : {std::pair{&in.query, "query"}, {&in.key, "key"}, {&in.value, "value"}}) {
-    check_device(*t, name);
+    check_place(*t, name, in.query, check_device);
     check_shape(*t, name, {-1, -1, -1, -1});
     check_same_dtype(*t, in.query, name);
   }
@@ -103,11 +121,9 @@ void fill_inputs(Inputs& in, double scale, ForwardCall<View>& p, CheckDevice che
     reject("query", "query and key lengths below 2^31", std::to_string(std::max(p.seqlen_q, p.seqlen_k)));
 
   in.query = unit_stride(in.query), in.key = unit_stride(in.key), in.value = unit_stride(in.value);
-  p.queries =
-      selection(in.query_indices, in.query_counts, "query_mask", p.batch, p.heads_q, p.seqlen_q, check_device);
-  p.keys = selection(in.key_indices, in.key_counts, "key_mask", p.batch, p.heads_kv, p.seqlen_k, check_device);
+  p.queries = selection(in.query_indices, in.query_counts, "query_mask", p.batch, p.heads_q, p.seqlen_q);
+  p.keys = selection(in.key_indices, in.key_counts, "key_mask", p.batch, p.heads_kv, p.seqlen_k);
   if (in.key_bias.has_value()) {
-    check_device(*in.key_bias, "key_bias");
     check_dtype(*in.key_bias, ScalarType::Float, "key_bias");
     check_shape(*in.key_bias, "key_bias", {p.batch, p.heads_kv, p.seqlen_k});
     p.key_bias = row_view(*in.key_bias);
@@ -123,35 +139,35 @@ struct BackwardInputs {
 template <class View>
 void fill_backward_inputs(BackwardInputs& in, const Tensor& query, BackwardCall<View>& p,
                           CheckDevice check_device) {
+  for (const auto& [t, name] : {std::pair{&in.dout, "dout"}, {&in.out, "out"}, {&in.lse, "lse"}})
+    check_place(*t, name, query, check_device);
   for (const auto& [t, name] : {std::pair{&in.dout, "dout"}, {&in.out, "out"}}) {
-    check_device(*t, name);
     check_same_dtype(*t, query, name);
     check_shape(*t, name, {p.batch, p.heads_q, p.seqlen_q, p.head_dim});
   }
-  check_device(in.lse, "lse");
   check_dtype(in.lse, ScalarType::Float, "lse");
   check_shape(in.lse, "lse", {p.batch, p.heads_q, p.seqlen_q});
   in.dout = unit_stride(in.dout), in.out = unit_stride(in.out), in.lse = unit_stride(in.lse);
   p.lse = row_view(in.lse);
   if (in.dlse.has_value()) {
-    check_device(*in.dlse, "dlse");
+    check_place(*in.dlse, "dlse", query, check_device);
     check_dtype(*in.dlse, ScalarType::Float, "dlse");
     check_shape(*in.dlse, "dlse", {p.batch, p.heads_q, p.seqlen_q});
     p.dlse = row_view(*in.dlse);
   }
 }
 
-inline void check_mask(const Tensor& mask, const char* name, CheckDevice check_device) {
-  check_device(mask, name);
+inline void check_mask(const Tensor& mask, const char* name, const Tensor& query, CheckDevice check_device) {
+  check_place(mask, name, query, check_device);
   check_dtype(mask, ScalarType::Bool, name);
   check_shape(mask, name, {-1, -1, -1});
   if (mask.size(2) > INT32_MAX) reject(name, "a length below 2^31", std::to_string(mask.size(2)));
 }
 
 // The mask of a call's queries or keys.
-inline void check_mask_of(const Tensor& mask, const char* name, int64_t batch, int64_t heads, int64_t seqlen,
-                          CheckDevice check_device) {
-  check_mask(mask, name, check_device);
+inline void check_mask_of(const Tensor& mask, const char* name, const Tensor& query, int64_t batch, int64_t heads,
+                          int64_t seqlen, CheckDevice check_device) {
+  check_mask(mask, name, query, check_device);
   check_shape(mask, name, {batch, heads, -1}, true);
   if (mask.size(2) != seqlen) check_shape(mask, name, {batch, heads, seqlen});
 }

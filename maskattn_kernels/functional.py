@@ -11,11 +11,10 @@ from torch import Tensor
 
 from maskattn_kernels import ops
 from maskattn_kernels.backends import choose
-from maskattn_kernels.problem import Problem
+from maskattn_kernels.problem import MAX_HEAD_DIM, Problem
 from maskattn_kernels.token_index import TokenIndex, check_mask, with_heads
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-MAX_HEAD_DIM = 256
 
 
 @overload

@@ -76,7 +76,15 @@ def attention(
     key_index = _token_index(backend_ops, key_tokens)
     shared = query_tokens is key_tokens
     query_index = key_index if shared else _token_index(backend_ops, query_tokens)
-    return function(*qkv, *query_index, *key_index, key_bias, scale)
+    try:
+        return function(*qkv, *query_index, *key_index, key_bias, scale)
+    except RuntimeError as error:  # all that a compiled library can raise, for a list that is none
+        if not str(error).startswith(_BAD_LISTS):
+            raise
+        raise ValueError(str(error)) from None
+
+
+_BAD_LISTS = tuple(f"{m}_mask.{field}: " for m in ("query", "key") for field in TokenIndex._fields)
 
 
 def short_way() -> Op | None:

@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 import torch
 
+MAX_HEAD_DIM = 256
+"""The largest last size of query, key and value that an op takes; csrc/params.h has it too."""
+
 
 class Problem(NamedTuple):
     """One call of the op in numbers: made once per call, after the arguments were validated.

@@ -19,10 +19,29 @@ class TokenIndex(NamedTuple):
         indices: int32 `(B | 1, H | 1, N)`, the positions of the selected tokens in ascending order;
             entries past the count hold `N`, which is no token.
         counts: int32 `(B | 1, H | 1)`, how many tokens are selected.
+
+    One made by hand is checked at every call on the CPU, and clamped to the sequence on a GPU,
+    which cannot raise without waiting for it. Do not change one in another thread during a call.
     """
 
     indices: Tensor
     counts: Tensor
+
+    def to_mask(self) -> Tensor:
+        """The mask bool `(B | 1, H | 1, N)` that `select_tokens` turns into this index.
+
+        Example:
+            >>> import torch
+            >>> from maskattn_kernels import select_tokens
+            >>> select_tokens(torch.tensor([[True, False, True]])).to_mask()
+            tensor([[[ True, False,  True]]])
+        """
+        n = self.indices.shape[-1]
+        past_count = torch.arange(n, device=self.indices.device) >= self.counts.unsqueeze(-1)
+        outside = past_count | (self.indices < 0) | (self.indices > n)
+        tokens = torch.where(outside, n, self.indices).long()
+        mask = tokens.new_zeros((*tokens.shape[:-1], n + 1), dtype=torch.bool)
+        return mask.scatter(-1, tokens, True)[..., :n]  # column n: the entries past the count
 
 
 # So that an exported program that takes a TokenIndex, or a checkpoint with one, saves and loads.

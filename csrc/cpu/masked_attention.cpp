@@ -40,9 +40,10 @@ std::tuple<Tensor, Tensor> forward(ForwardParams& p, const Tensor& query) {
 // The selected tokens of a mask, listed for the length of one call.
 class ListedMask {
  public:
-  ListedMask(const OptionalTensor& mask, const char* name, int64_t batch, int64_t heads, int64_t seqlen)
-      : memory_(mask ? lists(*mask, name, batch, heads, seqlen) * (seqlen + 1) * 4 : 0) {
-    if (!mask) return;
+  ListedMask(const OptionalTensor& mask, const char* name, const Tensor& query, int64_t batch, int64_t heads,
+             int64_t seqlen)
+      : memory_(mask ? bytes(*mask, name, query, batch, heads, seqlen) : 0) {
+    if (!mask || mask->numel() == 0) return;
     const int64_t own_batches = mask->size(0), own_heads = mask->size(1);
     auto* counts = reinterpret_cast<int32_t*>(memory_.at(0));
     int32_t* indices = counts + own_batches * own_heads;
@@ -54,9 +55,13 @@ class ListedMask {
   SelectionView view;
 
  private:
-  static int64_t lists(const Tensor& mask, const char* name, int64_t batch, int64_t heads, int64_t seqlen) {
-    check_mask_of(mask, name, batch, heads, seqlen, check_cpu);
-    return mask.size(0) * mask.size(1);
+  static int64_t bytes(const Tensor& mask, const char* name, const Tensor& query, int64_t batch, int64_t heads,
+                       int64_t seqlen) {
+    check_mask_of(mask, name, query, batch, heads, seqlen, check_cpu);
+    if (mask.numel() == 0) return 0;
+    const int64_t lists = mask.size(0) * mask.size(1);
+    if (lists > INT64_MAX / (4 * (seqlen + 1))) throw std::bad_alloc();  // an expanded mask can be that large
+    return lists * (seqlen + 1) * 4;
   }
 
   Workspace memory_;
@@ -65,7 +70,7 @@ class ListedMask {
 }  // namespace
 
 std::tuple<Tensor, Tensor> cpu_select_tokens(const Tensor& mask) {
-  check_mask(mask, "mask", check_cpu);
+  check_mask(mask, "mask", mask, check_cpu);
   const int64_t b = mask.size(0), h = mask.size(1), n = mask.size(2);
   Tensor indices = torch::stable::new_empty(mask, {b, h, n}, ScalarType::Int);
   Tensor counts = torch::stable::new_empty(mask, {b, h}, ScalarType::Int);
@@ -91,9 +96,10 @@ std::tuple<Tensor, Tensor> cpu_infer(const Tensor& query, const Tensor& key, con
   Inputs in{query, key, value, {}, {}, {}, {}, key_bias};
   ForwardParams p;
   fill_cpu_inputs(in, scale, p);
-  const ListedMask keys(key_mask, "key_mask", p.batch, p.heads_kv, p.seqlen_k);
+  const ListedMask keys(key_mask, "key_mask", query, p.batch, p.heads_kv, p.seqlen_k);
   const bool shared = same_view(query_mask, key_mask) && p.heads_q == p.heads_kv && p.seqlen_q == p.seqlen_k;
-  const ListedMask queries(shared ? OptionalTensor() : query_mask, "query_mask", p.batch, p.heads_q, p.seqlen_q);
+  const ListedMask queries(shared ? OptionalTensor() : query_mask, "query_mask", query, p.batch, p.heads_q,
+                           p.seqlen_q);
   p.keys = keys.view, p.queries = shared ? keys.view : queries.view;
   return forward(p, query);
 }

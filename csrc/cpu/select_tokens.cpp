@@ -3,6 +3,7 @@
 // Mask to ascending token indices and counts, and the check that indices given by a caller are such a list.
 // One task per (b, h). Entries past the count hold `seqlen`: the row stays sorted, and using one of them as an
 // index fails instead of reading a token that is not selected.
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -38,8 +39,9 @@ void launch_cpu_select_tokens(const SelectParams& p, const ThreadPool& pool) {
 
 void check_selection(const SelectionView& s, int64_t batch, int64_t heads, int64_t seqlen, const char* what) {
   if (s.indices == nullptr) return;
-  const int64_t own_batches = s.count_stride_b == 0 ? (batch < 1 ? batch : 1) : batch;
-  const int64_t own_heads = s.count_stride_h == 0 ? (heads < 1 ? heads : 1) : heads;
+  // A list that serves all is read once; a count alone that does, beside lists of their own, is one for each list.
+  const int64_t own_batches = s.stride_b == 0 && s.count_stride_b == 0 ? std::min<int64_t>(batch, 1) : batch;
+  const int64_t own_heads = s.stride_h == 0 && s.count_stride_h == 0 ? std::min<int64_t>(heads, 1) : heads;
   for (int64_t b = 0; b < own_batches; ++b)
     for (int64_t h = 0; h < own_heads; ++h) {
       const TokenList tokens = token_list(s, b, h, seqlen);

@@ -38,9 +38,10 @@ Tensor filled(Tensor t, double value) {
   return t;
 }
 
-MaskView view_of(const OptionalTensor& mask, const char* name, int64_t batch, int64_t heads, int64_t seqlen) {
+MaskView view_of(const OptionalTensor& mask, const char* name, const Tensor& query, int64_t batch, int64_t heads,
+                 int64_t seqlen) {
   if (!mask) return {};
-  check_mask_of(*mask, name, batch, heads, seqlen, check_gpu);
+  check_mask_of(*mask, name, query, batch, heads, seqlen, check_gpu);
   return {static_cast<const bool*>(mask->data_ptr()), broadcast_stride(*mask, 0), broadcast_stride(*mask, 1),
           mask->stride(2)};
 }
@@ -61,7 +62,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& query, CudaForwardParams& p) {
 }  // namespace
 
 std::tuple<Tensor, Tensor> cuda_select_tokens(const Tensor& mask) {
-  check_mask(mask, "mask", check_gpu);
+  check_mask(mask, "mask", mask, check_gpu);
   const OnDevice device(mask);
   const int64_t b = mask.size(0), h = mask.size(1), n = mask.size(2);
   Tensor indices = torch::stable::new_empty(mask, {b, h, n}, ScalarType::Int);
@@ -88,8 +89,8 @@ std::tuple<Tensor, Tensor> cuda_infer(const Tensor& query, const Tensor& key, co
   Inputs in{query, key, value, {}, {}, {}, {}, key_bias};
   CudaForwardParams p;
   fill_gpu_inputs(in, scale, p);
-  p.query_mask = view_of(query_mask, "query_mask", p.batch, p.heads_q, p.seqlen_q);
-  p.key_mask = view_of(key_mask, "key_mask", p.batch, p.heads_kv, p.seqlen_k);
+  p.query_mask = view_of(query_mask, "query_mask", query, p.batch, p.heads_q, p.seqlen_q);
+  p.key_mask = view_of(key_mask, "key_mask", query, p.batch, p.heads_kv, p.seqlen_k);
   if (p.seqlen_q <= kShort && p.seqlen_k <= kShort) return forward(query, p);
   OptionalTensor lists[2][2];  // of queries, of keys: indices and counts
   if (key_mask) std::tie(lists[1][0], lists[1][1]) = cuda_select_tokens(*key_mask);

@@ -15,8 +15,10 @@ computed as well.
 import torch
 from torch import Tensor
 
+from maskattn_kernels.backends.arguments import check_backward, check_forward
 from maskattn_kernels.backends.base import SCHEMAS, Backend, accumulation_dtype, empty_result
 from maskattn_kernels.problem import Problem
+from maskattn_kernels.token_index import TokenIndex
 
 MAX_BLOCK_SCORES = 1 << 21  # scores held at a time: 8 MiB of float32
 
@@ -50,6 +52,7 @@ def fwd(
     key_bias: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
+    check_forward(query, key, value, query_indices, query_counts, key_indices, key_counts, key_bias)
     q_selected = selected_rows(query, query_indices, query_counts)
     k_selected = selected_rows(key, key_indices, key_counts)
     kv_heads = key.shape[1]
@@ -82,6 +85,8 @@ def bwd(
     key_bias: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check_forward(query, key, value, query_indices, query_counts, key_indices, key_counts, key_bias)
+    check_backward(dout, dlse, out, lse, query)
     live = lse != -torch.inf  # selected queries that see a key: the others have no gradient
     k_selected = selected_rows(key, key_indices, key_counts)
     kv_heads = key.shape[1]
@@ -120,11 +125,7 @@ def selected_rows(t: Tensor, indices: Tensor | None, counts: Tensor | None) -> T
     shape = t.shape[:3]
     if indices is None or counts is None:
         return torch.ones(shape, dtype=torch.bool, device=t.device)
-    n = shape[2]
-    past_count = torch.arange(n, device=t.device) >= counts.unsqueeze(-1)
-    places = indices.long().masked_fill(past_count, -1) + 1  # place 0 is a spare one, cut off below
-    selected = torch.zeros((*indices.shape[:2], n + 1), dtype=torch.bool, device=t.device)
-    return selected.scatter_(-1, places, True)[..., 1:].expand(shape)
+    return TokenIndex(indices, counts).to_mask().expand(shape)
 
 
 def zero_unless(selected: Tensor, t: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import triton
 from torch import Tensor
 
 from maskattn_kernels.backends import tuning
+from maskattn_kernels.backends.arguments import check_backward, check_forward, check_tensor
 from maskattn_kernels.backends.base import empty_result
 from maskattn_kernels.backends.triton_backward import delta_kernel, dkdv_kernel, dq_kernel
 from maskattn_kernels.backends.triton_forward import LOG2E, combine_kernel, fwd_kernel
@@ -48,6 +49,7 @@ class Selection(NamedTuple):
 
 
 def select_tokens(mask: Tensor) -> tuple[Tensor, Tensor]:
+    check_tensor("mask", mask, mask, torch.bool, (-1, -1, -1))
     b, h, n = mask.shape
     indices = mask.new_empty((b, h, n), dtype=torch.int32)
     counts = mask.new_empty((b, h), dtype=torch.int32)
@@ -73,6 +75,7 @@ def fwd(
     key_bias: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
+    check_forward(query, key, value, query_indices, query_counts, key_indices, key_counts, key_bias)
     queries, keys = _selection(query_indices, query_counts), _selection(key_indices, key_counts)
     return _forward(query, key, value, queries, keys, key_bias, scale, short=0)
 
@@ -86,6 +89,10 @@ def infer(
     key_bias: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
+    check_forward(query, key, value, None, None, None, None, key_bias)
+    for name, mask, of in (("query_mask", query_mask, query), ("key_mask", key_mask, key)):
+        if mask is not None:
+            check_tensor(name, mask, query, torch.bool, of.shape[:3], broadcast=2)
     if max(query.shape[2], key.shape[2]) <= SHORT:
         queries, keys = _mask(query_mask), _mask(key_mask)
         return _forward(query, key, value, queries, keys, key_bias, scale, short=SHORT)
@@ -162,6 +169,8 @@ def bwd(
     key_bias: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check_forward(query, key, value, query_indices, query_counts, key_indices, key_counts, key_bias)
+    check_backward(dout, dlse, out, lse, query)
     b, hq, nq, d = query.shape
     hkv, nk = key.shape[1:3]
     dq, dk, dv = empty_result(query), empty_result(key), empty_result(value)

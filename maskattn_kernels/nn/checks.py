@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-MAX_HEAD_DIM = 256
+from maskattn_kernels.problem import MAX_HEAD_DIM
 
 
 def check_positive_int(name: str, value: object) -> None:

@@ -221,10 +221,4 @@ def _names() -> str:
 
 def _as_bool(mask: Mask) -> Tensor:
     """A mask or a TokenIndex as bool (B|1,H|1,N)."""
-    if isinstance(mask, TokenIndex):
-        indices = mask.indices
-        tokens = indices.shape[-1]
-        # One column more, for the entries past the count, which hold N.
-        selected = indices.new_zeros((*indices.shape[:-1], tokens + 1), dtype=torch.bool)
-        return selected.scatter(-1, indices.long(), True)[..., :tokens]
-    return with_heads(mask)
+    return mask.to_mask() if isinstance(mask, TokenIndex) else with_heads(mask)

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskattn_kernels.nn.checks import MAX_HEAD_DIM, check_heads
+from maskattn_kernels.nn.checks import check_heads
 from maskattn_kernels.nn.cores import SparseAttentionCore
+from maskattn_kernels.problem import MAX_HEAD_DIM
 
 __all__ = ["MaskedMultiheadAttention"]
 

@@ -210,12 +210,17 @@ import pytest, torch, twin
 from pathlib import Path
 from cases import BY_NAME
 from harness import Target, check_against_oracle
+from hostile import call_at_random
+from maskattn_kernels.ops import OPS
 library, barrier = Path(sys.argv[2]), int(sys.argv[3])
 twin.install(pytest.MonkeyPatch(), library)
 for name in sys.argv[4:]:
     with twin.planted(library, barrier):
         check_against_oracle(Target("twin", torch.bfloat16), BY_NAME[name])
     print(name, "is right")
+if not barrier:
+    ran = call_at_random(OPS["twin"], torch.bfloat16, seed=0, calls=60, agree=False)
+    print(ran, "hostile calls")
 """
 
 
@@ -267,7 +272,9 @@ def test_sanitizers_find_nothing() -> None:
     )
     done = sanitized(twin.ADDRESSES, *names)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split("\n")[:-1] == [f"{name} is right" for name in names]
+    *right, hostile = done.stdout.splitlines()
+    assert right == [f"{name} is right" for name in names]
+    assert hostile.endswith("hostile calls") and int(hostile.split()[0]) > 7
 
 
 def test_read_outside_is_seen(tmp_path: Path) -> None:

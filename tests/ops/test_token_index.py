@@ -104,7 +104,7 @@ def test_indices_out_of_range_raise(target: Target) -> None:
     index = TokenIndex(
         torch.tensor([[[1, 8, 8, 8, 8, 8, 8, 8]]], dtype=torch.int32), torch.tensor([[2]]).int()
     )
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match=r"^key_mask.indices: "):
         masked_attention(q, q, q, key_mask=index, backend=target.backend)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match=r"^query_mask.indices: "):
         masked_attention(q, q, q, query_mask=index, backend=target.backend)
