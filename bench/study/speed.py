@@ -54,7 +54,7 @@ def network_of(variant: str, classes: int, things: tuple[int, ...]) -> Segmentat
 def step_of(variant: str, bf16: bool = False) -> Callable[[], None]:
     """A training step; always the same batch."""
     batches = Batches("digit-scenes", size=SIDE, batch_size=BATCH, count=BATCH)
-    batch = next(iter(batches.train_dataloader()))
+    batch = next(iter(batches.train_loader(batches=1)))
     classes = batches.classes
     network = network_of(variant, len(classes), classes.things).train()
     loss = SegmentationLoss(classes.things, network.task)
@@ -75,7 +75,7 @@ def step_of(variant: str, bf16: bool = False) -> Callable[[], None]:
 def inference_of(variant: str) -> Callable[[], None]:
     """One image through the network, no gradients."""
     batches = Batches("digit-scenes", size=SIDE, batch_size=1, count=1)
-    image = next(iter(batches.val_dataloader()))["image"]
+    image = next(iter(batches.val_loader()))["image"]
     network = network_of(variant, len(batches.classes), batches.classes.things).eval()
 
     @torch.inference_mode()
@@ -101,7 +101,8 @@ def memory(variant: str) -> int:
 
 def loaded_per_second(batches_to_load: int = 32) -> float:
     """Scenes that one core makes and augments for training in a second."""
-    loader = iter(Batches("digit-scenes", size=SIDE, batch_size=BATCH).train_dataloader())
+    batches = Batches("digit-scenes", size=SIDE, batch_size=BATCH)
+    loader = iter(batches.train_loader(batches_to_load + 1))
     next(loader)  # reads the textures
     start = time.perf_counter()
     for _ in range(batches_to_load):
@@ -119,7 +120,7 @@ def prediction_shares(run: str = "gumbel-topk-q+k-0.25-seed0", repeats: int = 5)
     checkpoint.size = SIDE
     network = checkpoint.network.eval()
     batches = Batches("digit-scenes", size=SIDE, batch_size=16)
-    images = [batch["image"] for batch in batches.val_dataloader()]
+    images = [batch["image"] for batch in batches.val_loader()]
 
     @torch.inference_mode()
     def network_alone() -> float:

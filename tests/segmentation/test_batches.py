@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Batches: the same for any number of workers, after a resume, and shared over processes."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from maskattn_kernels.segmentation.data import DataError
 from maskattn_kernels.segmentation.data.augmentation import Augmentation, fit
 from maskattn_kernels.segmentation.data.batches import Batches
-from maskattn_kernels.segmentation.data.order import PADDING, Order
+from maskattn_kernels.segmentation.data.order import PADDING
 from maskattn_kernels.segmentation.data.sample import VOID, Sample
+from maskattn_kernels.segmentation.training.run_data import RunData
 
 
 def same(first: dict, second: dict) -> bool:
@@ -23,7 +21,7 @@ def same(first: dict, second: dict) -> bool:
 
 def test_a_batch() -> None:
     batches = Batches(batch_size=3, size=64, count=6)
-    batch = next(iter(batches.train_dataloader()))
+    batch = next(iter(batches.train_loader(batches=1)))
     assert batch["image"].shape == (3, 3, 64, 64) and batch["image"].dtype == torch.uint8
     for key in ("semantic", "instance"):
         assert batch[key].shape == (3, 64, 64) and batch[key].dtype == torch.int64
@@ -33,76 +31,89 @@ def test_a_batch() -> None:
 
 def test_validation_is_in_order_and_as_it_is() -> None:
     batches = Batches(batch_size=2, count=5)
-    found = list(batches.val_dataloader())
+    found = list(batches.val_loader())
     assert [name for b in found for name in b["name"]] == [f"val-{i:05d}" for i in range(5)]
     scene = batches.dataset("val")[4]
     np.testing.assert_array_equal(found[2]["image"][0].permute(1, 2, 0).numpy(), scene.image)
     np.testing.assert_array_equal(found[2]["semantic"][0].numpy(), scene.semantic)
 
 
-def test_workers_change_nothing() -> None:
-    alone, helped = (
-        list(Batches(batch_size=2, size=32, count=6, workers=w).train_dataloader()) for w in (0, 2)
+def training(start: int = 0, total: int = 7, **options) -> list[dict]:
+    """The batches that `maskattn train` takes; the set is 2.5 batches, so epochs meet in one."""
+    batches = Batches(batch_size=4, size=32, count=10, **options)
+    return list(RunData(batches, total, start).train_dataloader())
+
+
+@pytest.fixture(scope="module")
+def whole() -> list[dict]:
+    return training()
+
+
+def test_workers_change_nothing(whole: list[dict]) -> None:
+    helped = training(workers=2)
+    assert len(whole) == 7
+    assert all(same(a, b) for a, b in zip(whole, helped, strict=True))
+
+
+@pytest.mark.parametrize(("start", "workers"), [(1, 0), (3, 2), (6, 0), (7, 0)])
+def test_a_resumed_run_gets_the_rest(whole: list[dict], start: int, workers: int) -> None:
+    rest = training(start, workers=workers)
+    assert len(rest) == 7 - start
+    assert all(same(a, b) for a, b in zip(rest, whole[start:], strict=True))
+
+
+def test_every_image_comes_once_an_epoch_and_is_augmented_anew(whole: list[dict]) -> None:
+    images: dict[int, list[torch.Tensor]] = {}
+    drawn = [index for batch in whole for index in batch["index"].tolist()]
+    for epoch in (drawn[:10], drawn[10:20]):
+        assert sorted(epoch) == list(range(10))
+    for batch in whole[:5]:
+        for index, image in zip(batch["index"].tolist(), batch["image"], strict=True):
+            images.setdefault(index, []).append(image)
+    assert all(not torch.equal(first, second) for first, second in images.values())
+
+
+def test_each_image_of_an_epoch_is_augmented_in_its_own_way() -> None:
+    batches = Batches(batch_size=4, size=32, count=1)
+    scene = batches.dataset("train")[0]
+
+    class Copies:
+        classes = batches.classes
+
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> Sample:
+            return scene
+
+    batches.train_with(Copies())
+    images = next(iter(batches.train_loader(batches=1)))["image"]
+    assert len({image.numpy().tobytes() for image in images}) == 4
+
+
+def test_seeds_differ(whole: list[dict]) -> None:
+    other = training(seed=1)
+    assert [b["name"] for b in other] != [b["name"] for b in whole]
+    mine, theirs = (
+        {n: i for b in run[:2] for n, i in zip(b["name"], b["image"], strict=True)}
+        for run in (whole, other)
     )
-    assert len(alone) == 3
-    assert all(same(a, b) for a, b in zip(alone, helped, strict=True))
+    both = mine.keys() & theirs.keys()
+    assert both and not any(torch.equal(mine[name], theirs[name]) for name in both)
 
 
-def test_epochs_differ_and_seeds_too() -> None:
-    def names(seed: int, epoch: int) -> list[str]:
-        loader = Batches(batch_size=8, size=16, count=32, seed=seed).train_dataloader()
-        loader.sampler.set_epoch(epoch)
-        return [name for batch in loader for name in batch["name"]]
-
-    assert sorted(names(0, 0)) == sorted(names(0, 1)) == sorted(names(1, 0))
-    assert names(0, 0) == names(0, 0)
-    assert names(0, 0) != names(0, 1) and names(0, 0) != names(1, 0)
-
-
-@pytest.mark.parametrize("done", [0, 1, 3, 4])
-def test_resume_goes_on_where_it_stopped(done: int) -> None:
-    batches = Batches(batch_size=2, size=16, count=8)
-    loader = batches.train_dataloader()
-    loader.sampler.set_epoch(2)
-    iterator = iter(loader)
-    for _ in range(done):
-        next(iterator)
-    state = loader.state_dict()
-    rest = list(iterator)
-    again = batches.train_dataloader()
-    again.load_state_dict(state)
-    if done == 4:
-        loader.sampler.set_epoch(3)
-        rest = list(loader)
-    resumed = list(again)
-    assert len(resumed) == len(rest)
-    assert all(same(a, b) for a, b in zip(resumed, rest, strict=True))
-    assert len(again) == len(loader) == 4
-    assert len(list(again)) == 4, "the next epoch is whole"
-
-
-def share(order: Order, rank: int, world: int) -> list[int]:
-    order.rank, order.num_replicas = rank, world
-    return [draw.index for draw in order]
-
-
-@pytest.mark.parametrize("size", [4, 9, 16, 19])
-def test_two_processes_see_the_batches_of_one(size: int) -> None:
-    whole = share(Order(size, batch_size=8, shuffle=True, seed=3), 0, 1)
-    halves = [share(Order(size, batch_size=4, shuffle=True, seed=3), r, 2) for r in (0, 1)]
-    assert len(whole) == max(8, size // 8 * 8)
-    for start in range(0, len(whole), 8):
-        both = halves[0][start // 2 : start // 2 + 4] + halves[1][start // 2 : start // 2 + 4]
-        assert sorted(both) == sorted(whole[start : start + 8])
+def test_two_processes_see_the_batches_of_one(whole: list[dict]) -> None:
+    halves = Batches(batch_size=2, size=32, count=10)
+    shares = [list(halves.train_loader(batches=7, rank=rank, world=2)) for rank in (0, 1)]
+    for number, batch in enumerate(whole):
+        for rank, share in enumerate(shares):
+            assert share[number]["name"] == batch["name"][rank::2]
+            assert torch.equal(share[number]["image"], batch["image"][rank::2])
 
 
 def test_validation_is_padded_with_void() -> None:
-    halves = [share(Order(5, batch_size=2, shuffle=False), r, 2) for r in (0, 1)]
-    assert halves == [[0, 2, 4], [1, 3, PADDING]]
     batches = Batches(batch_size=3, size=16, count=2)
-    loader = batches.val_dataloader()
-    loader.sampler.num_replicas, loader.sampler.rank = 4, 3
-    batch = next(iter(loader))
+    batch = next(iter(batches.val_loader(rank=3, world=4)))
     assert batch["index"].tolist() == [PADDING]
     assert (batch["semantic"] == VOID).all() and (batch["instance"] == 0).all()
 
@@ -111,11 +122,11 @@ def test_limits_are_nested() -> None:
     chosen = [set(Batches(limit=n, count=100).labelled()) for n in (10, 30, None)]
     assert chosen[0] < chosen[1] < chosen[2]
     assert [len(c) for c in chosen] == [10, 30, 100]
-    few = Batches(limit=3, batch_size=8, size=16, count=100).train_dataloader()
-    batch = next(iter(few))
+    few = Batches(limit=3, batch_size=8, size=16, count=100)
+    batch = next(iter(few.train_loader(batches=1)))
     assert len(batch["name"]) == 8 and len(set(batch["name"])) == 3
     twins = [i for i, name in enumerate(batch["name"]) if name == batch["name"][0]]
-    assert not torch.equal(*(batch["image"][i] for i in twins[:2])), "augmented anew each turn"
+    assert not torch.equal(*(batch["image"][i] for i in twins[:2])), "augmented anew each time"
 
 
 def coded(height: int, width: int) -> Sample:
@@ -148,16 +159,6 @@ def test_fit_resizes_any_shape_and_keeps_label_values() -> None:
     assert set(np.unique(square.semantic)) <= set(range(5))
     bare = fit(Sample("bare", coded(9, 9).image), 32)
     assert (bare.semantic == VOID).all() and (bare.instance == 0).all()
-
-
-def test_predict_reads_a_folder_or_one_image(tmp_path: Path) -> None:
-    for name in ("b.png", "a.jpg"):
-        Image.new("RGB", (20, 10)).save(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("no image")
-    folder = next(iter(Batches(predict=tmp_path, size=16).predict_dataloader()))
-    assert folder["name"] == ["a", "b"] and folder["original_size"].tolist() == [[10, 20]] * 2
-    one = next(iter(Batches(predict=tmp_path / "b.png", size=16).predict_dataloader()))
-    assert one["name"] == ["b"] and (one["semantic"] == VOID).all()
 
 
 def test_options_for_validation() -> None:

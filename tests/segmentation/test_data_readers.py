@@ -11,6 +11,7 @@ from PIL import Image
 
 from maskattn_kernels.segmentation.data import DataError, open_dataset
 from maskattn_kernels.segmentation.data import images as image_files
+from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes
 from maskattn_kernels.segmentation.data.sample import VOID, Sample, SegmentationDataset
 
 MAKE = {
@@ -306,3 +307,14 @@ def test_annotation_faults(tmp_path: Path, change: dict, message: str) -> None:
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match=message):
         read_all("coco-json", tmp_path)
+
+
+def test_images_without_labels_are_a_folder_or_one_file(tmp_path: Path) -> None:
+    for name in ("b.png", "a.jpg"):
+        Image.new("RGB", (20, 10)).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    images = image_files.ImageFiles(tmp_path, DigitScenes.classes)
+    assert [images[i].name for i in range(len(images))] == ["a", "b"]
+    one = image_files.ImageFiles(tmp_path / "b.png", DigitScenes.classes)
+    assert len(one) == 1 and one[0].name == "b"
+    assert one[0].image.shape == (10, 20, 3) and one[0].semantic is None

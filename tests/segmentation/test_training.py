@@ -14,7 +14,6 @@ from maskattn_kernels.segmentation.training import command as training
 from maskattn_kernels.segmentation.training.csv_log import read_log
 from maskattn_kernels.segmentation.training.module import OptimizerOptions
 from maskattn_kernels.segmentation.training.options import ConfigError, parse, preset_names
-from maskattn_kernels.segmentation.training.run_data import RunOrder
 
 
 @pytest.fixture(scope="module")
@@ -136,13 +135,3 @@ def test_pixels_of_low_confidence_are_void(trained, tmp_path):
     both = LabelledAndPseudo(DigitScenes("train", count=4), [1, 2], sure)
     assert len(both) == 6 + 5  # two labelled images three times, five of the others
     assert both[2].name == both[0].name and both[6].name == "00"
-
-
-def test_processes_share_the_batches_of_one():
-    whole = list(RunOrder(7, 6, batches=5, seed=3))
-    shares = [list(RunOrder(7, 3, batches=5, seed=3, rank=r, world=2)) for r in (0, 1)]
-    for batch, first, second in zip(whole, *shares, strict=True):
-        assert set(batch) == {*first, *second}
-    seen = [draw.index for batch in whole for draw in batch]
-    assert sorted(seen[:7]) == sorted(seen[7:14]) == list(range(7))
-    assert seen[:7] != seen[7:14]

@@ -1,31 +1,26 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Batches for Lightning: any data set of the package, resized, augmented, in a repeatable order."""
+"""Batches of any data set of the package: resized, augmented, in a repeatable order."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping, Sequence
+import signal
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from maskattn_kernels.segmentation.data.augmentation import Augmentation, Square, fit
 from maskattn_kernels.segmentation.data.errors import DataError
-from maskattn_kernels.segmentation.data.images import ImageFiles
 from maskattn_kernels.segmentation.data.opening import open_dataset
-from maskattn_kernels.segmentation.data.order import PADDING, Draw, Order, ResumableLoader
+from maskattn_kernels.segmentation.data.order import PADDING, Draw, RunOrder, ValidationOrder
 from maskattn_kernels.segmentation.data.sample import VOID, Classes, SegmentationDataset
 
 __all__ = ["Batches"]
 
-Transform = Callable[..., Square]
 
-
-class Batches(pl.LightningDataModule):
+class Batches:
     """Loads a data set as batches of S x S images with labels.
 
     A batch is a dict: ``image`` uint8 (B,3,S,S); ``semantic`` int64 (B,S,S), class numbers or 255 =
@@ -34,7 +29,7 @@ class Batches(pl.LightningDataModule):
     of padding, whose labels are all void.
 
     Order and augmentation depend on (seed, epoch, index) alone: they are the same for any number of
-    workers, after a resume in mid-epoch, and over any number of processes for one global batch.
+    workers, after a resume at any batch, and over any number of processes for one global batch.
 
     Args:
         name: of the data set, see `open_dataset`.
@@ -45,7 +40,6 @@ class Batches(pl.LightningDataModule):
         seed: of order, augmentation and of the choice under `limit`.
         limit: train with so many images; those of a smaller limit are among those of a larger one.
         augment: whether training images are changed at random.
-        predict: image or folder of images for `predict_dataloader`; None = the validation set.
         val_options: options for the validation set where they differ (``{"textures": "shifted"}``).
         options: for the data set, see `open_dataset`.
 
@@ -54,7 +48,7 @@ class Batches(pl.LightningDataModule):
 
     Example:
         >>> batches = Batches("digit-scenes", batch_size=4, count=8)
-        >>> batch = next(iter(batches.train_dataloader()))
+        >>> batch = next(iter(batches.train_loader(batches=1)))
         >>> batch["image"].shape, batch["semantic"].dtype, len(batches.classes)
         (torch.Size([4, 3, 128, 128]), torch.int64, 18)
     """
@@ -69,11 +63,9 @@ class Batches(pl.LightningDataModule):
         seed: int = 0,
         limit: int | None = None,
         augment: bool = True,
-        predict: Path | None = None,
         val_options: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__()
         counts = {"size": size, "batch_size": batch_size, "limit": limit, "workers": workers}
         for argument, value in counts.items():
             least = 0 if argument == "workers" else 1
@@ -87,7 +79,6 @@ class Batches(pl.LightningDataModule):
         self.seed = seed
         self.limit = limit
         self.augment = augment
-        self.predict = predict
         self.options = {"train": options, "val": {**options, **(val_options or {})}}
         self._sets: dict[str, SegmentationDataset] = {}
 
@@ -110,11 +101,14 @@ class Batches(pl.LightningDataModule):
         """The classes of the data set."""
         return self.dataset("train").classes
 
-    def setup(self, stage: str | None = None) -> None:
-        """Open what a stage needs, so that bad data stops a run before it starts."""
-        for split in ("train", "val") if stage == "fit" else ("val",):
-            if stage != "predict":
-                self.dataset(split)
+    def open(self) -> None:
+        """Open both splits, so that bad data stops a run before it starts.
+
+        Raises:
+            DataError: data that cannot be used.
+        """
+        for split in self.options:
+            self.dataset(split)
 
     def labelled(self) -> np.ndarray:
         """Ascending numbers of the training images in use: all, or `limit` of them."""
@@ -129,65 +123,47 @@ class Batches(pl.LightningDataModule):
         self._sets["train"] = samples
         self.limit = None
 
-    def train_dataloader(self) -> DataLoader:
-        """Shuffled and augmented; its place in the epoch is saved in checkpoints."""
+    def train_loader(
+        self, batches: int, start: int = 0, rank: int = 0, world: int = 1
+    ) -> DataLoader:
+        """The batches of a whole run in the order of `RunOrder`, augmented if `augment` is set."""
         # A mirrored digit is another sign, and a legend must not be cut off.
         digits, legend = self.dataset_name == "digit-scenes", self.options["train"].get("legend")
         changes = Augmentation((0.8, 1.0 if legend else 1.3), mirror=not digits)
-        augmentation = changes if self.augment else None
         chosen = self.labelled()
-        items = _Items(self.dataset("train"), chosen, self.size, self.seed, augmentation)
-        order = Order(len(chosen), self.batch_size, shuffle=True, seed=self.seed)
-        return ResumableLoader(items, order, **self._loader_options())
+        items = _Items(self, "train", chosen, changes if self.augment else None)
+        order = RunOrder(len(chosen), self.batch_size, batches, self.seed, start, rank, world)
+        return self._loader(items, batch_sampler=order)
 
-    def val_dataloader(self) -> DataLoader:
-        """In order, as they are."""
-        return self._plain(self.dataset("val"))
+    def val_loader(self, rank: int = 0, world: int = 1) -> DataLoader:
+        """The validation images in the order of `ValidationOrder`, unchanged."""
+        size = len(self.dataset("val"))
+        return self._loader(
+            _Items(self, "val", np.arange(size), None),
+            sampler=ValidationOrder(size, rank, world),
+            batch_size=self.batch_size,
+            persistent_workers=self.workers > 0,
+        )
 
-    def test_dataloader(self) -> DataLoader:
-        """The validation set: published test sets have no labels."""
-        return self.val_dataloader()
-
-    def predict_dataloader(self) -> DataLoader:
-        """The images of `predict`, labels all void; or the validation set."""
-        if self.predict is None:
-            return self.val_dataloader()
-        return self._plain(ImageFiles(self.predict, self.classes))
-
-    def _plain(self, samples: SegmentationDataset) -> DataLoader:
-        items = _Items(samples, np.arange(len(samples)), self.size, self.seed, None)
-        order = Order(len(samples), self.batch_size, shuffle=False)
-        options = self._loader_options()
-        return DataLoader(items, batch_size=self.batch_size, sampler=order, **options)
-
-    def _loader_options(self) -> dict[str, Any]:
-        return {
-            "num_workers": self.workers,
-            "persistent_workers": self.workers > 0,
-            "collate_fn": _collate,
-            "pin_memory": torch.cuda.is_available(),
-        }
+    def _loader(self, items: Dataset, **options: Any) -> DataLoader:
+        return DataLoader(
+            items,
+            num_workers=self.workers,
+            collate_fn=_collate,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_ignore_ctrl_c,
+            **options,
+        )
 
 
 class _Items(Dataset):
-    """Samples as the entries of a batch; asked for by `Draw`."""
+    """Samples as the entries of a batch, by `Draw`."""
 
     def __init__(
-        self,
-        samples: SegmentationDataset,
-        chosen: np.ndarray,
-        size: int,
-        seed: int,
-        augmentation: Augmentation | None,
+        self, batches: Batches, split: str, chosen: np.ndarray, augmentation: Augmentation | None
     ) -> None:
-        self.samples = samples
-        self.chosen = chosen
-        self.size = size
-        self.seed = seed
-        self.augmentation = augmentation
-
-    def __len__(self) -> int:
-        return len(self.chosen)
+        self.samples, self.chosen = batches.dataset(split), chosen
+        self.size, self.seed, self.augmentation = batches.size, batches.seed, augmentation
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         index = int(self.chosen[max(draw.index, 0)])
@@ -195,7 +171,7 @@ class _Items(Dataset):
         if self.augmentation is None:
             square = fit(sample, self.size)
         else:
-            key = (self.seed, draw.epoch, index, draw.turn)
+            key = (self.seed, draw.epoch, index)
             square = self.augmentation(sample, self.size, np.random.Generator(np.random.PCG64(key)))
         if draw.index == PADDING:
             void = np.full_like(square.semantic, VOID)
@@ -216,3 +192,8 @@ def _collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         stacked: Tensor = torch.from_numpy(np.stack([item[key] for item in items]))
         batch[key] = stacked if key == "image" else stacked.long()
     return batch
+
+
+def _ignore_ctrl_c(worker: int) -> None:
+    """A terminal sends Ctrl-C to the loading processes as well; the training process ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,17 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which sample comes when: from (seed, epoch) alone, shared out over processes, resumable."""
-
-from __future__ import annotations
+"""Which sample comes when: from the seed and the number of the batch alone, over all processes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import torch.distributed as dist
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+import torch
+from torch.utils.data import Sampler
 
-__all__ = ["PADDING", "Draw", "Order", "ResumableLoader"]
+__all__ = ["PADDING", "Draw", "RunOrder", "ValidationOrder"]
 
 PADDING = -1
 """The index of a draw that only fills up a batch; its labels are all void."""
@@ -24,89 +20,91 @@ class Draw:
     Attributes:
         epoch: from 0.
         index: of the sample, or `PADDING`.
-        turn: how often the sample was drawn before in this epoch.
     """
 
     epoch: int
     index: int
-    turn: int
 
 
-class Order(DistributedSampler):
-    """Yields the `Draw`s of one process for one epoch.
+class RunOrder(Sampler[list[Draw]]):
+    """The training batches of a whole run; each depends on the seed and on its number only.
 
-    In training the order is a permutation, and an epoch is a whole number of global batches: what
-    is left over waits for the next epoch; a set smaller than one batch is gone through again. Of
-    each global batch, process r of W takes every W-th sample from r on, so that W processes see
-    what one process with a W times larger batch sees. Otherwise the order is that of the set, and
-    padding gives each process as many draws.
-
-    It is a `DistributedSampler` so that Lightning leaves it in place.
+    The images are one endless stream: epoch after epoch, each in a random order of its own, cut
+    into batches without regard to where epochs meet. So no image is left out, a set may be smaller
+    than a batch, and every optimizer step sees as many images.
 
     Args:
-        size: samples in the set.
-        batch_size: per process.
-        shuffle: for training.
-        seed: of the permutations.
+        images: in the data set.
+        batch_size: of one process.
+        batches: in the whole run.
+        seed: of the orders.
+        start: batches to leave out, because a stopped run has done them.
+        rank, world: which process this is, of how many. Of each batch of all processes together,
+            it takes every ``world``-th image.
 
     Example:
-        >>> [draw.index for draw in Order(3, batch_size=4, shuffle=False)]
-        [0, 1, 2]
-        >>> len(Order(10, batch_size=4, shuffle=True))
-        8
+        >>> from maskattn_kernels.segmentation.data.order import RunOrder
+        >>> whole = list(RunOrder(images=3, batch_size=2, batches=3, seed=1))
+        >>> [draw.epoch for batch in whole for draw in batch]
+        [0, 0, 0, 1, 1, 1]
+        >>> list(RunOrder(images=3, batch_size=2, batches=3, seed=1, start=2)) == whole[2:]
+        True
     """
 
-    def __init__(self, size: int, batch_size: int, shuffle: bool, seed: int = 0) -> None:
-        shared = dist.is_available() and dist.is_initialized()
-        super().__init__(
-            range(size),  # type: ignore[arg-type]
-            num_replicas=dist.get_world_size() if shared else 1,
-            rank=dist.get_rank() if shared else 0,
-            shuffle=shuffle,
-            seed=seed,
-        )
-        self.size = size
-        self.batch_size = batch_size
-        self.start = 0
-        """How many draws to leave out the next time, after a resume."""
+    def __init__(
+        self,
+        images: int,
+        batch_size: int,
+        batches: int,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.images, self.batch_size, self.batches = images, batch_size, batches
+        self.seed, self.start, self.rank, self.world = seed, start, rank, world
 
     def __len__(self) -> int:
-        if self.shuffle:
-            return max(1, self.size // (self.batch_size * self.num_replicas)) * self.batch_size
-        return -(-self.size // self.num_replicas)
+        """Batches of the whole run, those before ``start`` too: Lightning counts them as well."""
+        return self.batches
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        together = self.batch_size * self.world
+        known, order = -1, []
+        for batch in range(self.start, self.batches):
+            draws = []
+            for place in range(batch * together + self.rank, (batch + 1) * together, self.world):
+                epoch, position = divmod(place, self.images)
+                if epoch != known:
+                    known, order = epoch, self._order(epoch)
+                draws.append(Draw(epoch, order[position]))
+            yield draws
+
+    def _order(self, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
+        return torch.randperm(self.images, generator=generator).tolist()
+
+
+class ValidationOrder(Sampler[Draw]):
+    """Every image once, in the order of the set; padding gives each process as many draws.
+
+    Args:
+        images: in the data set.
+        rank, world: which process this is, of how many.
+
+    Example:
+        >>> from maskattn_kernels.segmentation.data.order import ValidationOrder
+        >>> [[draw.index for draw in ValidationOrder(5, rank, world=2)] for rank in (0, 1)]
+        [[0, 2, 4], [1, 3, -1]]
+    """
+
+    def __init__(self, images: int, rank: int = 0, world: int = 1) -> None:
+        self.images, self.rank, self.world = images, rank, world
+
+    def __len__(self) -> int:
+        return -(-self.images // self.world)
 
     def __iter__(self) -> Iterator[Draw]:
-        order = np.arange(self.size)
-        if self.shuffle:
-            rng = np.random.Generator(np.random.PCG64((self.seed, self.epoch)))
-            order = rng.permutation(self.size)
-        start, self.start = self.start, 0
-        for step in range(start, len(self)):
-            turn, place = divmod(step * self.num_replicas + self.rank, self.size)
-            padding = turn > 0 and not self.shuffle
-            yield Draw(self.epoch, PADDING if padding else int(order[place]), turn)
-
-
-class ResumableLoader(DataLoader):
-    """A `DataLoader` over an `Order` whose place in the epoch Lightning saves and restores."""
-
-    def __init__(self, dataset: Dataset, order: Order, **options: Any) -> None:
-        super().__init__(dataset, sampler=order, batch_size=order.batch_size, **options)
-        self._order = order
-        self._done = 0
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        self._done = self._order.start // self._order.batch_size
-        for batch in super().__iter__():
-            self._done += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        """The epoch and the batches of it that were handed out."""
-        return {"epoch": self._order.epoch, "batches": self._done}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on after the batches that were handed out."""
-        epochs, batches = divmod(state["batches"], len(self))
-        self._order.set_epoch(state["epoch"] + epochs)
-        self._order.start = batches * self._order.batch_size
+        for first in range(0, self.images, self.world):
+            index = first + self.rank
+            yield Draw(epoch=0, index=index if index < self.images else PADDING)

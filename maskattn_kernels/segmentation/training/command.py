@@ -88,7 +88,6 @@ def _train(config: Namespace) -> dict[str, float]:
             f"out: {out} holds a run; go on with --ckpt_path last, or choose another folder"
         )
     batches = _batches(config)
-    batches.setup("fit")
     module = _module(config, batches)
     stop = StopRequest()
     options = config.trainer
@@ -163,7 +162,7 @@ def _batches(config: Namespace) -> Batches:
     arguments = config.data.as_dict()
     options = arguments.pop("options")
     batches = Batches(**arguments, seed=config.seed, **options)
-    batches.setup("fit")
+    batches.open()
     if config.unlabelled:
         _learn_from_unlabelled(config, batches)
     return batches

@@ -88,7 +88,7 @@ def make_parser() -> ArgumentParser:
     add("--unlabelled", type=str | None, default=None, help="folder of images without labels: "
         "learn from what --init_from predicts there")  # fmt: skip
     add("--confidence", type=float, default=0.9, help="of those predictions: pixels below are void")
-    parser.add_class_arguments(Batches, "data", skip={"seed", "predict"})
+    parser.add_class_arguments(Batches, "data", skip={"seed"})
     add("--data.options", type=dict[str, Any], default={}, help="of the data set, by name")
     parser.add_class_arguments(SegmentationNetwork, "network", skip={"classes", "things"})
     parser.add_class_arguments(SegmentationLoss, "loss", skip={"things", "task"})
