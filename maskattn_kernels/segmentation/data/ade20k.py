@@ -74,9 +74,8 @@ class ADE20K:
         path = self._masks[name]
         advice = "expected 0 (void) to 150, as in ADEChallengeData2016/annotations"
         semantic = map_ids(read_labels(path), _NUMBERS, path, advice)
-        return labelled(
-            name, read_image(self._images[name]), semantic, self._objects(name), self.classes, path
-        )
+        file, objects = self._images[name], self._objects(name)
+        return labelled(name, read_image(file), semantic, objects, self.classes, path, file)
 
     def _objects(self, name: str) -> np.ndarray | None:
         if self._panoptic is not None:

@@ -69,12 +69,13 @@ class BDD100K:
 
     def __getitem__(self, index: int) -> Sample:
         name = self._names[index]
-        image = read_image(self._images[name])
+        file = self._images[name]
+        image = read_image(file)
         path = self._masks[name]
         advice = "expected trainIds from 0 to 18, or 255"
         semantic = map_ids(read_labels(path), _SEMANTIC, path, advice)
         if not self._objects:
-            return labelled(name, image, semantic, None, self.classes, path)
+            return labelled(name, image, semantic, None, self.classes, path, file)
         path = self._objects[name]
         bits = read_labels(path)
         if bits.ndim != 3 or bits.shape[-1] != 4:
@@ -86,4 +87,5 @@ class BDD100K:
         instance = np.where(thing & ~left_out, objects, 0).astype(np.int32)
         if semantic.shape == thing.shape:
             semantic = np.where(left_out, VOID, np.where(thing, number, semantic))
-        return labelled(name, image, semantic.astype(np.uint8), instance, self.classes, path)
+        semantic = semantic.astype(np.uint8)
+        return labelled(name, image, semantic, instance, self.classes, path, file)

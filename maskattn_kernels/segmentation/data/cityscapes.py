@@ -61,6 +61,5 @@ class Cityscapes:
         objects = read_labels(path.with_name(f"{name}_gtFine_instanceIds.png"))
         # An object's number is 1000 * labelId + its count; smaller numbers are stuff and groups.
         instance = np.where(objects >= 1000, objects, 0)
-        return labelled(
-            name, read_image(self._images[name]), semantic, instance, self.classes, path
-        )
+        file = self._images[name]
+        return labelled(name, read_image(file), semantic, instance, self.classes, path, file)

@@ -171,7 +171,8 @@ class CocoPanoptic:
             raise DataError(
                 f"{path}: unknown id {unknown}; neither a segment nor a category of {self._path}"
             ) from None
-        return labelled(file.stem, read_image(file), semantic, instance, self.classes, path)
+        image = read_image(file)
+        return labelled(file.stem, image, semantic, instance, self.classes, path, file)
 
 
 class CocoJson:
@@ -228,7 +229,7 @@ class CocoJson:
         for number, (row, mask) in enumerate(objects, start=1):
             semantic[mask] = self.classes.ids.index(row["category_id"])
             instance[mask] = number
-        return labelled(file.stem, image, semantic, instance, self.classes, self._path)
+        return labelled(file.stem, image, semantic, instance, self.classes, self._path, file)
 
     def _mask(self, row: dict[str, Any], height: int, width: int) -> np.ndarray:
         shape = row["segmentation"]

@@ -74,16 +74,17 @@ class Folder:
 
     def __getitem__(self, index: int) -> Sample:
         name = self._names[index]
-        image = read_image(self._images[name])
+        file = self._images[name]
+        image = read_image(file)
         path = self._masks[name]
         semantic = map_ids(read_labels(path), self._numbers, path, self._advice)
         if not self._objects:
-            return labelled(name, image, semantic, None, self.classes, path)
+            return labelled(name, image, semantic, None, self.classes, path, file)
         instance = read_labels(self._objects[name])
         if instance.ndim != 2:
             raise DataError(f"{self._objects[name]}: expected one number a pixel, not colours")
-        labelled(name, image, semantic, None, self.classes, path)
-        return labelled(name, image, semantic, instance, self.classes, self._objects[name])
+        labelled(name, image, semantic, None, self.classes, path, file)
+        return labelled(name, image, semantic, instance, self.classes, self._objects[name], file)
 
 
 def read_classes(path: Path) -> tuple[Classes, tuple[int, ...]]:

@@ -3,39 +3,107 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.data.pixels import orientation, rgb_pixels
 from maskattn_kernels.segmentation.data.sample import Classes, Sample
 
-__all__ = ["IMAGE_ENDINGS", "ImageFiles", "folder", "image_files", "read_image", "read_labels"]
+__all__ = [
+    "IMAGE_ENDINGS",
+    "ImageFiles",
+    "count_frames",
+    "folder",
+    "image_files",
+    "read_frames",
+    "read_image",
+    "read_labels",
+    "turned_hint",
+]
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 MAX_PIXELS = 100_000_000
 """Larger images are refused: they are mistakes, or made to fill the memory."""
+_FILMS = ("GIF", "PNG", "WEBP", "AVIF", "TIFF")  # the second picture of others is a thumbnail
+_TIFF_SUBFILE, _THUMBNAIL_OR_MASK = 254, 0b101
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its errors go to stderr
 
 
 def read_image(path: Path) -> np.ndarray:
-    """An image file as uint8 (H,W,3) RGB.
+    """An image file as uint8 (H,W,3) RGB, upright; of several pictures, the first.
+
+    It is turned as its EXIF orientation says. See `pixels.rgb_pixels` for pictures of 16 bits, of
+    floating-point numbers, and with transparent pixels.
 
     Raises:
-        DataError: missing, truncated, no image, or of more than `MAX_PIXELS`.
+        DataError: missing, truncated, no image, of more than `MAX_PIXELS`, or with pixels that
+            have no clear meaning as colours.
     """
-    return _read(path, "RGB")
+    with _opened(path) as picture:
+        return rgb_pixels(picture, path)
+
+
+def read_frames(path: Path) -> Iterator[np.ndarray]:
+    """All pictures of a file, each as `read_image` gives one.
+
+    An animation (GIF, PNG, WebP, AVIF) has frames and a TIFF has pages; thumbnails and masks among
+    the pages are left out. Any other file has one picture, also where it holds more (the second of
+    an MPO photograph is a preview, or the other eye's).
+
+    Raises:
+        DataError: as `read_image`, also for a file that breaks off, after the frames before.
+    """
+    with _errors_name(path):
+        picture = Image.open(path)
+    with picture:
+        for number in _frame_numbers(picture, path):
+            with _errors_name(path):
+                picture.seek(number)
+                _check_size(picture, path)
+                pixels = rgb_pixels(picture, path)
+            yield pixels
+
+
+def count_frames(path: Path) -> int:
+    """How many pictures `read_frames` gives, as far as the file's structure tells.
+
+    Raises:
+        DataError: as `read_image`.
+    """
+    with _opened(path) as picture:
+        return len(_frame_numbers(picture, path))
+
+
+def _frame_numbers(picture: Image.Image, path: Path) -> Sequence[int]:
+    with _errors_name(path):
+        numbers = range(getattr(picture, "n_frames", 1) if picture.format in _FILMS else 1)
+        if picture.format != "TIFF":
+            return numbers
+        pages = []
+        for number in numbers:
+            picture.seek(number)
+            if not picture.tag_v2.get(_TIFF_SUBFILE, 0) & _THUMBNAIL_OR_MASK:  # type: ignore[attr-defined]
+                pages.append(number)
+        return pages or numbers[:1]
 
 
 def read_labels(path: Path) -> np.ndarray:
-    """A PNG of numbers as it is: (H,W) grey values or palette entries, or (H,W,3 or 4) bytes.
+    """A PNG of numbers as it is stored: (H,W) grey values or palette entries, or (H,W,2 to 4).
 
     Raises:
         DataError: as `read_image`, or a file whose pixels are no whole numbers.
     """
-    values = _read(path, None)
+    with _opened(path) as picture:
+        values = np.array(picture)
     if values.dtype == np.bool_:
         return values.astype(np.uint8)
     if values.dtype.kind not in "ui":
@@ -43,17 +111,61 @@ def read_labels(path: Path) -> np.ndarray:
     return values
 
 
-def _read(path: Path, mode: str | None) -> np.ndarray:
+def turned_hint(path: Path, height: int, width: int) -> str:
+    """What explains labels of this size, if it is that the image is turned by EXIF; or ""."""
+    with _opened(path) as picture:
+        turn = orientation(picture) if picture.size == (width, height) else 1
+    if turn < 5:
+        return ""
+    return (
+        f"; {path} is stored as {width} x {height} and turned by its EXIF orientation {turn}: "
+        f"label it as viewers show it, or save it upright without EXIF"
+    )
+
+
+class _PillowQuiet:
+    """Pillow's warnings are off while any thread is inside: what matters becomes a DataError.
+
+    `warnings.catch_warnings` alone would mix up the filters of threads that overlap.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._outer = warnings.catch_warnings()
+                self._outer.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._outer.__exit__(None, None, None)
+
+
+_QUIET = _PillowQuiet()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image file of a size that is allowed."""
+    with _errors_name(path), Image.open(path) as picture:
+        _check_size(picture, path)
+        yield picture
+
+
+@contextmanager
+def _errors_name(path: Path) -> Iterator[None]:
+    """Whatever Pillow raises inside becomes one line that names the file."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we have our own limit
-            with Image.open(path) as file:
-                if file.width * file.height > MAX_PIXELS:
-                    raise DataError(
-                        f"{path}: {file.width} x {file.height} pixels; expected at most "
-                        f"{MAX_PIXELS // 1_000_000} million, resize it or remove it"
-                    )
-                return np.array(file.convert(mode) if mode else file)
+        with _QUIET:
+            yield
+    except (DataError, MemoryError):
+        raise
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except Image.DecompressionBombError:
@@ -62,11 +174,17 @@ def _read(path: Path, mode: str | None) -> np.ndarray:
         raise DataError(
             f"{path}: not an image that can be read; remove it or save it again"
         ) from None
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        reason = " ".join(str(error).split())
+    except Exception as error:  # decoders raise whatever comes up, IndexError and struct.error too
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path}: cannot be read ({reason}); remove it or save it again") from None
+
+
+def _check_size(picture: Image.Image, path: Path) -> None:
+    if picture.width * picture.height > MAX_PIXELS:
+        raise DataError(
+            f"{path}: {picture.width} x {picture.height} pixels; expected at most "
+            f"{MAX_PIXELS // 1_000_000} million, resize it or remove it"
+        )
 
 
 def folder(path: Path, layout: str) -> Path:

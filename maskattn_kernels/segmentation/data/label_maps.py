@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.data.images import turned_hint
 from maskattn_kernels.segmentation.data.sample import Classes, Sample
 
 __all__ = ["labelled", "map_ids", "matched", "palette", "read_json", "share_out"]
@@ -94,18 +95,23 @@ def labelled(
     instance: np.ndarray | None,
     classes: Classes,
     path: Path,
+    file: Path,
 ) -> Sample:
     """A `Sample` whose maps fit its image; where there is no thing, there is no object either.
 
+    Args:
+        path: of the maps, for errors.
+        file: of the image, for errors.
+
     Raises:
-        DataError: maps of another size; `path` is the file of the maps.
+        DataError: maps of another size.
     """
     for maps in (semantic, instance):
         if maps is not None and maps.shape != image.shape[:2]:
-            (height, width), (high, wide) = maps.shape, image.shape[:2]
+            (height, width), (high, wide) = maps.shape[:2], image.shape[:2]
+            cure = turned_hint(file, height, width) or "; save them at the size of the image"
             raise DataError(
-                f"{path}: labels of {width} x {height} pixels for an image of {wide} x {high}; "
-                f"save them at the size of the image"
+                f"{path}: labels of {width} x {height} pixels for an image of {wide} x {high}{cure}"
             )
     if instance is not None:
         instance = np.where(np.isin(semantic, classes.things), instance, 0).astype(np.int32)

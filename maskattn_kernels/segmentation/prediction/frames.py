@@ -10,10 +10,14 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-from PIL import Image, ImageSequence
 
 from maskattn_kernels.segmentation.data.errors import DataError
-from maskattn_kernels.segmentation.data.images import image_files, read_image
+from maskattn_kernels.segmentation.data.images import (
+    count_frames,
+    image_files,
+    read_frames,
+    read_image,
+)
 
 __all__ = ["Frame", "frames"]
 
@@ -37,9 +41,9 @@ def frames(source: str) -> Iterator[Frame]:
     """All images of a source.
 
     Args:
-        source: an image file, also one of many frames (GIF, TIFF); a folder of images; a video
-            (needs OpenCV or imageio with a plugin for videos); a number: that camera (needs
-            OpenCV), whose frames do not end.
+        source: an image file, also one of many frames (an animation, a TIFF of many pages); a
+            folder of images, each of which is one image; a video (needs OpenCV or imageio with a
+            plugin for videos); a number: that camera (needs OpenCV), whose frames do not end.
 
     Raises:
         DataError: nothing there, an ending that is not known, or a package is missing.
@@ -74,17 +78,24 @@ def _folder(folder: Path) -> Iterator[Frame]:
 
 def _file(path: Path) -> Iterator[Frame]:
     try:
-        with Image.open(path) as opened:
-            many = getattr(opened, "n_frames", 1) > 1
-    except (OSError, ValueError, Image.DecompressionBombError):
-        many = False  # reading it will say what is wrong
+        many = count_frames(path) > 1
+    except DataError as error:
+        yield Frame(path.stem, partial(_fail, error))
+        return
     if not many:
         yield Frame(path.stem, partial(read_image, path))
         return
-    with Image.open(path) as opened:
-        for number, picture in enumerate(ImageSequence.Iterator(opened)):
-            pixels = np.asarray(picture.convert("RGB"))
+    number = 0
+    try:
+        for pixels in read_frames(path):
             yield Frame(f"{path.stem}-{number:06d}", partial(np.asarray, pixels))
+            number += 1
+    except DataError as error:
+        yield Frame(f"{path.stem}-{number:06d}", partial(_fail, error))
+
+
+def _fail(error: DataError) -> np.ndarray:
+    raise error
 
 
 def _video(path: Path) -> Iterator[Frame]:
