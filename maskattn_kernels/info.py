@@ -14,7 +14,7 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run ``maskattn info``; returns the exit code."""
+    """Run ``maskattn info`` with the arguments ``argv``; returns the exit code."""
     Parser(prog="maskattn info", description="Versions, this machine, backends.").parse_args(argv)
     facts = machine_facts()
     flags = " ".join(facts["cpu_flags"]) or "none of interest"  # type: ignore[arg-type]

@@ -119,6 +119,15 @@ class MaskedAttentionFunction(torch.autograd.Function):
     key_indices, key_counts, key_bias, scale)` returns `(out, lse)`, for the name of a backend and
     tensors as `backends/base.py` describes them. It validates nothing: call `masked_attention`.
     Differentiable once, in query, key, value and key_bias.
+
+    Example:
+        >>> import torch
+        >>> from maskattn_kernels import MaskedAttentionFunction, masked_attention
+        >>> q, k, v = torch.randn(3, 1, 2, 5, 8).unbind()
+        >>> everything = (None, None, None, None, None)  # all tokens, and no bias
+        >>> out, lse = MaskedAttentionFunction.apply("reference", q, k, v, *everything, 8**-0.5)
+        >>> torch.equal(out, masked_attention(q, k, v, backend="reference"))
+        True
     """
 
     @staticmethod

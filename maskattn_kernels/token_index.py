@@ -22,6 +22,13 @@ class TokenIndex(NamedTuple):
 
     One made by hand is checked at every call on the CPU, and clamped to the sequence on a GPU,
     which cannot raise without waiting for it. Do not change one in another thread during a call.
+
+    Example:
+        >>> import torch
+        >>> from maskattn_kernels import TokenIndex, select_tokens
+        >>> indices, counts = select_tokens(torch.tensor([[True, False, True, False]]))
+        >>> TokenIndex(indices, counts).indices
+        tensor([[[0, 2, 4, 4]]], dtype=torch.int32)
     """
 
     indices: Tensor

@@ -78,7 +78,7 @@ def make_parser() -> Parser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run ``maskattn bench`` with arguments; 1 if a result was wrong."""
+    """Run ``maskattn bench`` with the arguments ``argv``; 1 if a result was wrong."""
     given = make_parser().parse_args(argv)
     out = writable_folder(given.out)
     suite.set_threads(given.threads)

@@ -14,7 +14,7 @@ BLOCK = re.compile(r"(?<=<!-- begin: )([\w -]+)( -->\n).*?(?=<!-- end -->)", re.
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table.
+    """A Markdown table of a ``header`` and ``rows`` of cells.
 
     Example:
         >>> print(table(["peer", "times"], [["SDPA", "2.0x"]]))

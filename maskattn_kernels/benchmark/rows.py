@@ -16,7 +16,7 @@ Results = dict[str, Any]
 
 
 def dumps(results: Results) -> str:
-    """JSON text with a line for each row of a section, so that a diff shows which rows changed.
+    """JSON text of ``results``, a line for each row: so that a diff shows which rows changed.
 
     Example:
         >>> print(dumps({"complete": True, "cells": [{"name": "a"}, {"name": "b"}]}), end="")
@@ -45,7 +45,7 @@ def _lines(items: list[str], indent: int) -> str:
 
 
 def save(results: Results, path: Path) -> None:
-    """Write results to a file; an interruption leaves the old file or the new one.
+    """Write results to ``path``; an interruption leaves the old file or the new one.
 
     Raises:
         WriteError: the file could not be written.

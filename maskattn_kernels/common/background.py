@@ -34,7 +34,7 @@ def ahead(items: Iterable[T], count: int = 2) -> Iterator[T]:
 
 
 def map_ahead(function: Callable[[T], R], items: Iterable[T], threads: int = 2) -> Iterator[R]:
-    """``map`` with the calls in threads, results in order, twice as many under way as threads.
+    """``map(function, items)`` in threads: results in order, twice as many under way as threads.
 
     Example:
         >>> from maskattn_kernels.common.background import map_ahead

@@ -32,21 +32,21 @@ class Parser(argparse.ArgumentParser):
 
 
 def count(text: str) -> int:
-    """A whole number from 0."""
+    """The ``text`` of an argument as a whole number from 0."""
     if not text.isascii() or not text.isdigit():
         raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}")
     return int(text)
 
 
 def positive(text: str) -> int:
-    """A whole number from 1."""
+    """The ``text`` of an argument as a whole number from 1."""
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
     return int(text)
 
 
 def some_of(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
-    """The type of an argument that lists names, separated by commas; each counts once.
+    """The type of an argument that lists ``known`` names, separated by commas; each counts once.
 
     Example:
         >>> from maskattn_kernels.common.command_line import some_of
@@ -67,7 +67,7 @@ def some_of(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
 
 
 def writable_folder(name: str | Path) -> Path:
-    """A folder that can be written to; it is made if it is not there.
+    """The folder ``name``, which can be written to; it is made if it is not there.
 
     Raises:
         ValueError: it cannot be made or written to.

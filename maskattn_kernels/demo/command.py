@@ -13,7 +13,7 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run ``maskattn demo`` with arguments; returns the exit code."""
+    """Run ``maskattn demo`` with the arguments ``argv``; returns the exit code."""
     parser = Parser(
         prog="maskattn demo", description="Dense and masked U-Net on photographs, as a page."
     )

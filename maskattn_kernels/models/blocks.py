@@ -18,6 +18,9 @@ class ConvBlock(nn.Module):
         mid_channels: between the convolutions; None = ``out_channels``.
         residual: add the input and apply GELU once more.
 
+    Shapes:
+        x (B,in_channels,H,W); the result (B,out_channels,H,W).
+
     Example:
         >>> import torch
         >>> from maskattn_kernels.models import ConvBlock
@@ -54,6 +57,12 @@ class ConvBlock(nn.Module):
 class Down(nn.Module):
     """Halves the size: max-pool, residual block, block, BN. Odd sizes round up: no pixel is lost.
 
+    Args:
+        in_channels, out_channels: of the map before and after.
+
+    Shapes:
+        x (B,in_channels,H,W); the result (B,out_channels,ceil(H/2),ceil(W/2)).
+
     Example:
         >>> import torch
         >>> from maskattn_kernels.models import Down
@@ -79,6 +88,9 @@ class Up(nn.Module):
         in_channels: of the map from below.
         skip_channels: of the map from the encoder.
         out_channels: of the result.
+
+    Shapes:
+        x (B,in_channels,h,w), skip (B,skip_channels,H,W); the result (B,out_channels,H,W).
 
     Example:
         >>> import torch

@@ -27,6 +27,14 @@ class ExploringSelector(ScoreSelector):
 
     The current temperature is part of the ``state_dict``. The noise comes from torch's global
     generator. `Selection.logits` are those without noise.
+
+    Example:
+        >>> from maskattn_kernels.nn import ExploringSelector, GumbelTopKSelector
+        >>> selector = GumbelTopKSelector()
+        >>> if isinstance(selector, ExploringSelector):
+        ...     selector.anneal(1.0)  # at the end of training
+        >>> selector.temperature
+        tensor(0.0500)
     """
 
     temperature: Tensor
@@ -56,7 +64,7 @@ class ExploringSelector(ScoreSelector):
         self.temperature.fill_(start * (end / start) ** progress)
 
     def noise(self, uniform: Tensor) -> Tensor:
-        """The noise of temperature 1, of numbers drawn evenly from 0 to 1."""
+        """The noise of temperature 1, made of ``uniform``: numbers drawn evenly from 0 to 1."""
         raise NotImplementedError("ExploringSelector.noise: a subclass must implement it")
 
     def choose(self, logits: Tensor) -> Selection:

@@ -45,6 +45,17 @@ class ScoreSelector(Selector):
 
     Raises:
         TypeError, ValueError: one line naming the argument, what came, and what was expected.
+
+    Example:
+        >>> import torch
+        >>> from maskattn_kernels.nn import ScoreSelector, Selection
+        >>> class AboveMean(ScoreSelector):
+        ...     def choose(self, logits):
+        ...         gate = logits - logits.mean((1, 2), keepdim=True)
+        ...         return Selection(gate > 0, gate.sigmoid().log(), gate.sigmoid(), logits)
+        >>> AboveMean()(torch.tensor([[[[3.0, 1.0], [2.0, 0.0]]]])).mask
+        tensor([[[ True, False],
+                 [ True, False]]])
     """
 
     def __init__(self, keep: float = 0.25, *, min_keep: int = 1) -> None:

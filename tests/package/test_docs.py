@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from torch.nn import Module
 
 import maskattn_kernels
 
@@ -49,7 +50,8 @@ def public_methods() -> dict[str, tuple[type, Any]]:
     for place, kind in OBJECTS.items():
         for name, value in vars(kind).items() if inspect.isclass(kind) else ():
             function = getattr(value, "fget", None) or getattr(value, "__func__", value)
-            promised = name != "forward" and any(hasattr(base, name) for base in kind.__mro__[1:])
+            inherited = [getattr(base, name, None) for base in kind.__mro__[1:]]
+            promised = any(method not in (None, Module.forward) for method in inherited)
             if inspect.isfunction(function) and not name.startswith("_") and not promised:
                 found[f"{place}.{name}"] = (kind, function)
     return found
@@ -66,7 +68,8 @@ def given_at_construction(kind: type) -> list[str]:
         return [field.name for field in dataclasses.fields(kind)]
     if hasattr(kind, "_fields"):
         return list(kind._fields)
-    return taken(kind.__init__) if inspect.isfunction(vars(kind).get("__init__")) else []
+    is_protocol = getattr(kind, "_is_protocol", False)
+    return taken(kind.__init__) if "__init__" in vars(kind) and not is_protocol else []
 
 
 def unnamed(names: list[str], doc: str) -> list[str]:

@@ -126,7 +126,13 @@ class Batches:
     def train_loader(
         self, batches: int, start: int = 0, rank: int = 0, world: int = 1
     ) -> DataLoader:
-        """The batches of a whole run in the order of `RunOrder`, augmented if `augment` is set."""
+        """The batches of a whole run in the order of `RunOrder`, augmented if `augment` is set.
+
+        Args:
+            batches: of the run.
+            start: the first one to give, where a run is resumed.
+            rank, world: of this process, and how many share the batches.
+        """
         # A mirrored digit is another sign, and a legend must not be cut off.
         digits, legend = self.dataset_name == "digit-scenes", self.options["train"].get("legend")
         changes = Augmentation((0.8, 1.0 if legend else 1.3), mirror=not digits)
@@ -136,7 +142,7 @@ class Batches:
         return self._loader(items, batch_sampler=order)
 
     def val_loader(self, rank: int = 0, world: int = 1) -> DataLoader:
-        """The validation images in the order of `ValidationOrder`, unchanged."""
+        """Validation images of process ``rank`` of ``world``, by `ValidationOrder`, unchanged."""
         size = len(self.dataset("val"))
         return self._loader(
             _Items(self, "val", np.arange(size), None),

@@ -37,7 +37,7 @@ def rgb_from_ids(ids: np.ndarray) -> np.ndarray:
 
 
 def ids_from_rgb(colors: np.ndarray) -> np.ndarray:
-    """The reverse of `rgb_from_ids`: int32 (H,W).
+    """The reverse of `rgb_from_ids`: the ids int32 (H,W) of ``colors``.
 
     Example:
         >>> ids = np.array([[0, 255, 256, 70000]])
@@ -49,7 +49,7 @@ def ids_from_rgb(colors: np.ndarray) -> np.ndarray:
 
 
 def categories(classes: Classes) -> list[dict[str, Any]]:
-    """The list ``categories`` of a COCO JSON."""
+    """The list ``categories`` of a COCO JSON, of ``classes``."""
     return [
         {"id": number, "name": name, "isthing": int(thing), "color": list(color)}
         for number, name, thing, color in zip(
@@ -101,7 +101,7 @@ def segments_of(
 def labels_from_segments(
     ids: np.ndarray, segments: Sequence[dict[str, Any]], classes: Classes
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The reverse of `segments_of`; crowds become void.
+    """The reverse of `segments_of`: labels of ``ids`` and their ``segments``; crowds become void.
 
     Returns:
         semantic uint8 (H,W) and instance int32 (H,W); objects are counted from 1.
@@ -191,7 +191,7 @@ class PanopticWriter:
 
 
 def encode_masks(masks: np.ndarray) -> list[dict[str, Any]]:
-    """Masks bool (H,W,K) as K run-length records that JSON can hold."""
+    """``masks``, bool (H,W,K), as K run-length records that JSON can hold."""
     records = coco_mask.encode(np.asfortranarray(masks, dtype=np.uint8))
     return [{"size": r["size"], "counts": r["counts"].decode("ascii")} for r in records]
 

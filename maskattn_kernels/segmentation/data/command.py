@@ -55,7 +55,7 @@ class Findings:
     read: int = 0
 
     def add(self, sample: Sample) -> None:
-        """Count one image."""
+        """Count one image, ``sample``."""
         if sample.semantic is None:
             self.faults.append(f"{sample.name}: no labels")
             return
@@ -70,7 +70,7 @@ class Findings:
 
 
 def examine(samples: SegmentationDataset, most: int) -> Findings:
-    """Read a split, or `most` images evenly spread over it (0 = all)."""
+    """Read ``samples``, or ``most`` of them evenly spread (0 = all)."""
     total = len(samples)
     count = total if most == 0 else min(most, total)
     found = Findings(total)
@@ -112,7 +112,7 @@ def report(split: str, found: Findings, classes: Classes) -> str:
 
 
 def sheet(samples: SegmentationDataset, count: int) -> Image.Image:
-    """Some samples evenly spread over a set: the image, and under it the labels laid over it.
+    """``count`` samples evenly spread: the image, and under it the labels laid over it.
 
     Objects have a white border, void is black.
     """

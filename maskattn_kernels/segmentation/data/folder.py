@@ -88,7 +88,7 @@ class Folder:
 
 
 def read_classes(path: Path) -> tuple[Classes, tuple[int, ...]]:
-    """The classes and the void ids of a ``classes.yaml``; see `Folder`.
+    """The classes and the void ids of the ``classes.yaml`` at ``path``; see `Folder`.
 
     Raises:
         DataError: missing, no YAML, or entries of another form.

@@ -39,7 +39,7 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its errors go
 
 
 def read_image(path: Path) -> np.ndarray:
-    """An image file as uint8 (H,W,3) RGB, upright; of several pictures, the first.
+    """The image file at ``path`` as uint8 (H,W,3) RGB, upright; of several pictures, the first.
 
     It is turned as its EXIF orientation says. See `pixels.rgb_pixels` for pictures of 16 bits, of
     floating-point numbers, and with transparent pixels.
@@ -112,7 +112,7 @@ def read_labels(path: Path) -> np.ndarray:
 
 
 def turned_hint(path: Path, height: int, width: int) -> str:
-    """What explains labels of this size, if it is that the image is turned by EXIF; or ""."""
+    """Why labels are ``height`` x ``width``, if EXIF turns the image at ``path``; or ""."""
     with _opened(path) as picture:
         turn = orientation(picture) if picture.size == (width, height) else 1
     if turn < 5:
@@ -204,7 +204,7 @@ def folder(path: Path, layout: str) -> Path:
 
 
 def image_files(where: Path, endings: Iterable[str] = IMAGE_ENDINGS) -> dict[str, Path]:
-    """The image files right in a folder, by name without ending, sorted.
+    """The files with one of ``endings`` right in the folder ``where``, by name, sorted.
 
     Raises:
         DataError: none, or two of one name (a.jpg and a.png).

@@ -49,6 +49,12 @@ def matched(
 def share_out(names: list[str], split: str, where: Path, val_share: float = 0.2) -> list[str]:
     """The part of a split, where files do not say: the same for the same names.
 
+    Args:
+        names: of all images.
+        split: "train" or "val".
+        where: the images are, for the error.
+        val_share: the fraction that is for validation.
+
     Raises:
         DataError: fewer than two names.
     """
@@ -100,6 +106,8 @@ def labelled(
     """A `Sample` whose maps fit its image; where there is no thing, there is no object either.
 
     Args:
+        name, image, semantic, instance: of the sample; ``instance`` may be None.
+        classes: of the data set; they say what a thing is.
         path: of the maps, for errors.
         file: of the image, for errors.
 
@@ -119,7 +127,7 @@ def labelled(
 
 
 def read_json(path: Path, lists: tuple[str, ...]) -> dict[str, Any]:
-    """A COCO JSON that has these lists.
+    """The COCO JSON at ``path``, which has these ``lists``.
 
     Raises:
         DataError: missing, no JSON, or without one of them.
@@ -139,7 +147,7 @@ def read_json(path: Path, lists: tuple[str, ...]) -> dict[str, Any]:
 
 
 def palette(count: int) -> tuple[tuple[int, int, int], ...]:
-    """Colours that differ well, as in PASCAL VOC: the bits of a number, spread over channels.
+    """``count`` colours that differ well, as in PASCAL VOC: bits of a number, over channels.
 
     Example:
         >>> palette(3)

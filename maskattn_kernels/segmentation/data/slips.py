@@ -50,6 +50,7 @@ def _digit_numbers(split: str) -> np.ndarray:
 
 
 def between(rng: np.random.Generator, low: float, high: float) -> float:
+    """A number from ``low`` to ``high``, drawn from ``rng``."""
     return low + (high - low) * float(rng.random())
 
 
@@ -87,6 +88,7 @@ class Slips:
         """Lay a slip somewhere, unless too little of another one would stay in sight there.
 
         Args:
+            rng: draws the place and the shades.
             slip: how much paper and ink cover each pixel of it.
             digit: its class.
             color: of the paper; None = any light one.
@@ -117,7 +119,7 @@ def _shade(rng: np.random.Generator, limits: tuple[float, float]) -> np.ndarray:
 
 
 def write_digits(rng: np.random.Generator, digits: _Digits, slips: Slips) -> None:
-    """Lay three to eight slips, each with a digit."""
+    """Lay three to eight of ``slips``, each with one of ``digits``, as ``rng`` draws them."""
     wanted = int(rng.integers(DIGITS[0], DIGITS[1] + 1))
     digit = int(rng.integers(10))
     for _ in range(4 * wanted):
@@ -129,9 +131,10 @@ def write_digits(rng: np.random.Generator, digits: _Digits, slips: Slips) -> Non
 
 
 def write_legend(rng: np.random.Generator, digits: _Digits, slips: Slips) -> None:
-    """Lay a slip with a digit in each of a few colours, all in full sight; and blank ones.
+    """Lay ``slips`` of a few colours: one of each has one of ``digits``, the others are blank.
 
-    A blank slip is of the digit that stands on the slip of its colour.
+    A blank slip is of the digit that is written on the slip of its colour; that one is in full
+    sight. ``rng`` draws everything.
     """
     count = int(rng.integers(HUES[0], HUES[1] + 1))
     hue, legend = rng.random(), rng.permutation(10)[:count]

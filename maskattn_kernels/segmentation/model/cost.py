@@ -76,7 +76,7 @@ def _median(network: SegmentationNetwork, images: torch.Tensor, seconds: float) 
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Most bytes in use so far: of a GPU's allocator, or else of this whole process."""
+    """Most bytes in use so far: of ``device``'s allocator, or else of this whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

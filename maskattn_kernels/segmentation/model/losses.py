@@ -29,7 +29,7 @@ __all__ = [
 
 
 class SemanticLoss(nn.Module):
-    """Cross-entropy of logits (B,C,H,W) and classes int64 (B,H,W); `VOID` pixels do not count.
+    """Cross-entropy of ``logits`` (B,C,H,W) and ``semantic``, classes int64 (B,H,W) or `VOID`.
 
     Example:
         >>> import torch
@@ -44,7 +44,7 @@ class SemanticLoss(nn.Module):
 
 
 class CenterLoss(nn.Module):
-    """Squared error of centre heatmaps, both (B,1,H,W), where ``counts`` is True.
+    """Squared error of centre heatmaps, ``center`` and ``target`` (B,1,H,W), where ``counts``.
 
     Example:
         >>> import torch
@@ -59,7 +59,9 @@ class CenterLoss(nn.Module):
 
 
 class OffsetLoss(nn.Module):
-    """Absolute error in pixels, |dy| + |dx|, of offsets (B,2,H,W), where ``counts`` is True.
+    """Absolute error in pixels, |dy| + |dx|, of ``offset`` and ``target`` (B,2,H,W).
+
+    Only where ``counts``, bool (B,1,H,W), is True.
 
     Example:
         >>> import torch

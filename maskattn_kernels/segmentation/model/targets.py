@@ -109,7 +109,7 @@ def is_thing(semantic: Tensor, things: Sequence[int]) -> Tensor:
 
 
 def renumbered(instance: Tensor) -> Tensor:
-    """The numbers of each image's objects, in the same order, as 1, 2, 3, ..; 0 stays 0.
+    """``instance`` with the numbers of each image's objects, in order, as 1, 2, ..; 0 stays 0.
 
     Example:
         >>> import torch

@@ -205,7 +205,7 @@ def summary_text(summary: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run ``maskattn predict`` with arguments; returns the exit code."""
+    """Run ``maskattn predict`` with the arguments ``argv``; returns the exit code."""
     parser = Parser(prog="maskattn predict", description="Segment images, a video or a camera.")
     add = parser.add_argument
     add("source", help="an image, a folder of images, a video, or the number of a camera")

@@ -69,14 +69,14 @@ def overlay(
 
 
 def error_picture(semantic: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Red where the class is wrong, grey where the truth is void; uint8 (H,W,3)."""
+    """Red where ``semantic`` is not the ``truth``, grey where that is void; uint8 (H,W,3)."""
     picture = np.where((semantic == truth)[..., None], RIGHT, WRONG)
     picture[truth == VOID] = IGNORED
     return picture.astype(np.uint8)
 
 
 def attended_picture(image: np.ndarray, attended: Attended) -> np.ndarray:
-    """The image where the mask selects, tinted by score; dark where it does not; uint8 (H,W,3)."""
+    """The ``image`` where a mask ``attended``, tinted by score, else dark; uint8 (H,W,3)."""
     height, width = image.shape[:2]
     chosen = _resized(attended.mask.astype(np.uint8), width, height).astype(bool)[..., None]
     grey = _grey(image)

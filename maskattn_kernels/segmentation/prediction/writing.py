@@ -28,7 +28,7 @@ WAITING = 32  # predictions that may wait for the thread: more would only fill t
 
 
 def at_size(labels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A label map (h,w) at another size, each pixel the nearest label."""
+    """``labels`` (h,w) as (``height``,``width``), each pixel the nearest label."""
     if labels.shape == (height, width):
         return labels
     return resize_labels(torch.from_numpy(labels)[None], (height, width))[0].numpy()
@@ -71,7 +71,7 @@ class Writer:
         self.thread = ThreadPoolExecutor(1)
 
     def add(self, prediction: Prediction) -> None:
-        """Write the files of one image, soon; an error of an earlier one is raised here."""
+        """Write the files of a ``prediction``, soon; an error of an earlier one is raised here."""
         with_panel = self.count < self.panels
         self.count += 1
         self.waiting.append(self.thread.submit(self._write, prediction, with_panel))
@@ -94,7 +94,7 @@ class Writer:
             self.panoptic.close()
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a small file at once."""
+        """Write ``text`` into the small file ``name`` at once."""
         replace_file(self.out / name, lambda path: path.write_text(text, encoding="utf-8"))
 
     def _write(self, prediction: Prediction, with_panel: bool) -> None:

@@ -170,7 +170,7 @@ def _options(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run ``maskattn eval`` with arguments; returns the exit code."""
+    """Run ``maskattn eval`` with the arguments ``argv``; returns the exit code."""
     parser = Parser(prog="maskattn eval", description="Score a checkpoint on labelled images.")
     add = parser.add_argument
     add("--checkpoint", required=True, help="folder as `maskattn train` leaves, or hub id")

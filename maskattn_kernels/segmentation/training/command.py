@@ -50,7 +50,7 @@ FREE = ("data.workers", "data.root")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run ``maskattn train`` with arguments; returns the exit code."""
+    """Run ``maskattn train`` with the arguments ``argv``; returns the exit code."""
     config = parse(argv)
     scores = train(config)
     print("  ".join(f"{name} {score:.2f}" for name, score in scores.items()))

@@ -73,7 +73,7 @@ class CSVLog(Logger):
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """The rows of a table that `CSVLog` wrote; a row that was cut off by a kill is left out.
+    """The rows of the table at ``path``, by `CSVLog`; a row that a kill cut off is left out.
 
     Example:
         >>> import tempfile

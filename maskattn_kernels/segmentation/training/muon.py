@@ -13,7 +13,7 @@ __all__ = ["Muon", "hidden_convolutions"]
 
 
 def hidden_convolutions(network: nn.Module) -> list[nn.Parameter]:
-    """The weights that Muon is for: convolutions larger than 1x1 that do not read the image.
+    """The weights of ``network`` for Muon: convolutions above 1x1 that do not read the image.
 
     Example:
         >>> from torch import nn

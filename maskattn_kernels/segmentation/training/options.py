@@ -98,7 +98,7 @@ def make_parser() -> ArgumentParser:
 
 
 def parse(argv: Sequence[str]) -> Namespace:
-    """Options from arguments and the config files they name.
+    """Options from the arguments ``argv`` and the config files they name.
 
     With ``--init_from`` the network's options default to those of the checkpoint, and Muon's rate
     to a quarter of that from scratch: what was learned is not to be forgotten.

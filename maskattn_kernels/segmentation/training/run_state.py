@@ -16,7 +16,7 @@ __all__ = ["SafeStateIO", "read_state", "saved_batches"]
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Read saved state: tensors, numbers and text only; code in it is refused, not run.
+    """Read the state at ``path``: tensors, numbers and text; code in it is refused, not run.
 
     Raises:
         CheckpointError: one line on what is wrong with the file.

@@ -56,7 +56,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
 
 
 def share_batch_norm(module: nn.Module) -> None:
-    """Let every `nn.BatchNorm2d` of a network share its statistics among processes, in place.
+    """Let every `nn.BatchNorm2d` in ``module`` share its statistics among processes, in place.
 
     Example:
         >>> from torch import nn
