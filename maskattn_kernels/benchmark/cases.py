@@ -1,11 +1,25 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is measured: one table of cases, for ``maskattn bench`` and ``pytest bench`` alike."""
+"""The cases: one table for ``maskattn bench`` and ``pytest bench``."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+
+__all__ = [
+    "DTYPES",
+    "FORWARD",
+    "MODES",
+    "SHAPES",
+    "TRAIN",
+    "Attention",
+    "Case",
+    "Inputs",
+    "grid",
+    "make_inputs",
+    "make_mask",
+]
 
 #: (tokens, head_dim) of the six attention layers of the published network at 128 x 128.
 SHAPES = ((16384, 64), (4096, 64), (4096, 128), (1024, 128), (1024, 256), (256, 256))
@@ -15,6 +29,8 @@ KEEPS = (0.5, 0.25, 0.1)
 DTYPES = ("float32", "bfloat16")
 FORWARD, TRAIN = "forward", "forward+backward"
 PASSES = (FORWARD, TRAIN)
+#: One way to compute the answer, from (query, key, value, mask, mode).
+Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, str], torch.Tensor]
 #: Longest sequence that is also measured with a batch of 8 on a device.
 MAX_BATCHED_TOKENS = {"cpu": 4096, "cuda": 16384}
 
@@ -70,12 +86,12 @@ class Case:
 
     @property
     def live_queries(self) -> int:
-        """Number of query rows that have an output: all of them when only keys are masked."""
+        """Number of query rows that have an output: all rows if only keys are masked."""
         return self.selected_keys if self.mode == "qk" else self.tokens
 
     @property
     def flops(self) -> int:
-        """Operations that no implementation can avoid: 4 n_q n_k D forward, 10 n_q n_k D backward.
+        """Operations that every implementation needs: 4 n_q n_k D forward, 10 n_q n_k D backward.
 
         The backward count includes the recomputation of the scores, which every method that keeps
         no N x N tensor needs.
@@ -85,7 +101,7 @@ class Case:
 
     @property
     def bytes(self) -> int:
-        """Bytes that must move: selected rows in, dense zero-filled results out.
+        """Bytes that every implementation moves: selected rows in, dense zero-filled results out.
 
         Forward reads n_q + 2 n_k rows and writes N; backward reads them again with dout, and writes
         three dense gradients.
@@ -99,7 +115,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Tensors of one case, shared by all peers, which never write to them."""
+    """Tensors of one case; all peers share them, and none writes to them."""
 
     query: torch.Tensor
     key: torch.Tensor
@@ -124,7 +140,7 @@ def make_mask(batch: int, tokens: int, selected: int, seed: int = 0) -> torch.Te
 
 
 def make_inputs(case: Case, seed: int = 0) -> Inputs:
-    """Seeded normal q, k, v, dout of shape (B, 1, N, D); grad wanted if the case trains."""
+    """Seeded normal q, k, v, dout of shape (B, 1, N, D); q, k, v have grad if it trains."""
     generator = torch.Generator().manual_seed(seed)
     shape = (case.batch, 1, case.tokens, case.head_dim)
     q, k, v, dout = (torch.randn(shape, generator=generator).to(case.torch_dtype) for _ in range(4))

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Measures one case: checks every peer, races them, sets the result against what is possible."""
+"""Measures one case: checks every peer, races them, compares with the machine's limits."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import torch
 
-from maskattn_kernels.benchmark.cases import Case, Inputs, make_inputs
+from maskattn_kernels.benchmark.cases import Attention, Case, Inputs, make_inputs
 from maskattn_kernels.benchmark.check import WrongResult, check, oracle
 from maskattn_kernels.benchmark.memory import gpu_peak_growth, in_fresh_process, peak_growth
 from maskattn_kernels.benchmark.peers import (
@@ -14,7 +14,6 @@ from maskattn_kernels.benchmark.peers import (
     GATHER,
     OURS,
     PEERS,
-    Attention,
     Peer,
     Unsupported,
     make_call,
@@ -22,12 +21,14 @@ from maskattn_kernels.benchmark.peers import (
 from maskattn_kernels.benchmark.rows import Row
 from maskattn_kernels.benchmark.timing import captured, fastest, race
 
-#: Side of the square matmul whose rate is the yardstick: large enough to fill the device.
+__all__ = ["measure", "peer_memory", "pick"]
+
+#: Side of the square matmul whose rate is the limit of a device: large enough to fill it.
 MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}
 
 
 def yardsticks(case: Case) -> dict[str, Callable[[], object]]:
-    """What the machine can do: a large matmul in the case's dtype, a copy of the case's bytes."""
+    """The machine's limits: a large matmul in the case's dtype, a copy of the case's bytes."""
     side, device = (MATMUL_SIDE[case.device],) * 2, case.device
     a, b = (torch.randn(side, device=device).to(case.torch_dtype) for _ in range(2))
     product = torch.empty_like(a)
@@ -42,8 +43,8 @@ def pick(
     """The fastest variant of a peer, and its error.
 
     Raises:
-        Unsupported: when the peer does not do the case.
-        WrongResult: when one of its variants gives a wrong answer.
+        Unsupported: the peer cannot run the case.
+        WrongResult: one of its variants gives a wrong answer.
     """
     errors, calls, variants = {}, {}, {}
     for variant in peer.candidates(case, inputs):
@@ -58,13 +59,13 @@ def pick(
 def measure(
     case: Case, seconds: float, peers: Sequence[Peer] = PEERS, with_memory: bool = False
 ) -> Row:
-    """Time one case for every peer that can do it.
+    """Time one case for every peer that can run it.
 
     Args:
         case: what to measure.
-        seconds: time to spend in the race, about.
-        peers: who takes part.
-        with_memory: measure peak memory too, each peer in a process of its own.
+        seconds: approximate duration of the race.
+        peers: the peers to measure.
+        with_memory: also measure peak memory, each peer in its own process.
 
     Returns:
         a row fit for JSON: the case; for each peer its seconds (median, low, high), rounds, error,
@@ -73,9 +74,9 @@ def measure(
         seconds in a CUDA graph, ``graph``, or why it has none.
 
     Raises:
-        WrongResult: when this package's own result is wrong. A wrong peer is only skipped.
+        WrongResult: this package's own result is wrong. A wrong peer is skipped.
     """
-    torch.compiler.reset()  # past a number of recompilations it runs uncompiled code, silently
+    torch.compiler.reset()  # after some recompilations torch silently runs uncompiled code
     inputs = make_inputs(case)
     right = oracle(case, inputs)
     rows: dict[str, Row] = {}
@@ -104,7 +105,7 @@ def measure(
         rows[name]["times_ours"] = times.ratio(name, OURS.name)
         if case.device == "cuda":
             rows[name]["peak_bytes"] = gpu_peak_growth(calls[name])
-        elif with_memory and BY_NAME[name].variants:  # else its process would compile once more
+        elif with_memory and BY_NAME[name].variants:  # otherwise its process would compile again
             rows[name]["peak_bytes"] = in_fresh_process(
                 peer_memory, case, name, rows[name]["variant"]
             )
@@ -150,7 +151,7 @@ def add_graphs(
 
 
 def peer_memory(case: Case, peer_name: str, variant: str) -> int:
-    """Peak growth in bytes of one call of a peer; meant for a process of its own."""
+    """Peak growth in bytes of one call of a peer; to be called in its own process."""
     peer = BY_NAME[peer_name]
 
     def call_for(size: Case) -> Callable[[], object]:

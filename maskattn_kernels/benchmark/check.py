@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""No time for a wrong answer: everyone is compared with a float64 oracle before being timed."""
+"""Every answer is compared with a float64 oracle before it is timed."""
 
 import math
 from collections.abc import Sequence
@@ -9,12 +9,13 @@ from torch import Tensor
 
 from maskattn_kernels.benchmark.cases import Case, Inputs
 
+__all__ = ["TOLERANCE", "WrongResult", "check", "oracle"]
+
 #: Largest accepted |answer - oracle| / |oracle| in the Frobenius norm, for each tensor. The bound
-#: is a few roundings of the type: it tells a wrong result from a right one, whoever computed it.
-#: The strict rule on accuracy (against PyTorch's own error, element by element) is the test
-#: suite's.
+#: is a few roundings of the type: enough to tell a wrong result from a right one. The strict rule
+#: on accuracy (against PyTorch's own error, element by element) is in the test suite.
 TOLERANCE = {"float32": 5e-6, "bfloat16": 2e-2, "float16": 3e-3}
-#: Scores held at a time: 64 MiB in float64.
+#: Number of scores in memory at a time: 64 MiB in float64.
 BLOCK_SCORES = 1 << 23
 
 
@@ -23,7 +24,7 @@ class WrongResult(Exception):
 
 
 def oracle(case: Case, inputs: Inputs) -> tuple[Tensor, ...]:
-    """The right answer in float64, from the formula, in blocks of query rows.
+    """The exact answer in float64, by the formula, in blocks of query rows.
 
     Returns:
         (out,) or, for a case that trains, (out, dq, dk, dv), each (B, 1, N, D).
@@ -78,7 +79,7 @@ def check(case: Case, answer: Sequence[Tensor], right: Sequence[Tensor]) -> floa
         the largest relative error of its tensors.
 
     Raises:
-        WrongResult: when one is beyond ``TOLERANCE``, or is not a number somewhere.
+        WrongResult: an error is above ``TOLERANCE``, or an element is NaN.
     """
     worst = 0.0
     for name, a, r in zip(("out", "dq", "dk", "dv"), answer, right, strict=False):

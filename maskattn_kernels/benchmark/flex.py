@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """FlexAttention as a peer: compiled, with the token mask as a block mask.
 
-Scattered tokens are hard on it: a block of 128 keys is skipped only if none of them is selected.
-Its mask costs time too, so it is measured twice: with the mask made in the call, as every other
-peer does with what it needs, and with the mask made once before, which flatters it.
+Scattered tokens are its worst case: it skips a block of 128 keys only if no key in it is selected.
+Building the block mask takes time, so it is measured twice: with the mask built in the call, as the
+other peers prepare what they need, and with the mask built before, which favours FlexAttention.
 """
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-Attention = Callable[[Tensor, Tensor, Tensor, Tensor, str], Tensor]
+from maskattn_kernels.benchmark.cases import Attention
+
+__all__ = ["flex", "flex_with_mask"]
 
 
 def block_mask(mask: Tensor, mode: str) -> BlockMask:
@@ -30,7 +30,7 @@ def block_mask(mask: Tensor, mode: str) -> BlockMask:
 
 
 def flex(mask: Tensor, mode: str) -> Attention:
-    """FlexAttention with the block mask of ``mask``, made here and now."""
+    """FlexAttention with the block mask of ``mask``, built once, now."""
     compiled = torch.compile(flex_attention, dynamic=False)
     made = block_mask(mask, mode)
 
@@ -41,7 +41,7 @@ def flex(mask: Tensor, mode: str) -> Attention:
 
 
 def flex_with_mask(mask: Tensor, mode: str) -> Attention:
-    """FlexAttention that makes its block mask in every call."""
+    """FlexAttention that builds its block mask in every call."""
     compiled = torch.compile(flex_attention, dynamic=False)
 
     def flex_whole(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:

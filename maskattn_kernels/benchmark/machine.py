@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Where a measurement was taken: the facts without which a time says nothing."""
+"""The machine and software of a measurement: a time means nothing without them."""
 
 import datetime
 import importlib.metadata
@@ -12,7 +12,9 @@ import torch
 
 from maskattn_kernels import __version__, backends
 
-#: CPU flags that decide which tile kernels can run.
+__all__ = ["git_commit", "gpu_facts", "machine_facts"]
+
+#: CPU flags that decide which kernel tiers can run.
 X86_FLAGS = ("avx2", "fma", "avx512f", "avx512bw", "avx512_bf16", "avx512_fp16", "amx_bf16")
 ARM_FLAGS = ("asimd", "bf16", "sve")
 
@@ -43,7 +45,7 @@ def git_commit(folder: Path) -> str | None:
 
 
 def gpu_facts() -> dict[str, object]:
-    """The current GPU and what drives it."""
+    """The current GPU and its software."""
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     return {
         "gpu": properties.name,
@@ -58,7 +60,7 @@ def gpu_facts() -> dict[str, object]:
 def machine_facts(device: str = "cpu") -> dict[str, object]:
     """CPU, versions, threads, instruction tier and date, as strings, numbers and lists for JSON.
 
-    With device "cuda" also those of the GPU; ``gpu`` is None otherwise.
+    With device "cuda" also the facts of the GPU; otherwise ``gpu`` is None.
     """
     flags = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
     return {

@@ -13,8 +13,21 @@ from maskattn_kernels.benchmark.rows import Row
 from maskattn_kernels.benchmark.timing import race
 from maskattn_kernels.models import MaskAttnUNet
 
-#: What is raced: our op, textbook attention, torch's fused attention, and no attention products at
-#: all.
+__all__ = [
+    "ACCURACY",
+    "CLASSES",
+    "CORES",
+    "KEEP",
+    "make_image",
+    "make_network",
+    "measure_network",
+    "network_call",
+    "network_errors",
+    "network_memory",
+    "relative_error",
+]
+
+#: Our op, textbook attention, torch's fused attention, and no attention products.
 CORES = ("sparse", "dense", "sdpa", "identity")
 SIDE, CLASSES, KEEP, PRESET = 128, 150, 0.25, "published"
 #: Accepted error of the sparse network as a multiple of the dense network's own, both against
@@ -23,7 +36,7 @@ ACCURACY = 4.0
 
 
 def make_network(core: str) -> MaskAttnUNet:
-    """The network with seeded random weights; the same ones whatever the core."""
+    """The network with seeded random weights, the same for every core."""
     torch.manual_seed(0)
     return MaskAttnUNet.from_preset(PRESET, classes=CLASSES, keep=KEEP, sparsity="qk", core=core)
 
@@ -45,7 +58,7 @@ def network_call(
             return network(image)
 
     def forward_backward() -> object:
-        # The identity core gives the values back, so that no gradient reaches queries and keys.
+        # The identity core returns the values, so that no gradient reaches queries and keys.
         return torch.autograd.grad(network(image), parameters, dout, allow_unused=True)
 
     return forward_backward if trains else forward
@@ -59,7 +72,7 @@ def network_errors(device: str = "cpu") -> dict[str, float]:
     """Error of the sparse and of the dense network against the dense one in float64.
 
     Raises:
-        WrongResult: when the sparse one's is more than ``ACCURACY`` times the dense one's.
+        WrongResult: the sparse one's is more than ``ACCURACY`` times the dense one's.
     """
     image = make_image().to(device)
     with torch.no_grad():
@@ -76,7 +89,7 @@ def network_errors(device: str = "cpu") -> dict[str, float]:
 
 
 def network_memory(core: str, trains: bool) -> int:
-    """Peak growth in bytes of one call; meant for a process of its own."""
+    """Peak growth in bytes of one call; to be called in its own process."""
     network_call(core, trains, side=32)()
     return peak_growth(network_call(core, trains))
 

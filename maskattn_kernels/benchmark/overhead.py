@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a call costs before any arithmetic: 64 tokens, no grad, against an SDPA call."""
+"""Overhead of a call: 64 tokens, no grad, compared with an SDPA call."""
 
 from dataclasses import asdict, replace
 
@@ -9,6 +9,8 @@ from maskattn_kernels.benchmark.peers import DENSE, OURS, SDPA, make_call
 from maskattn_kernels.benchmark.rows import Row
 from maskattn_kernels.benchmark.timing import race
 
+__all__ = ["measure_overhead"]
+
 TINY = Case(64, 64, mode="qk", keep=0.5)
 
 
@@ -16,7 +18,7 @@ def measure_overhead(seconds: float, device: str = "cpu") -> Row:
     """Race whole calls on 64 tokens, the selection included; on a GPU by the host's clock too.
 
     Returns:
-        a row fit for JSON: for each peer its seconds and how it compares with SDPA without a mask.
+        a row fit for JSON: for each peer its seconds and its ratio to SDPA without a mask.
     """
     case = replace(TINY, device=device)
     inputs = make_inputs(case)

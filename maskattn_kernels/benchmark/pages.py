@@ -8,7 +8,7 @@ page is written by hand.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["fill", "table"]
+__all__ = ["fill", "names", "table"]
 
 BLOCK = re.compile(r"(?<=<!-- begin: )([\w -]+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
@@ -26,23 +26,30 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
 
 
+def names(page: str) -> set[str]:
+    """The names of the blocks of a page."""
+    return {found[1] for found in BLOCK.finditer(page)}
+
+
 def fill(page: str, blocks: Mapping[str, str]) -> str:
-    """The page with the text of each block put between its markers.
+    """The page with the text of its blocks put between their markers.
 
     Args:
-        page: Markdown with one pair of markers for each block.
+        page: Markdown; it need not have every block.
         blocks: the text of each block by its name.
 
     Raises:
-        ValueError: the blocks of the page are not those that were given.
+        ValueError: the page has a block that was not given.
 
     Example:
         >>> print(fill("<!-- begin: speed -->\\n<!-- end -->", {"speed": "2.0x"}))
         <!-- begin: speed -->
+        <BLANKLINE>
         2.0x
+        <BLANKLINE>
         <!-- end -->
     """
-    there = [found[1] for found in BLOCK.finditer(page)]
-    if sorted(there) != sorted(blocks):
-        raise ValueError(f"page: expected the blocks {sorted(blocks)}, got {sorted(there)}")
-    return BLOCK.sub(lambda found: f"{found[1]}{found[2]}{blocks[found[1]]}\n", page)
+    unknown = names(page) - blocks.keys()
+    if unknown:
+        raise ValueError(f"page: expected blocks {', '.join(sorted(blocks))}, got {min(unknown)}")
+    return BLOCK.sub(lambda found: f"{found[1]}{found[2]}\n{blocks[found[1]]}\n\n", page)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Who is measured: masked attention as a PyTorch user writes it today, and this package.
+"""The peers: masked attention as PyTorch users write it today, and this package.
 
-Every function takes (query, key, value, mask, mode), the bool mask as it leaves a network, and
-gives the whole answer: shape of the query, zero where a query is not selected. So a time is a whole
-    call.
+Every function takes (query, key, value, mask, mode), where the mask is bool (B, N) as a network
+gives it, and returns the complete answer: the shape of the query, zero where a query is not
+selected. A measured time is therefore that of a whole call.
 """
 
 import math
@@ -14,19 +14,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskattn_kernels.benchmark.cases import Case, Inputs
+from maskattn_kernels.benchmark.cases import Attention, Case, Inputs
 from maskattn_kernels.benchmark.flex import flex, flex_with_mask
 from maskattn_kernels.benchmark.varlen import varlen, varlen_no_wait
 from maskattn_kernels.functional import masked_attention
 
-Attention = Callable[[Tensor, Tensor, Tensor, Tensor, str], Tensor]
+__all__ = [
+    "BY_NAME",
+    "DENSE",
+    "EAGER",
+    "FLEX",
+    "GATHER",
+    "GPU_PEERS",
+    "OURS",
+    "PEERS",
+    "QUICK_PEERS",
+    "SDPA",
+    "SWEEP_PEERS",
+    "VARLEN",
+    "Peer",
+    "Unsupported",
+    "gather_loop",
+    "gather_padded",
+    "make_call",
+    "ours",
+]
 
-#: Eager attention holds N x N tensors; cases where they would pass this are skipped with the
-#: reason.
+#: Eager attention holds N x N tensors; cases where they would be larger are skipped.
 EAGER_LIMIT_BYTES = 4 * 2**30
-#: From this number of scores on it takes seconds, and is measured at one keep ratio of the grid.
+#: From this number of scores on it takes seconds and is measured at one keep ratio only.
 EAGER_SLOW_SCORES, EAGER_SLOW_KEEPS = 2**27, (0.25,)
-#: The cases with FlexAttention, which compiles for each of them: (N, D, B) on the CPU, and keep.
+#: The cases with FlexAttention, which is compiled for each: (N, D, B) on the CPU, and keep.
 FLEX_CPU_SHAPES, FLEX_KEEP = ((4096, 64, 1), (1024, 128, 1)), 0.25
 
 
@@ -43,12 +61,12 @@ def masked_sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: s
 
 
 def dense_sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:
-    """scaled_dot_product_attention without any mask: what masked attention must beat to pay."""
+    """scaled_dot_product_attention without a mask: masked attention pays if it is faster."""
     return F.scaled_dot_product_attention(query, key, value)
 
 
 def eager(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:
-    """matmul, softmax, matmul: what most published code does."""
+    """matmul, softmax, matmul, as in most published code."""
     scores = (query / math.sqrt(query.shape[-1])) @ key.transpose(-1, -2)
     weights = scores.masked_fill(~mask[:, None, None, :], -math.inf).softmax(dim=-1)
     out = weights @ value
@@ -56,7 +74,7 @@ def eager(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) ->
 
 
 def gather_loop(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:
-    """Gather, SDPA, scatter, one batch item after the other: right for ragged masks."""
+    """Gather, SDPA, scatter, one batch item after the other; works with ragged masks."""
     outs = []
     for q, k, v, m in zip(query, key, value, mask, strict=True):
         index = m.nonzero().squeeze(1)
@@ -70,7 +88,7 @@ def gather_loop(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: s
 
 
 def gather_batched(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:
-    """Gather, SDPA, scatter over the whole batch: right if all items select equally many."""
+    """Gather, SDPA, scatter over the whole batch; needs equal counts in all items."""
     batch, heads, tokens, dim = query.shape
     flat = mask.nonzero()
     index = (flat[:, 0] * tokens + flat[:, 1]) if batch > 1 else flat[:, 1]
@@ -88,7 +106,7 @@ def gather_batched(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode
 
 
 def gather_padded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:
-    """Gather, SDPA, scatter, padded to the largest count: one call for ragged masks."""
+    """Gather, SDPA, scatter, padded to the largest count; one call for ragged masks."""
     counts = mask.sum(dim=1)
     largest = int(counts.max())
     order = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :largest]
@@ -104,7 +122,7 @@ def gather_padded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode:
 
 
 class Unsupported(Exception):
-    """A peer that a case is not measured with; its text is the reason."""
+    """A peer cannot run a case, or is left out; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +130,10 @@ class Peer:
     """One way to compute the answer.
 
     Attributes:
-        name: as it stands in tables and files.
-        label: as it stands in prose and plots.
-        variants: functions of which the fastest for a case is timed; each must give the right
-            answer.
-        masked: False for attention without a mask: another answer, timed only to compare with.
+        name: in tables and files.
+        label: in prose and plots.
+        variants: functions; the fastest for a case is timed, and each must give the right answer.
+        masked: False for attention without a mask: another answer, timed for comparison.
         waits: whether its call waits for the GPU, so that no CUDA graph can hold it.
     """
 
@@ -127,23 +144,23 @@ class Peer:
     waits: bool = False
 
     def candidates(self, case: Case, inputs: Inputs) -> Sequence[Attention]:
-        """The functions to try for a case.
+        """The functions that can run a case.
 
         Raises:
-            Unsupported: when this peer does not do the case; the text says why.
+            Unsupported: this peer cannot run the case; the message says why.
         """
         return self.variants
 
 
 class GatherPeer(Peer):
-    """Its variants are one and the same when there is a single item."""
+    """Gather, SDPA, scatter; with a single item all variants are the same."""
 
     def candidates(self, case: Case, inputs: Inputs) -> Sequence[Attention]:
         return self.variants if case.batch > 1 else self.variants[:1]
 
 
 class EagerPeer(Peer):
-    """Leaves where N x N tensors would fill the memory, or say for minutes the same again."""
+    """Not measured where N x N tensors would fill the memory, or repeat a slow measurement."""
 
     def candidates(self, case: Case, inputs: Inputs) -> Sequence[Attention]:
         scores = case.batch * case.tokens**2
@@ -167,7 +184,7 @@ class FlexPeer(Peer):
             raise Unsupported("FlexAttention has no backward on the CPU")
         shape = (case.tokens, case.head_dim, case.batch)
         if case.keep != FLEX_KEEP or (on_cpu and shape not in FLEX_CPU_SHAPES):
-            raise Unsupported("compiling takes about 10 s a case; a few cases stand for all")
+            raise Unsupported("compiling takes about 10 s for each case; measured in a few")
         try:
             variant = self.prepare(inputs.mask, case.mode)
             make_call(variant, case, inputs)()
@@ -185,7 +202,7 @@ class VarlenPeer(Peer):
         try:
             for variant in self.variants:
                 make_call(variant, case, inputs)()
-        except Exception as error:  # a torch without it, a GPU that it does not know
+        except Exception as error:  # this torch lacks it, or it does not know this GPU
             raise Unsupported(f"does not run here: {_first_line(error)}") from error
         return self.variants
 
@@ -205,7 +222,7 @@ FLEX = FlexPeer("flex", "FlexAttention, mask built before", prepare=flex)
 FLEX_MASK = FlexPeer("flex+mask", "FlexAttention with its mask", prepare=flex_with_mask)
 VARLEN = VarlenPeer("varlen", "gather + varlen FlashAttention + scatter", (varlen,), waits=True)
 VARLEN_NO_WAIT = VarlenPeer("varlen-nw", "varlen FlashAttention, nothing waits", (varlen_no_wait,))
-#: Who takes part: in a quick look, in the grid, in that of a GPU, in the sweep over keep ratios.
+#: The peers of a quick run, of the grid, of the grid on a GPU, and of the sweep over keep ratios.
 QUICK_PEERS = (OURS, GATHER, SDPA, EAGER)
 PEERS = (*QUICK_PEERS, FLEX, FLEX_MASK)
 GPU_PEERS = (*PEERS, VARLEN, VARLEN_NO_WAIT)

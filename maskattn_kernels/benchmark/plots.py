@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The results of a run as pictures. Needs matplotlib, which the extra [bench] brings."""
+"""The results of a run as plots. Needs matplotlib, which the extra [bench] installs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,9 @@ from maskattn_kernels.benchmark.report import machine_line
 from maskattn_kernels.benchmark.rows import Results, Row
 from maskattn_kernels.benchmark.summary import select
 
-#: Colours that stay apart for colour-blind readers (Okabe and Ito), and a marker each.
+__all__ = ["LOOK", "STYLES", "plain_ticks", "plot_all"]
+
+#: Colours that colour-blind readers can tell apart (Okabe and Ito), and a marker each.
 STYLES: dict[str, dict[str, Any]] = {
     "ours": {"color": "#0072B2", "marker": "o", "linewidth": 2.4, "zorder": 5},
     "gather": {"color": "#E69F00", "marker": "s"},
@@ -26,7 +28,7 @@ STYLES: dict[str, dict[str, Any]] = {
 FLOOR: dict[str, Any] = {"color": "#444444", "linestyle": ":", "linewidth": 1.4}
 
 
-#: One look for all pictures, for `matplotlib.rc_context`.
+#: The style of all plots, for `matplotlib.rc_context`.
 LOOK: Any = {
     "figure.facecolor": "white",
     "font.size": 10,
@@ -50,7 +52,7 @@ def _line(axes: Axes, rows: Sequence[Row], x: str, peer: str, y: str, factor: fl
         for r in rows
         if (r["peers"].get(peer) or {}).get(
             y
-        )  # a peak too small to be seen is 0: not on a log axis
+        )  # a peak too small to measure is 0, which a log axis cannot show
     ]
     if points:
         points.sort()
@@ -58,12 +60,12 @@ def _line(axes: Axes, rows: Sequence[Row], x: str, peer: str, y: str, factor: fl
 
 
 def plain_ticks(axes: Axes) -> None:
-    """Numbers at the powers of ten of a logarithmic y axis, and only there."""
+    """Numbers at the powers of ten of a logarithmic y axis only."""
     axes.yaxis.set_major_locator(LogLocator(base=10, numticks=20))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     low, high = axes.get_ylim()
-    if high / low < 100:  # else there might be no power of ten, or one
+    if high / low < 100:  # otherwise at most two powers of ten
         axes.yaxis.set_minor_locator(LogLocator(base=10, subs=(2, 5)))
         axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
@@ -75,7 +77,7 @@ def _legend_below(figure: Any, axes: Axes, columns: int) -> None:
 
 @rc_context(LOOK)
 def plot_keeps(results: Results, path: Path) -> bool:
-    """Time against keep ratio, each peer and the floor; one panel a shape, mode and dtype.
+    """Time against keep ratio for each peer; one panel for each shape, mode and dtype.
 
     Returns:
         whether there was anything to plot.
@@ -149,7 +151,7 @@ def plot_tokens(results: Results, path: Path) -> bool:
 
 
 def plot_all(results: Results, stem: Path) -> list[Path]:
-    """Write every picture there is data for, as ``<stem>-keep.png`` and ``<stem>-tokens.png``."""
+    """Write every plot that has data, as ``<stem>-keep.png`` and ``<stem>-tokens.png``."""
     written = []
     for name, plot in (("keep", plot_keeps), ("tokens", plot_tokens)):
         path = stem.with_name(f"{stem.name}-{name}.png")

@@ -1,20 +1,37 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The results of a run as text for a terminal."""
+"""The results of a run as tables: for a terminal, or in another layout."""
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
 
 from maskattn_kernels.benchmark.cases import FORWARD, TRAIN
 from maskattn_kernels.benchmark.peers import BY_NAME, DENSE, GPU_PEERS
 from maskattn_kernels.benchmark.rows import Results, Row
 from maskattn_kernels.benchmark.summary import (
     break_even_words,
-    geometric_mean,
     goals,
     ratio,
     ratios,
     select,
 )
 from maskattn_kernels.benchmark.summary_gpu import gpu_goals
+
+__all__ = [
+    "duration",
+    "goals_table",
+    "machine_line",
+    "means_table",
+    "mebibytes",
+    "memory_table",
+    "network_table",
+    "processor",
+    "skipped_lines",
+    "text",
+    "times",
+]
+
+#: Makes text of a header and rows of cells.
+Layout = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
 
 
 def duration(seconds: float) -> str:
@@ -33,8 +50,8 @@ def mebibytes(count: int | None) -> str:
     return "-" if count is None else f"{count / 2**20:.0f} MiB"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as what they hold: the first to the left, the others to the right."""
+def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for a terminal: the first column is aligned left, the others right."""
     widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
@@ -45,12 +62,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, rows)])
 
 
-def _times(value: float | None) -> str:
+def times(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}x"
 
 
 def cells_table(rows: Sequence[Row]) -> str:
-    """Our time of each case, the floor, and how many times longer each peer took."""
+    """Our time of each case, the floor, and how many times longer each peer takes."""
     others = [p for p in (*GPU_PEERS[1:], DENSE) if any(p.name in r.get("peers", {}) for r in rows)]
     header = ["case", "ours", "p20..p80", "floor", "matmul", *(p.name for p in others)]
     lines = []
@@ -66,14 +83,14 @@ def cells_table(rows: Sequence[Row]) -> str:
                 f"{duration(ours['low'])}..{duration(ours['high'])}",
                 duration(row["floor_seconds"]),
                 f"{row['matmul_share']:.0%}",
-                *(_times(ratio(row, p.name)) for p in others),
+                *(times(ratio(row, p.name)) for p in others),
             ]
         )
-    return table(header, lines)
+    return columns(header, lines)
 
 
-def means_table(rows: Sequence[Row]) -> str:
-    """For each dtype, pass and peer: the geometric mean of the ratios, and the worst cell."""
+def means_table(rows: Sequence[Row], layout: Layout = columns) -> str:
+    """For each dtype, pass and peer: geometric mean of the ratios, and the worst cell."""
     lines = []
     for dtype in dict.fromkeys(r["case"]["dtype"] for r in select(rows)):
         for phase in (FORWARD, TRAIN):
@@ -81,16 +98,17 @@ def means_table(rows: Sequence[Row]) -> str:
                 found = ratios(select(rows, dtype=dtype, phase=phase), peer.name)
                 if found:
                     worst, row = min(found, key=lambda f: f[0])
-                    mean = geometric_mean([v for v, _ in found])
+                    mean = statistics.geometric_mean([v for v, _ in found])
                     what = f"{dtype} {phase} against {peer.label}"
                     lines.append(
                         [what, f"{mean:.2f}x", str(len(found)), f"{worst:.2f}x", row["name"]]
                     )
-    return table(["how many times faster", "geometric mean", "cells", "worst", "worst cell"], lines)
+    header = ["how many times faster", "geometric mean", "cells", "worst", "worst cell"]
+    return layout(header, lines)
 
 
-def memory_table(rows: Sequence[Row]) -> str:
-    """Peak memory of each peer where it was measured."""
+def memory_table(rows: Sequence[Row], layout: Layout = columns) -> str:
+    """Peak memory of each peer, for the rows where it was measured."""
     measured = [r for r in select(rows) if "peak_bytes" in r["peers"]["ours"]]
     names = [
         p for p in ("ours", "gather", "sdpa", "eager") if any(p in r["peers"] for r in measured)
@@ -99,11 +117,11 @@ def memory_table(rows: Sequence[Row]) -> str:
         [r["name"], *(mebibytes(r["peers"].get(n, {}).get("peak_bytes")) for n in names)]
         for r in measured
     ]
-    return table(["peak memory", *names], lines) if lines else ""
+    return layout(["peak memory", *names], lines) if lines else ""
 
 
 def skipped_lines(rows: Sequence[Row]) -> list[str]:
-    """Each reason why a peer took no part, once, with the number of cases."""
+    """Each reason why a peer was not measured, with the number of cases."""
     counts: dict[str, int] = {}
     for row in select(rows):
         for name, peer in row["peers"].items():
@@ -116,7 +134,7 @@ def skipped_lines(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def network_table(rows: Sequence[Row]) -> str:
+def network_table(rows: Sequence[Row], layout: Layout = columns) -> str:
     """Time and memory of the U-Net with each core."""
     labels = {
         "sparse": "masked_attention",
@@ -134,26 +152,32 @@ def network_table(rows: Sequence[Row]) -> str:
                 [
                     f"U-Net {row['phase']}, {label}",
                     duration(measured["median"]),
-                    _times(measured["times_ours"]),
+                    times(measured["times_ours"]),
                     mebibytes(measured.get("peak_bytes")),
                 ]
             )
-    return table(["128 x 128, keep 0.25 qk", "time", "against ours", "peak memory"], lines)
+    return layout(["128 x 128, keep 0.25 qk", "time", "against ours", "peak memory"], lines)
 
 
-def goals_table(results: Results) -> str:
+def goals_table(results: Results, layout: Layout = columns) -> str:
+    """Each goal, what the run measured, and whether it is met."""
     marks = {True: "yes", False: "no", None: ""}
     found = gpu_goals(results) if results["machine"].get("gpu") else goals(results)
     lines = [[g.what, g.goal, g.measured, marks[g.met]] for g in found]
-    return table(["what", "goal", "measured", "met"], lines)
+    return layout(["what", "goal", "measured", "met"], lines)
+
+
+def processor(facts: Row) -> str:
+    """GPU if there is one, CPU, threads and instruction tier in one line."""
+    tiers = [b["build"].get("tier", b["name"]) for b in facts["backends"] if b["available"]]
+    gpu = f"{facts['gpu']} ({facts['gpu_arch']}), " if facts.get("gpu") else ""
+    return f"{gpu}{facts['cpu']}, {facts['threads']} threads, {tiers[0]}"
 
 
 def machine_line(facts: Row) -> str:
-    """The machine in one line."""
-    tiers = [b["build"].get("tier", b["name"]) for b in facts["backends"] if b["available"]]
-    gpu = f"{facts['gpu']} ({facts['gpu_arch']}), " if facts.get("gpu") else ""
+    """Processor, versions, commit and date in one line."""
     return (
-        f"{gpu}{facts['cpu']}, {facts['threads']} threads, {tiers[0]}; torch {facts['torch']}, "
+        f"{processor(facts)}; torch {facts['torch']}, "
         f"maskattn_kernels {facts['maskattn_kernels']} ({facts['commit'] or 'no checkout'}), "
         f"{facts['date']}"
     )
@@ -163,10 +187,10 @@ def text(results: Results) -> str:
     """The whole report."""
     parts = [machine_line(results["machine"])]
     if not results["complete"]:
-        parts.append("This run was interrupted: only the finished rows are here.")
+        parts.append("This run was interrupted: only its finished rows are shown.")
     if results["cells"]:
         parts.append(
-            "Peers: how many times longer than ours took, median over rounds; '-' took no part."
+            "Peers: how many times longer than ours, median over rounds; '-' = not measured."
         )
         parts += [cells_table(results["cells"]), means_table(results["cells"])]
     parts.append(memory_table(results["cells"] + results["tokens"]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The whole run: a plan of steps, each saved as soon as it is done, so that nothing is lost."""
+"""The whole run: a plan of steps; each row is saved as soon as it is measured."""
 
 import json
 import re
@@ -30,24 +30,35 @@ from maskattn_kernels.benchmark.peers import (
 )
 from maskattn_kernels.benchmark.rows import Results, Row, save
 
+__all__ = [
+    "SECTIONS",
+    "Step",
+    "new_results",
+    "plan",
+    "read_results",
+    "result_path",
+    "run",
+    "set_threads",
+]
+
 SECTIONS = ("overhead", "network", "cells", "keeps", "tokens", "op_memory")
 #: The keep ratios and shapes of the sweep behind the break-even.
 SWEEP_KEEPS = (1.0, 0.9, 0.75, 0.5, 0.25, 0.1)
 SWEEP_SHAPES = ((4096, 64), (1024, 128))
-#: The lengths of the sweep of time and memory; a dense peer leaves before its cost is absurd.
+#: The lengths of the sweep of time and memory; dense peers stop at MAX_DENSE_TOKENS.
 SWEEP_TOKENS = (256, 1024, 4096, 16384, 65536)
 MAX_DENSE_TOKENS = 16384
-#: Times of a row scatter by no more than this where nobody else used the machine.
+#: Largest scatter of a row's times on a machine without other load, see `unrest`.
 CALM = 1.25
-#: What a run may be gone on with: the same machine and software, another commit or day.
+#: Facts that must be the same to resume a run; commit and date may differ.
 SAME = ("cpu", "threads", "system", "python", "torch", "gpu")
-#: The longest call, for its memory.
+#: The longest call; its memory is measured.
 LONGEST = Case(131072, 64, mode="k", keep=0.1, phase=TRAIN)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One measurement: the section of the results that its row is added to, and what to call."""
+    """One measurement: the section of the results that gets its row, and the function."""
 
     section: str
     label: str
@@ -55,7 +66,7 @@ class Step:
 
 
 def plan(grid_name: str, dtypes: Sequence[str], device: str = "cpu") -> list[Step]:
-    """The steps of a named grid; quick ones have less time each, and only the CPU has sweeps."""
+    """The steps of a named grid; quick steps are shorter, and only the CPU has sweeps."""
     quick = grid_name == "quick"
     seconds = 0.6 if quick else 0.8
     if device == "cuda":
@@ -68,7 +79,7 @@ def plan(grid_name: str, dtypes: Sequence[str], device: str = "cpu") -> list[Ste
         steps.append(Step("network", label, function))
     all_peers = GPU_PEERS if device == "cuda" else PEERS
     for case in grid(grid_name, dtypes, device):
-        # Memory of a part of the grid: a process of its own for each number takes time.
+        # Memory for a part of the grid only: each number takes a process of its own.
         part = case.batch == 1 and case.keep == 0.25 and case.dtype == dtypes[0]
         with_memory = part and not quick
         case_peers = QUICK_PEERS if quick else all_peers
@@ -100,7 +111,7 @@ def measure_longest() -> Row:
 
 
 def result_path(folder: Path, grid_name: str, facts: Row) -> Path:
-    """``<folder>/<date>-<tier>-<threads>t-<grid>.json``, or with the GPU's name for the middle."""
+    """``<folder>/<date>-<tier>-<threads>t-<grid>.json``, or with the GPU's name in the middle."""
     date = facts["date"][:19].replace("-", "").replace(":", "").replace("T", "-")
     tiers = [b["build"].get("tier") for b in facts["backends"] if b["build"].get("tier")]
     where = f"{tiers[0] if tiers else 'reference'}-{facts['threads']}t"
@@ -114,11 +125,11 @@ def run(
     results: Results,
     path: Path | None,
 ) -> Iterator[tuple[int, Step, Row]]:
-    """Take the steps one by one; yields (number, step, its row) after each, when its row is saved.
+    """Run the steps one by one; yields (number, step, row) when the row is saved.
 
-    Steps whose rows ``results`` holds already are not taken again, unless the machine was too busy
-    for their times to mean much (`disturbed`): then the calmer one of the two rows stays. A wrong
-    result of this package is a row with the key ``wrong``, and the run goes on.
+    A step whose row is in ``results`` is skipped, unless other load on the machine disturbed it
+    (`disturbed`): then it is measured again, and the calmer of the two rows is kept. A wrong result
+    of this package gives a row with the key ``wrong``, and the run continues.
     """
     start, before = time.monotonic(), results.get("seconds", 0.0)
     places: Counter[str] = Counter()  # a section's rows are in the order of its steps
@@ -152,7 +163,7 @@ def unrest(row: Any) -> float:
 
 
 def disturbed(row: Row) -> bool:
-    """Whether a row's times say more about the machine's other users than about the contestants."""
+    """Whether a row's times scatter so much that other load on the machine is the likely cause."""
     return unrest(row) > CALM
 
 
@@ -164,10 +175,10 @@ def new_results(grid_name: str, device: str = "cpu") -> Results:
 
 
 def read_results(path: Path, grid_name: str, steps: Sequence[Step], device: str = "cpu") -> Results:
-    """The results of an earlier run of the same steps on this machine, to go on with.
+    """The results of an earlier run of the same steps on this machine, to be resumed.
 
     Raises:
-        ValueError: a file that is none, or of other steps or another machine, in one line.
+        ValueError: not a results file, or one of other steps or of another machine.
     """
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
@@ -175,23 +186,23 @@ def read_results(path: Path, grid_name: str, steps: Sequence[Step], device: str 
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
     except (ValueError, TypeError, KeyError):
-        raise ValueError(f"{path}: not the results of a run") from None
+        raise ValueError(f"{path}: not a results file of `maskattn bench`") from None
     if results["grid"] != grid_name:
-        raise ValueError(f"{path}: holds the grid {results['grid']}, got {grid_name}")
+        raise ValueError(f"{path}: expected the grid {grid_name}, got {results['grid']}")
     for fact in SAME:
         if there[fact] != here[fact]:
-            raise ValueError(f"{path}: was measured with {fact} {there[fact]}, here {here[fact]}")
+            raise ValueError(f"{path}: expected {fact} {here[fact]} as here, got {there[fact]}")
     cells = [row["name"] for row in results["cells"]]
     if any("-K-" in name or "-QK-" in name for name in cells):
         raise ValueError(f"{path}: spells mask modes K and QK, which are now k and qk; run anew")
     if cells != [step.label for step in steps if step.section == "cells"][: len(cells)]:
-        raise ValueError(f"{path}: holds other cases; expected those of the same --dtype")
+        raise ValueError(f"{path}: expected the cases of this --dtype, got others")
     again = {name: here[name] for name in ("date", "commit")}
-    results["gone_on"] = [*results.get("gone_on", []), again]
+    results["resumed"] = [*results.get("resumed", []), again]
     return results
 
 
 def set_threads(threads: int | None) -> None:
-    """Use so many threads in this process; the processes that measure memory follow it."""
+    """Set the threads of this process; processes that measure memory use the same number."""
     if threads is not None:
         torch.set_num_threads(threads)

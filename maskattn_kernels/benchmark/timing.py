@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Interleaved timing: all peers in one process, one after the other, round after round.
 
-Machines drift (clock, neighbours, caches). Two numbers taken minutes apart do not compare; two
-numbers taken in one round do. So ratios are computed within each round, and the median over rounds
-is reported. A slow peer leaves after its share of the time, so that those in focus get the many
-rounds.
+Machines drift (clock, other load, caches). Times taken minutes apart do not compare; times taken
+in one round do. Ratios are therefore computed within each round, and the median over rounds is
+reported. A slow peer stops after its share of the time, so that the peers in focus get more rounds.
 """
 
 import statistics
@@ -14,13 +13,24 @@ from dataclasses import dataclass
 
 import torch
 
+__all__ = [
+    "FOCUS_ROUNDS",
+    "MIN_ROUNDS",
+    "Race",
+    "Timing",
+    "captured",
+    "fastest",
+    "percentile",
+    "race",
+]
+
 Call = Callable[[], object]
 
-#: Samples that everyone has at least, those in focus have at least, and anyone has at most. A call
-#: of more than SLOW_SECONDS has one less.
+#: Least number of samples of every contestant, and of those in focus; largest number of samples.
+#: A call of more than SLOW_SECONDS needs one less.
 MIN_ROUNDS, FOCUS_ROUNDS, MAX_ROUNDS = 3, 5, 300
 SLOW_SECONDS = 3.0
-#: A sample repeats a call until it lasts about this long, so that the clock does not matter.
+#: A sample repeats a call until it lasts about this long, well above the clock's resolution.
 MIN_SAMPLE_SECONDS = 2e-4
 
 
@@ -79,7 +89,7 @@ def sample(call: Call, repeats: int = 1) -> float:
 
 
 def gpu_sample(call: Call, repeats: int = 1) -> float:
-    """Seconds per call over some calls in a row, by the GPU's clock: gaps between kernels count."""
+    """Seconds per call over some calls in a row, by the GPU's clock, gaps between kernels too."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     for _ in range(repeats):
@@ -93,10 +103,10 @@ SAMPLERS: dict[str, Callable[[Call, int], float]] = {"cpu": sample, "cuda": gpu_
 
 
 def captured(call: Call) -> Call:
-    """A CUDA graph of a call: replayed, it costs the GPU's time and next to none of the host's.
+    """A CUDA graph of a call: a replay takes the GPU's time and almost none of the host's.
 
     Raises:
-        RuntimeError: the call waits for the GPU, which no graph can hold.
+        RuntimeError: the call waits for the GPU, which a graph cannot.
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -126,16 +136,15 @@ def race(
     """Time contestants in interleaved rounds.
 
     Args:
-        calls: contestants by name. Each has been called before, so that nothing is done for the
-            first time in round 0.
-        seconds: time to spend, about. Each contestant leaves after an equal share of it; those in
-            ``focus`` use up what is left. The least numbers of rounds come before the time.
-        focus: names of the contestants whose ratio is the point of the race.
-        device: whose clock is used, see `SAMPLERS`.
+        calls: contestants by name. Each must have been called once, so that round 0 does not
+            include first-call work.
+        seconds: approximate duration. Each contestant stops after an equal share of it; those in
+            ``focus`` use the rest. The least numbers of rounds have precedence over the time.
+        focus: names of the contestants that are compared.
+        device: selects the clock, see `SAMPLERS`.
 
     Returns:
-        the samples. The contestants change places from round to round, so that none always runs
-        after the same neighbour.
+        the samples. The order of the contestants changes from round to round.
     """
     start, sample = time.perf_counter(), SAMPLERS[device]
     once = {name: sample(call, 1) for name, call in calls.items()}
@@ -146,14 +155,14 @@ def race(
     samples = {name: [t] for name, t in once.items()}  # round 0
     spent = dict(once)
 
-    def goes_on(name: str) -> bool:
+    def continues(name: str) -> bool:
         if len(samples[name]) < least[name]:
             return True
         if name in focus:
             return time.perf_counter() - start < seconds
         return spent[name] < seconds / len(calls)
 
-    running = [name for name in calls if goes_on(name)]
+    running = [name for name in calls if continues(name)]
     for index in range(1, MAX_ROUNDS):
         if not running:
             break
@@ -161,5 +170,5 @@ def race(
         for name in running[shift:] + running[:shift]:
             samples[name].append(sample(calls[name], repeats[name]))
             spent[name] += samples[name][-1] * repeats[name]
-        running = [name for name in running if goes_on(name)]
+        running = [name for name in running if continues(name)]
     return Race(samples)

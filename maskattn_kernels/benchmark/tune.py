@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Measures tiles of the Triton kernels on this GPU, for the table in `backends/tuning.py`.
 
-For each kernel, width of numbers, head_dim and size class, every tile that fits the chip runs on
-one call of that class; the others' tiles stay as the table has them. A tile that gives a wrong
-result, or does not compile, is named and left out.
+For each kernel, width of numbers, head_dim and size class, every tile that fits the chip is timed
+on one call of that class; the other kernels keep the tiles of the table. A tile that gives a wrong
+result, or does not compile, is reported and left out.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,10 +20,12 @@ from maskattn_kernels.benchmark.peers import make_call
 from maskattn_kernels.benchmark.timing import race
 from maskattn_kernels.functional import masked_attention
 
+__all__ = ["HEAD_DIMS", "Ranking", "candidates", "measure_tiles", "tune_tiles"]
+
 HEAD_DIMS = (64, 128, 256)
-#: (tokens, batch) of the call that stands for a size class.
+#: (tokens, batch) of the call that represents a size class.
 CALLS = {"large": (8192, 8), "small": (1024, 2)}
-KEPT = 3  # configurations printed: the best, and those to fall back on
+KEPT = 3  # number of configurations printed: the best one and fallbacks
 BITS = {"bfloat16": 16, "float16": 16, "float32": 32}
 
 
@@ -34,7 +36,7 @@ class Ranking:
     Attributes:
         kernel, bits, head_dim, size: the entry.
         seconds: of a whole call, by tile.
-        failed: why a tile is not among them.
+        failed: why a tile has no time, by tile.
     """
 
     kernel: str
@@ -45,7 +47,7 @@ class Ranking:
     failed: dict[tuning.Config, str]
 
     def line(self) -> str:
-        """A line as the table has it, with the best time and that of the tile that it has now."""
+        """A line of the table, with the times of its tiles."""
         if not self.seconds:
             return f"# {self.kernel} ({self.head_dim}, {self.size!r}): no tile ran"
         best = sorted(self.seconds, key=self.seconds.__getitem__)[:KEPT]
@@ -57,7 +59,7 @@ class Ranking:
 def candidates(
     kernel: str, arch: str, bits: int, head_dim: int, limit: int | None
 ) -> list[tuning.Config]:
-    """The tiles worth a try: what tensor cores take, and what fits into shared memory.
+    """The tiles to measure: sizes for tensor cores that fit into shared memory.
 
     Example:
         >>> tiles = candidates("fwd", "sm_90", 16, 64, None)
@@ -72,7 +74,7 @@ def candidates(
 
 
 def tune_tiles(dtypes: tuple[str, ...]) -> Iterator[Ranking]:
-    """Rank the tiles of every entry for this GPU, one after the other.
+    """Rank the tiles of every entry for this GPU, one by one.
 
     Args:
         dtypes: names; one is enough for a width of numbers.
@@ -90,7 +92,7 @@ def tune_tiles(dtypes: tuple[str, ...]) -> Iterator[Ranking]:
 
 
 def triton_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:
-    """A peer as in `peers`: this package, with the backend whose tiles are measured."""
+    """A peer as in `peers`: this package with the backend `triton`."""
     query_mask = mask if mode == "qk" else None
     return masked_attention(
         query, key, value, key_mask=mask, query_mask=query_mask, backend="triton"
@@ -100,7 +102,7 @@ def triton_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mo
 def measure_tiles(
     case: Case, kernel: str, tiles: list[tuning.Config]
 ) -> tuple[dict[tuning.Config, float], dict[tuning.Config, str]]:
-    """Seconds of a call by tile, and why the other tiles have none."""
+    """Seconds of a call by tile, and the reason for each tile without a time."""
     inputs = make_inputs(case)
     right = oracle(case, inputs)
     call = make_call(triton_attention, case, inputs)

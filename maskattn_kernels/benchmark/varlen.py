@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """FlashAttention over packed sequences as a peer: the selected tokens of all items in one row.
 
-It is `torch.nn.attention.varlen.varlen_attn`, in float16 and bfloat16 on a GPU. How many tokens are
-selected is known on the GPU only. To allocate by it the host waits; not to wait, everything is
-allocated as if all were selected, and what lies past the selected rows is cleared.
+It is `torch.nn.attention.varlen.varlen_attn`, in float16 and bfloat16 on a GPU. Only the GPU knows
+how many tokens are selected. The host waits for this number to allocate by it; the variant that
+does not wait allocates for all tokens and clears the rows past the selected ones.
 """
 
 from typing import Any
@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+__all__ = ["varlen", "varlen_no_wait"]
+
 
 def varlen(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:
-    """Gather, varlen_attn, scatter; waits for the GPU to say how many tokens are selected."""
+    """Gather, varlen_attn, scatter; waits for the number of selected tokens."""
     index = mask.flatten().nonzero().squeeze(1)
     return _attend(query, key, value, mask, mode, index, int(mask.sum(1).max()))
 
@@ -29,7 +31,7 @@ def _attend(
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    attend: Any = varlen_attn  # gives a tuple only when asked for lse
+    attend: Any = varlen_attn  # returns a tuple only if it also returns the lse
     batch, heads, tokens, dim = query.shape
     offsets = torch.nn.functional.pad(mask.sum(1).cumsum(0), (1, 0)).int()
     past = None

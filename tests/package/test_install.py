@@ -117,6 +117,16 @@ def test_sdist_holds_all_a_build_needs(sdist):
     assert not [name for name in held if name.endswith((".so", ".pyc", "_build_report.json"))]
 
 
+def test_sdist_holds_no_measurements(sdist):
+    with tarfile.open(sdist) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"bench/study/study.py", "bench/study/base.yaml", "bench/report.py"} <= held
+    measured = [*(ROOT / "bench").rglob("*.json"), *(ROOT / "bench").rglob("*.jsonl")]
+    assert not held & {str(path.relative_to(ROOT)) for path in measured}
+    assert not [name for name in held if name.startswith("bench/results")]
+    assert sum(name.startswith("bench/") for name in held) < 15
+
+
 def test_pure_wheel_from_the_sdist(pure_wheel):
     assert pure_wheel.name.endswith("-py3-none-any.whl")
     metadata = {name for name in names(pure_wheel) if ".dist-info/" in name}

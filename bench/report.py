@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The latest run of ``maskattn bench --grid full`` as the tables and plots of docs/benchmarks.md.
+
+    python bench/report.py            the tables as Markdown
+    python bench/report.py --write    into the pages, and the plots into docs/
+
+The pages are docs/benchmarks.md and README.md, which can have blocks of the same names.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from maskattn_kernels.benchmark.cases import DTYPES, FORWARD, MODES, SHAPES, TRAIN
+from maskattn_kernels.benchmark.pages import fill, names, table
+from maskattn_kernels.benchmark.peers import EAGER, FLEX, GATHER, OURS, SDPA
+from maskattn_kernels.benchmark.report import (
+    duration,
+    goals_table,
+    machine_line,
+    means_table,
+    memory_table,
+    network_table,
+    processor,
+    skipped_lines,
+    times,
+)
+from maskattn_kernels.benchmark.rows import Results
+from maskattn_kernels.benchmark.summary import break_even_words, ratio, ratios, select
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+PAGE = ROOT / "docs" / "benchmarks.md"
+PAGES = (PAGE, ROOT / "README.md")
+SPEED_PEERS = (GATHER, SDPA, EAGER, FLEX)
+#: The columns of the tables: a dtype and a pass each.
+COLUMNS = [(dtype, phase) for dtype in DTYPES for phase in (FORWARD, TRAIN)]
+
+
+def latest() -> Path:
+    """The file of the last run of the full grid."""
+    return max(RESULTS.glob("*-full.json"))  # names begin with the date
+
+
+def blocks(path: Path) -> dict[str, str]:
+    """The tables of a run by the name of their block, each with its processor."""
+    results = json.loads(path.read_text(encoding="utf-8"))
+    machine = results["machine"]
+    cells = results["cells"]
+    tables = {
+        "speed": speed_table(results),
+        "peers": means_table(cells, table),
+        "shapes": shapes_table(results),
+        "network": network_table(results["network"], table),
+        "training step": training_sentence(results),
+        "memory": memory_table(cells + results["tokens"], table),
+        "goals": goals_table(results, table),
+        "when not": _bullets([*break_even_words(results), *faster_peers(results)]),
+    }
+    measured = f"\n\nMeasured on: {processor(machine)}."
+    where = f"* Run: [`{path.name}`](../bench/results/{path.name})\n* {machine_line(machine)}"
+    words = {"run": where, "left out": _bullets(skipped_lines(cells))}
+    return words | {name: text + measured for name, text in tables.items()}
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"* {line}" for line in lines)
+
+
+def speed_table(results: Results) -> str:
+    """For each peer and column: the geometric mean of the ratios and the smallest one."""
+    lines = []
+    for peer in SPEED_PEERS:
+        cells = []
+        for dtype, phase in COLUMNS:
+            rows = select(results["cells"], dtype=dtype, phase=phase)
+            found = [value for value, _ in ratios(rows, peer.name)]
+            mean = statistics.geometric_mean(found) if found else None
+            cells.append(f"{times(mean)} ({times(min(found))})" if found else "-")
+        lines.append([peer.label, *cells])
+    return table(["time / ours: mean (worst)", *(f"{d}, {phase}" for d, phase in COLUMNS)], lines)
+
+
+def shapes_table(results: Results) -> str:
+    """One image, keep 0.25: our time, and the ratios of gather and masked SDPA, by shape."""
+    lines = []
+    for tokens, head_dim in SHAPES:
+        for mode in MODES:
+            case = {"tokens": tokens, "head_dim": head_dim, "mode": mode, "batch": 1, "keep": 0.25}
+            cells = []
+            for dtype, phase in COLUMNS:
+                (row,) = select(results["cells"], **case, dtype=dtype, phase=phase)
+                ours = duration(row["peers"][OURS.name]["median"])
+                others = [times(ratio(row, peer.name)) for peer in (GATHER, SDPA)]
+                cells.append(", ".join([ours, *others]))
+            lines.append([f"{tokens}, {head_dim}, {mode}", *cells])
+    return table(["N, D, mask", *(f"{dtype}, {phase}" for dtype, phase in COLUMNS)], lines)
+
+
+def faster_peers(results: Results) -> list[str]:
+    """For each peer: the cells in which it is faster than this package."""
+    lines = []
+    for peer in SPEED_PEERS:
+        found = ratios(select(results["cells"]), peer.name)
+        faster = [f"`{row['name']}` ({times(value)})" for value, row in found if value < 1]
+        names = f": {', '.join(faster)}" if faster else ""
+        lines.append(f"{peer.label} is faster in {len(faster)} of {len(found)} cells{names}")
+    return lines
+
+
+def training_sentence(results: Results) -> str:
+    """What attention products are of the time of the U-Net's training step."""
+    (cores,) = (row["cores"] for row in results["network"] if row["phase"] == TRAIN)
+    without, dense = (cores[core]["times_ours"] for core in ("identity", "dense"))
+    return (
+        f"Attention products are {1 - without:.0%} of the time of the training step with "
+        f"`masked_attention`, which is {dense:.1f} times as fast as with dense attention. Without "
+        f"attention products it would be {dense / without:.1f} times as fast."
+    )
+
+
+def write(path: Path) -> None:
+    """Put the tables of a run into the pages, and its plots beside docs/benchmarks.md."""
+    from maskattn_kernels.benchmark.plots import plot_all  # needs matplotlib
+
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        if names(text):
+            page.write_text(fill(text, blocks(path)), encoding="utf-8")
+            print(f"written: {page}")
+    results = json.loads(path.read_text(encoding="utf-8"))
+    for picture in plot_all(results, PAGE.with_suffix("")):
+        print(f"written: {picture}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--write", action="store_true", help="into the pages")
+    if parser.parse_args(argv).write:
+        write(latest())
+    else:
+        print("\n\n".join(blocks(latest()).values()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Pages with tables that commands write: docs/benchmarks.md is current, blocks are found."""
+
+import importlib.util
+import json
+
+import pytest
+from repository import ROOT
+
+from maskattn_kernels.benchmark.pages import fill, names, table
+
+SCRIPT = ROOT / "bench" / "report.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("bench_report", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+recorded = pytest.mark.skipif(
+    not list((ROOT / "bench" / "results").glob("*.json")),
+    reason="no results in this tree: a source distribution",
+)
+
+
+@recorded
+def test_the_pages_are_what_the_command_writes(script):
+    blocks = script.blocks(script.latest())
+    assert names(script.PAGE.read_text(encoding="utf-8")) == set(blocks)
+    for path in script.PAGES:
+        page = path.read_text(encoding="utf-8")
+        assert fill(page, blocks) == page, "run `python bench/report.py --write`"
+
+
+@recorded
+def test_every_table_names_its_processor(script):
+    path = script.latest()
+    cpu = json.loads(path.read_text())["machine"]["cpu"]
+    for name, text in script.blocks(path).items():
+        assert cpu in text or name == "left out"
+
+
+@recorded
+def test_the_plots_of_the_page_are_there(script):
+    text = script.PAGE.read_text(encoding="utf-8")
+    for kind in ("keep", "tokens"):
+        assert f"(benchmarks-{kind}.png)" in text
+        assert (script.PAGE.parent / f"benchmarks-{kind}.png").stat().st_size > 10_000
+
+
+def test_blocks_are_replaced_and_the_rest_stays():
+    page = (
+        "above\n<!-- begin: a b -->\nold\n<!-- end -->\nbetween\n<!-- begin: c -->\n<!-- end -->\n"
+    )
+    filled = fill(page, {"a b": "new", "c": "also", "elsewhere": "-"})
+    assert names(page) == {"a b", "c"}
+    lines = [line for line in filled.splitlines() if line]
+    marked = ["<!-- begin: a b -->", "new", "<!-- end -->"]
+    assert lines == ["above", *marked, "between", "<!-- begin: c -->", "also", "<!-- end -->"]
+    assert fill(filled, {"a b": "new", "c": "also"}) == filled
+
+
+def test_an_unknown_block_is_an_error():
+    with pytest.raises(ValueError, match=r"^page: expected blocks a, b, got c"):
+        fill("<!-- begin: c -->\n<!-- end -->", {"b": "", "a": ""})
+
+
+def test_a_table_has_a_line_a_row():
+    assert table(["a", "b"], [["1", "2"]]).splitlines() == ["| a | b |", "|---|---|", "| 1 | 2 |"]
