@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// The arguments of an op, checked and as the kernels take them: the same for every compiled backend.
+// Checks the arguments of an op and turns them into kernel parameters, for every compiled backend.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -130,7 +130,7 @@ void fill_inputs(Inputs& in, double scale, ForwardCall<View>& p, CheckDevice che
   }
 }
 
-// What the backward pass takes besides.
+// The further arguments of the backward pass.
 struct BackwardInputs {
   Tensor dout, out, lse;
   OptionalTensor dlse;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// Checks of op arguments. masked_attention() reports bad calls in words before it gets here; these keep a direct
-// call of torch.ops.maskattn.* from reading or writing outside its tensors.
+// Checks of op arguments. masked_attention() has rejected bad calls before; these checks keep a direct call of
+// torch.ops.maskattn.* from reading or writing outside its tensors.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -47,7 +47,7 @@ inline std::string dtype_name(ScalarType dtype) {
       return "torch.complex64";
     case ScalarType::ComplexDouble:
       return "torch.complex128";
-    default: {  // the others differ in capitals only
+    default: {  // the names of the others differ in capitals only
       std::string name = torch::headeronly::toString(dtype);
       for (char& c : name) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
       return "torch." + name;

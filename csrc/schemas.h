@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// The schemas of the ops that every compiled backend brings; maskattn_kernels/backends/base.py has them in Python.
+// The schemas of the ops of every compiled backend; maskattn_kernels/backends/base.py has the same in Python.
 #pragma once
 
 #define MASKATTN_SELECT_TOKENS_SCHEMA "(Tensor mask) -> (Tensor indices, Tensor counts)"

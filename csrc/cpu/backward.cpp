@@ -39,9 +39,9 @@ struct Group {
   int64_t grads_at, grad_floats;  // of all its chunks, among all groups
 };
 
-// A chunk rereads every packed query and writes a dQ of its own, which short chunks do not repay; long ones leave
-// cores idle. With chunks of 5 sqrt(keys), both their length and their number grow with the problem; at least two
-// of them give a second thread something to do.
+// A chunk reads every packed query again and writes a dQ of its own, too much work for short chunks; long ones
+// leave cores idle. With chunks of 5 sqrt(keys), both their length and their number grow with the problem; at
+// least two of them keep a second thread busy.
 int64_t chunk_limit(int head_dim, int64_t total_keys) {
   const int64_t cached = kChunkCacheBytes / (16 * round_up(head_dim, 16));
   const auto balanced = static_cast<int64_t>(5.0 * std::sqrt(static_cast<double>(total_keys)));
@@ -83,7 +83,7 @@ struct Backward {
                        [&](int64_t begin, int64_t end) { g.blocks.push_back({head, begin, end}); });
       }
       pairs.add(queries * g.keys.count);
-      most_blocks = std::max(most_blocks, ssize(g.blocks));
+      most_blocks = std::max<int64_t>(most_blocks, std::ssize(g.blocks));
       groups.push_back(std::move(g));
     }
     const int64_t limit = chunk_limit(p.head_dim, total_keys);
@@ -91,7 +91,7 @@ struct Backward {
       const int64_t length =
           std::max<int64_t>(8, round_up(ceil_div(g.keys.count, chunk_count(g.keys.count, limit)), 8));
       longest_chunk = std::max(longest_chunk, length);
-      g.first_chunk = ssize(chunks);
+      g.first_chunk = std::ssize(chunks);
       g.grads_at = all_grad_floats;
       for (int64_t begin = 0; begin == 0 || begin < g.keys.count; begin += length) {
         const int64_t end = std::min(begin + length, g.keys.count),
@@ -100,7 +100,7 @@ struct Backward {
             {&g - groups.data(), begin, end, g.grad_floats, floats, round_up(end - begin, kChunkStep)});
         g.grad_floats += chunks.back().grad_floats + chunks.back().dbias_floats;
       }
-      g.end_chunk = ssize(chunks);
+      g.end_chunk = std::ssize(chunks);
       all_grad_floats += g.grad_floats;
     }
   }
@@ -126,7 +126,7 @@ struct Backward {
            row(p.key_bias, g.b, g.h_kv), p.key_bias.stride_n, g.keys, c.begin, c.end, packed, pack_bytes,
            &g.blocks[first], count, key_grads, p.key_bias.data ? dbias : nullptr, partial},
           scratch);
-    if (first + count < ssize(g.blocks)) return;
+    if (first + count < std::ssize(g.blocks)) return;
     engine.store_key_grads({p.dtype, p.head_dim, p.scale, slice(p.dk, p.dtype, g.b, g.h_kv),
                             slice(p.dv, p.dtype, g.b, g.h_kv), g.keys, c.begin, c.end, key_grads},
                            scratch);
@@ -165,13 +165,13 @@ struct Backward {
     const int64_t run = run_length(kOwnBytes, most_chunks, 1);
     const int64_t packed_at = scratch_bytes(), partial_at = packed_at + run * pack_bytes,
                   grads_at = partial_at + align64(most_chunks * run * dq_floats * 4);
-    run_tasks(pool, ssize(groups), work(), grads_at + grad_floats * 4, [&](int64_t i, char* scratch) {
+    run_tasks(pool, std::ssize(groups), work(), grads_at + grad_floats * 4, [&](int64_t i, char* scratch) {
       const Group& g = groups[i];
       char* packed = scratch + packed_at;
       auto *partial = reinterpret_cast<float*>(scratch + partial_at),
            *grads = reinterpret_cast<float*>(scratch + grads_at);
-      for (int64_t first = 0; first == 0 || first < ssize(g.blocks); first += run) {
-        const int64_t count = std::min(run, ssize(g.blocks) - first);
+      for (int64_t first = 0; first == 0 || first < std::ssize(g.blocks); first += run) {
+        const int64_t count = std::min(run, std::ssize(g.blocks) - first);
         for (int64_t j = 0; j < count; ++j) pack(g, g.blocks[first + j], packed + j * pack_bytes);
         for (int64_t c = g.first_chunk; c < g.end_chunk; ++c)
           multiply(chunks[c], first, count, packed, grads, partial + (c - g.first_chunk) * run * dq_floats,
@@ -183,28 +183,28 @@ struct Backward {
   }
 
   void run_shared_groups(const ThreadPool& pool) const {
-    const int64_t run = run_length(kSharedBytes, ssize(chunks), ssize(groups));
-    const Workspace grads(all_grad_floats * 4), packed(ssize(groups) * run * pack_bytes);
-    const Workspace partial(ssize(chunks) * run * dq_floats * 4);
+    const int64_t run = run_length(kSharedBytes, std::ssize(chunks), std::ssize(groups));
+    const Workspace grads(all_grad_floats * 4), packed(std::ssize(groups) * run * pack_bytes);
+    const Workspace partial(std::ssize(chunks) * run * dq_floats * 4);
     const auto partial_block = [&](int64_t chunk, int64_t j) {
       return reinterpret_cast<float*>(partial.at(0)) + (chunk * run + j) * dq_floats;
     };
     for (int64_t first = 0; first == 0 || first < most_blocks; first += run) {
-      const int64_t in_run = std::min(run, most_blocks - first), tasks = ssize(groups) * in_run;
+      const int64_t in_run = std::min(run, most_blocks - first), tasks = std::ssize(groups) * in_run;
       const int64_t values = tasks * engine.backward_queries * p.head_dim;
       const auto for_blocks = [&](int64_t scratch, const auto& visit) {
         run_tasks(pool, tasks, 4 * values, scratch, [&](int64_t task, char* own) {
           const int64_t g = task / in_run, j = task % in_run;
-          if (first + j < ssize(groups[g].blocks)) visit(g, j, groups[g].blocks[first + j], own);
+          if (first + j < std::ssize(groups[g].blocks)) visit(g, j, groups[g].blocks[first + j], own);
         });
       };
       for_blocks(0, [&](int64_t g, int64_t j, const QueryBlock& q, char*) {
         pack(groups[g], q, packed.at((g * run + j) * pack_bytes));
       });
-      run_tasks(pool, ssize(chunks), work(), scratch_bytes(), [&](int64_t c, char* scratch) {
+      run_tasks(pool, std::ssize(chunks), work(), scratch_bytes(), [&](int64_t c, char* scratch) {
         const Group& g = groups[chunks[c].group];
-        if (first > 0 && first >= ssize(g.blocks)) return;
-        multiply(chunks[c], first, std::min(in_run, ssize(g.blocks) - first),
+        if (first > 0 && first >= std::ssize(g.blocks)) return;
+        multiply(chunks[c], first, std::min(in_run, std::ssize(g.blocks) - first),
                  packed.at(chunks[c].group * run * pack_bytes), reinterpret_cast<float*>(grads.at(g.grads_at * 4)),
                  partial_block(c, 0), scratch);
       });

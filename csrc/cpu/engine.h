@@ -15,7 +15,7 @@ namespace maskattn {
 constexpr float kLog2e = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 
-// The rows of one (b, h) that take part: `count` of `seqlen` tokens, ascending.
+// The selected tokens of one (b, h): `count` of `seqlen`, ascending.
 struct TokenList {
   const int32_t* indices;  // nullptr: all
   int64_t count;
@@ -23,8 +23,8 @@ struct TokenList {
 
   int64_t operator[](int64_t i) const { return indices ? indices[i] : i; }
 
-  // Rows [gap_begin(i), (*this)[i]) lie between selected token i - 1 and i. Whoever writes token i also
-  // zero-fills that gap, and the owner of the last block writes the rows after it.
+  // Rows [gap_begin(i), (*this)[i]) lie between selected token i - 1 and i. The block that writes token i
+  // also fills that gap with zeros, and the last block the rows after its last token.
   int64_t gap_begin(int64_t i) const { return i == 0 ? 0 : (*this)[i - 1] + 1; }
 };
 
@@ -60,7 +60,7 @@ struct PackKeysBlock {
   const float* bias;  // of this (b, h), nullptr if absent
   int64_t bias_stride;
   TokenList keys;
-  int64_t begin, end;  // this block's part of `keys`, begin a multiple of key_block
+  int64_t begin, end;  // this block's part of `keys`, begin a multiple of Engine::pack_block
   PackedKeys packed;
 };
 
@@ -145,7 +145,7 @@ struct Engine {
   int64_t (*key_grad_floats)(int head_dim, int64_t keys);
   void (*key_chunk)(const KeyChunk&, void* scratch);
   void (*store_key_grads)(const StoreKeyGrads&, void* scratch);
-  int64_t (*dq_block_floats)(int head_dim);  // reduce_dq wants scratch of twice as many
+  int64_t (*dq_block_floats)(int head_dim);  // reduce_dq needs scratch for twice as many
   void (*reduce_dq)(const ReduceDq&, void* scratch);
 };
 

@@ -51,7 +51,7 @@ struct Forward {
   explicit Forward(const ForwardParams& params) : p(params), engine(choose_engine(params.dtype)) {
     const int64_t heads_per_group = p.heads_kv == 0 ? 1 : p.heads_q / p.heads_kv;
     for (int64_t i = 0; i < p.batch * p.heads_kv; ++i) {
-      Group g{i / p.heads_kv, i % p.heads_kv, {}, 0, ssize(packs), 0, ssize(blocks), 0};
+      Group g{i / p.heads_kv, i % p.heads_kv, {}, 0, std::ssize(packs), 0, std::ssize(blocks), 0};
       g.keys = token_list(p.keys, g.b, g.h_kv, p.seqlen_k);
       g.packed_bytes = align64(engine.packed_keys_bytes(p.head_dim, g.keys.count));
       for (int64_t begin = 0; begin < g.keys.count; begin += engine.pack_block)
@@ -63,7 +63,7 @@ struct Forward {
         for_each_block(count, engine.forward_queries, engine.query_step,
                        [&](int64_t begin, int64_t end) { blocks.push_back({i, h, begin, end}); });
       }
-      g.end_pack = ssize(packs), g.end_block = ssize(blocks);
+      g.end_pack = std::ssize(packs), g.end_block = std::ssize(blocks);
       groups.push_back(g);
       pairs.add(queries * g.keys.count);
     }
@@ -107,7 +107,7 @@ struct Forward {
     int64_t packed_bytes = 0;
     for (const Group& g : groups) packed_bytes = std::max(packed_bytes, g.packed_bytes);
     const int64_t bytes = packed_bytes + engine.forward_scratch_bytes(p.head_dim);
-    run_tasks(pool, ssize(groups), work(), bytes, [&](int64_t i, char* packed) {
+    run_tasks(pool, std::ssize(groups), work(), bytes, [&](int64_t i, char* packed) {
       const Group& g = groups[i];
       for (int64_t j = g.first_pack; j < g.end_pack; ++j) pack(packs[j], packed);
       for (int64_t j = g.first_block; j < g.end_block; ++j) attend(blocks[j], packed, packed + packed_bytes);
@@ -124,10 +124,10 @@ struct Forward {
     }
     const Workspace packed(packed_bytes);
     const int64_t moved_bytes = 2 * keys * p.head_dim * element_size(p.dtype) * 2;
-    run_tasks(pool, ssize(packs), moved_bytes, 0,
+    run_tasks(pool, std::ssize(packs), moved_bytes, 0,
               [&](int64_t i, char*) { pack(packs[i], packed.at(packed_at[packs[i].group])); });
     run_tasks(
-        pool, ssize(blocks), work(), engine.forward_scratch_bytes(p.head_dim),
+        pool, std::ssize(blocks), work(), engine.forward_scratch_bytes(p.head_dim),
         [&](int64_t i, char* scratch) { attend(blocks[i], packed.at(packed_at[blocks[i].group]), scratch); });
   }
 };

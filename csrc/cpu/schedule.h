@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// What the drivers share: token lists of a call, aligned workspace, and a queue of tasks. Which thread runs a
-// task is left to chance; what a task computes is not, so results never depend on the number of threads.
+// What the drivers share: token lists of a call, aligned workspace, and a queue of tasks. Any
+// thread may run any task; what a task computes does not depend on it, nor on the number of threads.
 #pragma once
 
 #include <sys/mman.h>
@@ -12,26 +12,22 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <new>
 #include <utility>
 #include <vector>
 
 #include "engine.h"
+#include "integers.h"
 #include "params.h"
 
 namespace maskattn {
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t n, int64_t multiple) { return ceil_div(n, multiple) * multiple; }
 inline int64_t align64(int64_t bytes) { return round_up(bytes, 64); }
-template <class T>
-int64_t ssize(const std::vector<T>& v) {
-  return static_cast<int64_t>(v.size());
-}
 
-// Cuts [0, count) into as few blocks as can be, of at most `most` items, and nearly equal: threads that take one
-// block at a time then end together. Blocks begin at multiples of `step`, of which `most` is one. No items are one
-// empty block: somebody must write the zeros.
+// Cuts [0, count) into as few blocks as possible, of at most `most` items, and nearly equal, so that threads which
+// take one block at a time end together. Blocks begin at multiples of `step`; `most` is a multiple of it. With no
+// items there is one empty block: one block must still write the zeros.
 template <class Visit>
 void for_each_block(int64_t count, int64_t most, int64_t step, const Visit& visit) {
   const int64_t steps = ceil_div(count, step), blocks = std::max<int64_t>(1, ceil_div(count, most));
@@ -39,17 +35,17 @@ void for_each_block(int64_t count, int64_t most, int64_t step, const Visit& visi
     visit(i * steps / blocks * step, std::min(count, (i + 1) * steps / blocks * step));
 }
 
-// How much work there is, and how much of it comes in one piece.
+// The work of all pieces together, and of the largest.
 struct Load {
   int64_t total = 0, largest = 0;
 
   void add(int64_t piece) { total += piece, largest = std::max(largest, piece); }
-  // Whether threads that draw piece after piece end within a quarter of each other.
+  // Whether threads that take piece after piece end within a quarter of each other.
   bool even_over(int threads) const { return threads == 1 || 4 * threads * largest <= total; }
 };
 
 // 64-byte aligned memory that is not initialised (a sanitizer build fills it with NaN). A thread keeps a few
-// blocks that it gave back: on short sequences, fresh pages would cost more than the arithmetic.
+// blocks for later calls: on short sequences, fresh pages would cost more than the arithmetic.
 class Workspace {
  public:
   explicit Workspace(int64_t bytes) : block_{align64(bytes) + 64, nullptr} {
@@ -115,7 +111,7 @@ constexpr int64_t kWorkPerThread = 1 << 18;
 
 // Runs task(i, scratch) for every i in [0, tasks), each thread with scratch of its own. `work` estimates the
 // multiply-adds of all tasks together. A thread begins with its own share of neighbouring tasks, the same share in
-// every call, so that rows stay in the cache that has them; then it helps the others.
+// every call, so that rows stay in the cache that has them; then it takes tasks of the others.
 template <class Task>
 void run_tasks(const ThreadPool& pool, int64_t tasks, int64_t work, int64_t scratch_bytes, const Task& task) {
   if (tasks <= 0) return;
@@ -138,9 +134,9 @@ void run_tasks(const ThreadPool& pool, int64_t tasks, int64_t work, int64_t scra
   const auto run = [](void* ctx, int64_t worker) {
     auto& s = *static_cast<Shared*>(ctx);
     char* own = s.scratch.at(worker * s.stride);
-    const int64_t workers = ssize(s.shares);
-    for (int64_t w = worker; w < worker + workers; ++w) {
-      Share& share = s.shares[w % workers];
+    const int64_t count = std::ssize(s.shares);
+    for (int64_t w = worker; w < worker + count; ++w) {
+      Share& share = s.shares[w % count];
       for (int64_t i = share.next++; i < share.end; i = share.next++) s.task(i, own);
     }
   };

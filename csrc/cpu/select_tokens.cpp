@@ -14,7 +14,8 @@ namespace maskattn {
 void launch_cpu_select_tokens(const SelectParams& p, const ThreadPool& pool) {
   run_tasks(pool, p.batch * p.heads, p.batch * p.heads * p.seqlen, 0, [&](int64_t task, void*) {
     const int64_t b = task / p.heads, h = task % p.heads;
-    // As bytes: a bool tensor viewed from other memory may hold a True that is not 1, which a bool must not.
+    // As bytes: a bool tensor that views other memory may hold any nonzero byte as True, which a C++ bool must
+    // not.
     const auto* mask = reinterpret_cast<const uint8_t*>(p.mask) + b * p.stride_b + h * p.stride_h;
     int32_t* out = p.indices + task * p.seqlen;
     int32_t count = 0;
@@ -28,7 +29,7 @@ void launch_cpu_select_tokens(const SelectParams& p, const ThreadPool& pool) {
   });
 }
 
-// Says which token of a list is not as it must be.
+// Throws, naming the first entry that breaks the order.
 [[noreturn]] static void reject_indices(const TokenList& tokens, const char* what) {
   int64_t previous = -1, i = 0;
   while (tokens.indices[i] > previous && tokens.indices[i] < tokens.seqlen) previous = tokens.indices[i++];

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// Which instruction set serves a call: the best that was compiled and that this CPU and kernel offer, or a
-// lower one by the environment variable MASKATTN_CPU_TIER, read at every call so that tests can switch.
+// Which instruction set serves a call: the best that was compiled and that this CPU and operating
+// system offer, or a lower one named by the environment variable MASKATTN_CPU_TIER, which is read at every call so
+// that tests can switch.
 #include <cstdlib>
 #include <stdexcept>
 #include <string>

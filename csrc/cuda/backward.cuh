@@ -8,8 +8,8 @@
 //     dq_i = scale sum_j ds_ij k_j
 //
 // backward_queries.cu has delta_kernel (delta and lse by place in the index) and dq_kernel (queries stay, keys
-// stream by), backward_keys.cu has dkdv_kernel (keys stay, queries stream by). p is computed again in each: 7
-// products in place of 5, and no atomic additions into dq.
+// stream by), backward_keys.cu has dkdv_kernel (keys stay, queries stream by). Each computes p again: 7 products
+// in place of 5, and no atomic additions into dq.
 #pragma once
 
 #include "scores.cuh"
@@ -17,7 +17,7 @@
 
 namespace maskattn {
 
-// What stays and what streams by: 64 and 32 KiB at most.
+// Sizes of the tiles that stay and of those that stream by: 64 and 32 KiB at most.
 template <typename T, int kDim>
 struct Backward {
   static constexpr int kRowBytes = Tile<T, kDim>::kRowBytes;
@@ -26,7 +26,7 @@ struct Backward {
   static constexpr int kStreamed = kRowBytes > 128 ? 8192 / kRowBytes : 64;
 };
 
-// exp(s - lse) of a tile of scores, in place.
+// p of one score: exp(s - lse), with scale and bias applied to the raw product s.
 template <typename T>
 MASKATTN_DEVICE float probability(float s, float score_scale, float bias, float lse) {
   return Scores<T>::exp(s * score_scale + bias - lse);

@@ -3,8 +3,8 @@
 // What the backward pass computes for keys: dk, dv and dbias.
 //
 // One block owns kKeys selected keys of one kv head, and the zeros among kKeys tokens. They are gathered once and
-// stay; the selected queries of all heads of the group stream by, packed or not (pack.cuh). Few keys under many
-// queries fill a chip only as far as batch and kv heads go: this pass is not split over queries.
+// stay; the selected queries of all heads of the group stream by, packed or not (pack.cuh). This pass is not split
+// over queries, so with few keys only batch and kv heads fill the chip.
 //
 // At head_dim 256 the registers hold dk or dv but not both: two launches, one for each.
 #include "backward.cuh"
@@ -65,7 +65,7 @@ __global__ __launch_bounds__(ForKeys<T, kDim>::kThreads,
   const KeyBias bias_of = key_bias_of<T>(p, b, kv_head);
   const float score_scale = p.scale * Scores<T>::kUnit;
   const int row = 16 * warp_index(), column = 2 * (lane_index() % 4);
-  // The row of a key that does not exist may come to hold anything, NaN too: it is not stored.
+  // The row of a key that does not exist may hold anything, NaN too: it is not stored.
   float bias[2], dbias_acc[2] = {}, dk_acc[1][kWithDk ? kDim / 8 : 1][4] = {},
                  dv_acc[1][kWithDv ? kDim / 8 : 1][4] = {};
   for (int half = 0; half < 2; ++half)

@@ -10,8 +10,8 @@ namespace {
 constexpr int kDeltaThreads = 128;
 
 // A warp owns one selected query. A query that sees no key has lse -inf; it is written as +inf here, which makes
-// all its p exactly 0, and tells the other kernels not to read it. The block also packs q and dout of its queries,
-// where the keys are to stream them from there.
+// all its p exactly 0, and tells the other kernels not to read it. If the keys are to stream packed queries, the
+// block also packs q and dout of its queries.
 template <typename T>
 __global__ __launch_bounds__(kDeltaThreads) void delta_kernel(const __grid_constant__ CudaBackwardParams p) {
   constexpr int kQueries = kDeltaThreads / kWarpSize;
@@ -135,9 +135,9 @@ __global__ __launch_bounds__(ForQueries<T, kDim>::kThreads,
         add_nn(acc, ds, Tile<T, kDim>{memory.k[buffer]});
       });
   wait_copies();
-  block_barrier();  // nobody gathers or reads any more
+  block_barrier();  // no thread gathers or reads any more
 
-  // From here on the tokens to write, those of queries that see no key among them.
+  // From here on the tokens to write, which include queries that see no key.
   for (int i = thread_index(); i < F::kQueries; i += F::kThreads)
     store_shared(memory.queries + i, queries[first + i]);
   block_barrier();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// What the torch side asks the CUDA runtime.
+// The two calls of the CUDA runtime that the torch side needs.
 #include <cuda_runtime.h>
 
 namespace maskattn {

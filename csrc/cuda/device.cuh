@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// All that the kernels ask of a GPU: who a thread is, barriers, what the lanes of a warp tell each other, shared
-// memory, asynchronous copies, matrix products, launches. The kernels are written in these words alone, so that
-// the same source also compiles for the host, where tests/cuda_twin/device.h gives every word a checked meaning.
+// All that the kernels need from a GPU: indices of threads and blocks, barriers, exchange between the lanes of a
+// warp, shared memory, asynchronous copies, matrix products, launches. The kernels use nothing else, so the same
+// source also compiles for the host, where tests/cuda_twin/device.h implements each function with checks.
 //
 // Everything here exists from compute capability 8.0 on (PTX ISA 7.1).
 #pragma once
@@ -62,7 +62,7 @@ MASKATTN_DEVICE void store_shared(T* to, T value) {
   *to = value;
 }
 
-// Where in shared memory p points, as a number to calculate with.
+// The address in shared memory that p points to, as a number.
 MASKATTN_DEVICE uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
@@ -82,19 +82,19 @@ MASKATTN_DEVICE float4 load_float4(uint32_t address) {
   return x;
 }
 
-// Starts to copy 16 bytes from global to shared memory, or to write 16 zero bytes where there is nothing to copy.
+// Starts a copy of 16 bytes from global to shared memory; with `exists` false it writes 16 zero bytes.
 MASKATTN_DEVICE void copy_async(void* to, const void* from, bool exists) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
                "r"(exists ? 16 : 0)
                : "memory");
 }
 
-// This thread's copies have arrived; those of others after the next barrier.
+// Waits for this thread's copies; those of other threads are there after the next barrier.
 MASKATTN_DEVICE void wait_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // ---- Matrix products --------------------------------------------------------------------------------------
-// Four 8 x 8 matrices of 16-bit numbers: lane l gives the address of row l % 8 of matrix l / 8, and gets of every
-// matrix the two neighbours 2 * (l % 4), 2 * (l % 4) + 1 of row l / 4.
+// Four 8 x 8 matrices of 16-bit numbers: lane l passes the address of row l % 8 of matrix l / 8, and receives
+// from every matrix the two neighbours 2 * (l % 4), 2 * (l % 4) + 1 of row l / 4.
 MASKATTN_DEVICE void load_matrices(uint32_t (&out)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
@@ -102,7 +102,7 @@ MASKATTN_DEVICE void load_matrices(uint32_t (&out)[4], uint32_t row) {
                : "memory");
 }
 
-// The same of the transposed matrices.
+// The same for the transposed matrices.
 MASKATTN_DEVICE void load_matrices_transposed(uint32_t (&out)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])

@@ -14,8 +14,8 @@
 // from sizes alone, never from the mask, so results are repeatable.
 //
 // With kFromMasks there is no list of selected tokens yet: sequences are short, and every block makes its own
-// lists in shared memory, which spares the launch that would. Then the same happens in the same order, to the same
-// bits.
+// lists in shared memory, which saves the launch of select_tokens. All else is the same, in the same order, to the
+// same bits.
 #include "pack.cuh"
 #include "scores.cuh"
 #include "stream.cuh"
@@ -24,7 +24,7 @@ namespace maskattn {
 namespace {
 
 constexpr int kMaxSplits = 16;
-constexpr int kTilesOfASplit = 4;  // at least, or the second launch costs more than it saves
+constexpr int kTilesOfASplit = 4;  // at least: with fewer the second launch costs more than it saves
 constexpr int kCombineThreads = 128;
 
 template <typename T, int kDim>
@@ -50,13 +50,13 @@ struct Forward {
   static_assert(kKeys <= kThreads);
 };
 
-// Of its results, a block writes by place in the index where the keys are split, else to the tokens themselves.
+// A block writes its results by place in the index where the keys are split, else to the rows of the tokens.
 template <typename T, int kDim, bool kFromMasks>
 __global__ __launch_bounds__(Forward<T, kDim>::kThreads,
                              2) void fwd_kernel(const __grid_constant__ CudaForwardParams p) {
   using F = Forward<T, kDim>;
   constexpr int kM = F::kM, kN = F::kKeys / 8;
-  auto& memory = *reinterpret_cast<typename F::ShortMemory*>(shared_memory());  // lists: only with kFromMasks
+  auto& memory = *reinterpret_cast<typename F::ShortMemory*>(shared_memory());  // the lists only with kFromMasks
   const uint32_t blocks = static_cast<uint32_t>(ceil_div(p.seqlen_q, F::kQueries));
   const uint32_t heads = static_cast<uint32_t>(p.heads_q), splits = static_cast<uint32_t>(p.splits);
   const int first = static_cast<int>(block_index() % blocks) * F::kQueries;
@@ -65,7 +65,7 @@ __global__ __launch_bounds__(Forward<T, kDim>::kThreads,
   const int64_t b = bh / heads, h = bh % heads, kv_head = h / (p.heads_q / p.heads_kv);
 
   TokenList queries, keys;
-  if constexpr (kFromMasks) {  // barriers below come before the first look at either list
+  if constexpr (kFromMasks) {  // barriers follow before the first read of either list
     queries = list_mask<F::kThreads>(p.query_mask, b, h, p.seqlen_q, memory.query_list);
     keys = list_mask<F::kThreads>(p.key_mask, b, kv_head, p.seqlen_k, memory.key_list);
   } else {
@@ -147,7 +147,7 @@ __global__ __launch_bounds__(Forward<T, kDim>::kThreads,
           }
         add_nn(acc, s, Tile<T, kDim>{memory.v[buffer]});
       });
-  if (begin >= keys.count) {  // no key, no loop: the queries are on their way all the same
+  if (begin >= keys.count) {  // no key, no loop: the copies of the queries must still be waited for
     wait_copies();
     block_barrier();
   }
@@ -178,7 +178,7 @@ __global__ __launch_bounds__(Forward<T, kDim>::kThreads,
     scatter<T, kDim, kM>(acc, [&](int m, int half) { return total[m][half]; }, q, row, memory.queries, out);
 }
 
-// The shares of the blocks weighed by exp(lse), in their order. A warp owns one selected query.
+// Adds the parts of all splits, weighed by exp(lse), in the order of the splits. A warp owns one selected query.
 template <typename T, int kDim>
 __global__ __launch_bounds__(kCombineThreads) void combine_kernel(const __grid_constant__ CudaForwardParams p) {
   constexpr int kQueries = kCombineThreads / kWarpSize;
@@ -211,7 +211,7 @@ __global__ __launch_bounds__(kCombineThreads) void combine_kernel(const __grid_c
   }
 }
 
-// In place of lists.
+// Whether masks are given in place of lists.
 bool has_masks(const CudaForwardParams& p) { return p.query_mask.data != nullptr || p.key_mask.data != nullptr; }
 
 }  // namespace
@@ -231,7 +231,7 @@ int cuda_fwd_splits(const CudaParams& p, int processors) {
 int64_t lay_out_cuda_fwd(CudaForwardParams& p, void* memory) {
   Workspace workspace(memory);
   if (p.splits > 1) {
-    const int width = for_instance(p, [](auto, auto width) { return decltype(width)::value; });
+    const int width = for_instance(p, [](auto, auto tile) { return decltype(tile)::value; });
     const int64_t parts = p.splits * p.batch * p.heads_q * p.seqlen_q;
     p.part_out = workspace.take<float>(parts * width);
     p.part_lse = workspace.take<float>(parts);

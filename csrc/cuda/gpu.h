@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// Where the ops of masked_attention.cpp run: the current stream of a tensor's GPU. The tests run them on the CPU,
-// by tests/cuda_twin/cpu.h.
+// Where the ops of masked_attention.cpp run: on the current stream of a tensor's GPU. In tests,
+// tests/cuda_twin/cpu.h makes them run on the CPU.
 #pragma once
 
 #ifdef MASKATTN_TWIN
@@ -20,14 +20,14 @@ namespace maskattn {
 
 // Both in device.cu.
 const char* error_text(int error);
-int processors_of(int device);  // 0 if that cannot be known
+int processors_of(int device);  // 0 if unknown
 
 inline void check_gpu(const Tensor& t, const char* name) {
   if (!t.is_cuda()) reject(name, "device cuda", device_of(t));
 }
 
-// torch's current stream, from a function of libtorch_cuda. It is looked up where a GPU's torch is loaded, so that
-// the library can also be built against a torch without CUDA.
+// torch's current stream, from a function of libtorch_cuda. It is looked up at run time, so that the library can
+// also be built against a torch without CUDA.
 inline void* current_stream(int device) {
   using Get = AOTITorchError (*)(int32_t device_index, void** ret_stream);
   static const auto get = [] {

@@ -15,7 +15,7 @@
 namespace maskattn {
 namespace {
 
-// With whether all rows can be moved in chunks of 16 bytes.
+// A view that also says whether all rows can be moved in chunks of 16 bytes.
 GpuView gpu_view(const Tensor& t) {
   const int64_t bytes = t.scalar_type() == ScalarType::Float ? 4 : 2;
   GpuView v{view(t)};

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
 // Selected rows packed: copied to a workspace in the order of the index, each padded with zeros to a multiple of
-// 16 bytes. Kernels that stream them then find the rows of a tile one behind the other, and copy 16 bytes at a
-// time whatever the layout of the tensor was. It costs a pass over the rows, and pays where many blocks stream
+// 16 bytes. Kernels that stream them then find the rows of a tile side by side, and copy 16 bytes at a time
+// whatever the layout of the tensor was. Packing costs a pass over the rows, and pays where many blocks stream
 // them:
 //
-//   rows that are not aligned   else each block gathers them number by number, and waits for each
+//   rows that are not aligned   unpacked, each block gathers number by number and waits for each
 //   from kPackFrom readers on   a guess, unmeasured: with 8 n D bytes moved at 3 TB/s, products at 330 TFLOP/s and
-//                               6% of their time lost in gathers, packing is paid off by 3,700 queries a kv head
+//                               6% of their time lost in gathers, packing pays from 3,700 queries a kv head on
 #pragma once
 
 #include "tiles.cuh"
@@ -16,13 +16,13 @@ namespace maskattn {
 
 constexpr int64_t kPackFrom = 4096;
 
-// Whether two tensors that are streamed together are packed first. Readers are tokens that stay while all of the
-// rows stream by, selected or not: how many are is not known here.
+// Whether two tensors that are streamed together are packed first. `readers` counts the tokens, selected or not,
+// for which the rows stream by: the host does not know how many are selected.
 inline bool is_packed(const GpuView& a, const GpuView& b, int64_t readers) {
   return readers >= kPackFrom || (readers > kShort && !(a.aligned && b.aligned));
 }
 
-// Pieces of one allocation, each at a multiple of 16 bytes. Without one only their sizes are added up.
+// Pieces of one allocation, each at a multiple of 16 bytes. Without an allocation only their sizes are added up.
 class Workspace {
  public:
   explicit Workspace(void* memory) : memory_(static_cast<char*>(memory)) {}
@@ -77,7 +77,7 @@ inline KeyPack take_keys(Workspace& workspace, const CudaParams& p) {
           RowView{workspace.take<float>(p.batch * h * n), h * n, n, 1}};
 }
 
-// Packs the keys if there is a place for them, and has p read them there.
+// Packs the keys if p has a place for them, and lets p read them from there.
 template <typename Params>
 int pack_keys(Params& p, void* stream) {
   if (p.packed.k.data == nullptr) return 0;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
 // The selected keys of every kv head, their values and biases, in the order of the index. One block owns kRows of
-// them. An entry of the index that names no token gets a bias of -inf, which makes it none for the readers.
+// them. An entry of the index that names no token gets a bias of -inf, hence weight 0.
 #include "pack.cuh"
 #include "scores.cuh"
 
@@ -28,7 +28,7 @@ __global__ __launch_bounds__(kThreads) void pack_keys_kernel(const __grid_consta
   if (first >= keys.count) return;
   pack_rows<T, kRows, kThreads>(from.k, p.to.k, b, h, from.head_dim, keys, first);
   pack_rows<T, kRows, kThreads>(from.v, p.to.v, b, h, from.head_dim, keys, first);
-  const KeyBias bias = key_bias_of<float>(from, b, h);  // as it is: the readers bring it to their unit
+  const KeyBias bias = key_bias_of<float>(from, b, h);  // unscaled: each reader applies its own unit
   const int place = first + thread_index();
   if (thread_index() < kRows && place < keys.count) p.to.bias.data[bh * from.seqlen_k + place] = bias(keys[place]);
 }

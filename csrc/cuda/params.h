@@ -12,7 +12,7 @@ struct GpuView : TensorView {
   bool aligned = false;  // rows of whole 16 bytes, at multiples of 16 bytes
 };
 
-// What both passes have.
+// What functions of both passes take.
 using CudaParams = ForwardCall<GpuView>;
 
 // A (B, H, N) bool tensor; data == nullptr selects all.
@@ -21,14 +21,14 @@ struct MaskView {
   int64_t stride_b = 0, stride_h = 0, stride_n = 0;
 };
 
-// Selected keys in the order of the index; k.data == nullptr where they are read from where they are.
+// Selected keys in the order of the index; k.data == nullptr if the keys are not packed.
 struct KeyPack {
   GpuView k, v;
-  RowView bias;  // 0 where there is none
+  RowView bias;  // 0 without a key_bias
 };
 
 // One call as the CUDA kernels take it. Their launches return a cudaError_t and wait for nothing. The pointers
-// lead into a workspace; its size, and they, come from lay_out_cuda_*().
+// lead into a workspace: lay_out_cuda_*() gives its size and sets them.
 struct CudaForwardParams : CudaParams {
   MaskView query_mask, key_mask;  // in place of queries and keys, for no more than kShort tokens each
   KeyPack packed;
@@ -39,14 +39,14 @@ struct CudaForwardParams : CudaParams {
 
 struct CudaBackwardParams : BackwardCall<GpuView> {
   KeyPack packed;
-  GpuView packed_q, packed_dout;  // by place in the index; data == nullptr as above
+  GpuView packed_q, packed_dout;  // by place in the index; data == nullptr if not packed
   float* terms = nullptr;         // (B, Hq, Nq, 2), by place in the index: lse in units of the scores, and delta
 };
 
 constexpr int kShort = 256;  // tokens that a block of the forward pass can list by itself
 
 int cuda_fwd_splits(const CudaParams& params, int processors);
-// Places everything in a workspace, and tells how many bytes it takes, which is all that it does with nullptr.
+// Sets all pointers into a workspace and returns its size in bytes; with nullptr it only returns the size.
 int64_t lay_out_cuda_fwd(CudaForwardParams& params, void* workspace);
 int64_t lay_out_cuda_bwd(CudaBackwardParams& params, void* workspace);
 int launch_cuda_fwd(const CudaForwardParams& params, void* stream);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
 // Mask to ascending token indices and counts, in one launch. One block owns one row of the mask, each of its warps
-// an equal part of the row: it counts its part, learns what the warps before it counted, and goes over its part
-// once more to write. Inside a warp a ballot tells each selected token its place. Entries past the count hold the
+// an equal part of the row: it counts its part, adds up the counts of the warps before it, and reads its part
+// again to write. Inside a warp a ballot gives each selected token its place. Entries past the count hold the
 // length.
 #include "tokens.cuh"
 
@@ -15,7 +15,7 @@ constexpr int kWarps = kThreads / kWarpSize;
 __global__ __launch_bounds__(kThreads) void select_tokens_kernel(const __grid_constant__ SelectParams p) {
   int* counts = reinterpret_cast<int*>(shared_memory());
   const int64_t row = block_index(), b = row / p.heads, h = row % p.heads;
-  // As bytes: a bool may hold any of them; nonzero is True.
+  // As bytes: the byte of a True may hold any nonzero value.
   const auto* mask = reinterpret_cast<const uint8_t*>(p.mask) + b * p.stride_b + h * p.stride_h;
   int32_t* indices = p.indices + row * p.seqlen;
   const int64_t part = ceil_div(p.seqlen, kThreads) * kWarpSize, begin = warp_index() * part;

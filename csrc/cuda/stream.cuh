@@ -2,9 +2,8 @@
 //
 // Tiles of selected tokens that stream by while other tiles stay: the loop of all three attention kernels. Two
 // tiles of each streamed tensor lie in shared memory; one is multiplied while the other is gathered, row by row,
-// from wherever its tokens are. The gather needs to know the tokens, whose numbers are in memory too: they are
-// read one more tile ahead, and so is what goes with every token (its bias, or its lse and delta), each by its own
-// thread.
+// from wherever its tokens are. The gather needs the token numbers, which are in memory too: each thread reads one
+// of them a further tile ahead, with its terms (bias, or lse and delta).
 #pragma once
 
 #include "tiles.cuh"
@@ -19,10 +18,10 @@ struct StreamMemory {
 };
 
 // For every tile of `count` tokens from place `begin` of a list on:
-//   token_of(place)             the token at a place, kNoToken where there is none to be read
-//   term_of(place, token)       what goes with it
+//   token_of(place)             the token at a place, kNoToken where no row is read
+//   term_of(place, token)       its terms
 //   gather(buffer, tokens)      starts the copies of a tile into buffer 0 or 1
-//   multiply(buffer, terms)     uses a tile that is there
+//   multiply(buffer, terms)     uses a tile that has arrived
 template <int kTokens, typename Term, typename TokenOf, typename TermOf, typename Gather, typename Multiply>
 MASKATTN_DEVICE void stream(StreamMemory<kTokens, Term>& memory, int begin, int end, TokenOf token_of,
                             TermOf term_of, Gather gather, Multiply multiply) {
@@ -31,7 +30,7 @@ MASKATTN_DEVICE void stream(StreamMemory<kTokens, Term>& memory, int begin, int 
   const bool reads = own < kTokens;
   const auto token_at = [&](int place) { return place < end ? token_of(place) : kNoToken; };
   int next_token = kNoToken;
-  block_barrier();  // an earlier loop over this memory is over
+  block_barrier();  // all threads have left an earlier loop over this memory
   if (reads) {
     const int token = token_at(begin + own);
     next_token = token_at(begin + kTokens + own);
@@ -45,7 +44,7 @@ MASKATTN_DEVICE void stream(StreamMemory<kTokens, Term>& memory, int begin, int 
   int buffer = 0;
   for (int start = begin; start < end; start += kTokens) {
     wait_copies();
-    block_barrier();  // this tile is there, and nobody reads the other one any more
+    block_barrier();  // this tile has arrived, and no thread reads the other one any more
     const int place = start + kTokens + own;
     if (start + kTokens < end) gather(buffer ^ 1, memory.tokens[buffer ^ 1]);
     Term next_term{};

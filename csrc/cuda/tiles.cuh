@@ -38,7 +38,7 @@ struct Tile {
   }
 };
 
-// From the address of a chunk to that of the chunk whose number differs by an exclusive or with `chunks`. Where
+// From the address of a chunk to that of the chunk whose number is its own ^ `chunks`. Where
 // that is known at compile time, the products below need few registers for addresses: an exclusive or and an
 // offset.
 MASKATTN_DEVICE uint32_t along(uint32_t address, int chunks) {
@@ -52,7 +52,7 @@ struct Rows {
   T* data;
   int64_t stride;
   int head_dim;
-  bool aligned;  // rows begin at multiples of 16 bytes and are as long: chunks can be moved as a whole
+  bool aligned;  // rows begin at multiples of 16 bytes and have such a length: whole chunks can be moved
 
   MASKATTN_DEVICE T* row(int token) const { return data + token * stride; }
 };
@@ -85,20 +85,20 @@ MASKATTN_DEVICE Chunk<T> load_numbers(const Rows<T>& from, int token, int chunk)
 // columns from head_dim on. Done after wait_copies() and a barrier.
 template <int kRows, int kThreads, typename T, int kDim>
 MASKATTN_DEVICE void gather(const Tile<T, kDim>& tile, const Rows<T>& from, const int* tokens) {
-  using Tile = Tile<T, kDim>;
-  static_assert(kRows * Tile::kChunks % kThreads == 0 && kThreads % Tile::kChunks == 0);
-  const int chunk = thread_index() % Tile::kChunks, column = chunk * Tile::kPerChunk;
+  constexpr int kChunks = Tile<T, kDim>::kChunks, kPerChunk = Tile<T, kDim>::kPerChunk;
+  static_assert(kRows * kChunks % kThreads == 0 && kThreads % kChunks == 0);
+  const int chunk = thread_index() % kChunks, column = chunk * kPerChunk;
   if (from.aligned) {
     const bool is_column = column < from.head_dim;
 #pragma unroll 1  // the registers are full of accumulators
-    for (int row = thread_index() / Tile::kChunks; row < kRows; row += kThreads / Tile::kChunks) {
+    for (int row = thread_index() / kChunks; row < kRows; row += kThreads / kChunks) {
       const int token = load_shared(tokens + row);
       const bool exists = is_column && token != kNoToken;
       copy_async(tile.chunk(row, chunk), exists ? from.row(token) + column : from.data, exists);
     }
   } else {
 #pragma unroll 1
-    for (int row = thread_index() / Tile::kChunks; row < kRows; row += kThreads / Tile::kChunks) {
+    for (int row = thread_index() / kChunks; row < kRows; row += kThreads / kChunks) {
       const auto numbers = load_numbers(from, load_shared(tokens + row), chunk);
       store_shared(reinterpret_cast<uint4*>(tile.chunk(row, chunk)), numbers.bits);
     }
@@ -119,7 +119,7 @@ MASKATTN_DEVICE void store_chunk(const Rows<T>& to, int token, int chunk, Chunk<
   }
 }
 
-// Zeros in the row of one token, by a warp.
+// A warp writes zeros to the row of one token.
 template <typename T>
 MASKATTN_DEVICE void store_zeros(const Rows<T>& to, int token) {
   Chunk<T> nothing;
@@ -144,12 +144,12 @@ MASKATTN_DEVICE void store_pair(T* to, float low, float high) {
   store_shared(reinterpret_cast<uint32_t*>(to), pack(low, high, T{}));
 }
 
-// Writes a warp's accumulators to the rows of `tokens`, by way of the warp's own rows of a tile that no other warp
-// reads, so that whole chunks of a row are stored at a time. c is multiplied by `factor` of its row.
+// Writes a warp's accumulators to the rows of `tokens`, through the warp's own rows of a tile, which no other warp
+// reads: so it stores whole chunks of a row at a time. c is multiplied by `factor` of its row.
 template <typename T, int kDim, int M, typename Factor>
 MASKATTN_DEVICE void scatter(const float (&c)[M][kDim / 8][4], Factor factor, const Tile<T, kDim>& tile,
                              int first_row, const int* tokens, const Rows<T>& to) {
-  using Tile = Tile<T, kDim>;
+  constexpr int kChunks = Tile<T, kDim>::kChunks;
   const int row = first_row + lane_index() / 4, column = 2 * (lane_index() % 4);
   warp_barrier();
 #pragma unroll
@@ -164,8 +164,8 @@ MASKATTN_DEVICE void scatter(const float (&c)[M][kDim / 8][4], Factor factor, co
       }
   warp_barrier();
 #pragma unroll 2
-  for (int i = lane_index(); i < 16 * M * Tile::kChunks; i += kWarpSize) {
-    const int r = first_row + i / Tile::kChunks, chunk = i % Tile::kChunks;
+  for (int i = lane_index(); i < 16 * M * kChunks; i += kWarpSize) {
+    const int r = first_row + i / kChunks, chunk = i % kChunks;
     const int token = load_shared(tokens + r);
     Chunk<T> numbers;
     numbers.bits = load_shared(reinterpret_cast<const uint4*>(tile.chunk(r, chunk)));

@@ -24,8 +24,8 @@ struct TokenList {
 
   MASKATTN_DEVICE int entry(int place) const { return is_shared ? load_shared(indices + place) : indices[place]; }
 
-  // Entry `place`; kNoToken past the end. So is an entry that names no token, which only an index made by hand can
-  // hold: memory outside of a tensor is never touched.
+  // Entry `place`; kNoToken past the end and for an entry outside of the sequence, which only an index made by
+  // hand can hold: memory outside of a tensor is never touched.
   MASKATTN_DEVICE int operator[](int place) const {
     if (place >= count) return kNoToken;
     if (indices == nullptr) return place;
@@ -42,13 +42,13 @@ MASKATTN_DEVICE TokenList token_list(const SelectionView& s, int64_t b, int64_t 
   return {indices, count < length ? count : length, length};
 }
 
-// The list of a short mask, which the whole block makes in kShort ints of shared memory: each warp counts all
-// tokens, 32 at a time, and one of them writes. A barrier must follow.
+// The token list of a short mask, made by the whole block in kShort ints of shared memory: each warp counts all
+// tokens, 32 at a time, and one warp writes. A barrier must follow.
 template <int kThreads>
 MASKATTN_DEVICE TokenList list_mask(const MaskView& mask, int64_t b, int64_t h, int64_t seqlen, int32_t* list) {
   const int length = static_cast<int>(seqlen);
   if (mask.data == nullptr) return {nullptr, length, length};
-  // As bytes: a bool may hold any of them; nonzero is True.
+  // As bytes: the byte of a True may hold any nonzero value.
   const auto* row = reinterpret_cast<const uint8_t*>(mask.data) + b * mask.stride_b + h * mask.stride_h;
   int count = 0;
   for (int first = 0; first < length; first += kWarpSize) {

@@ -15,8 +15,8 @@ constexpr size_t kStackBytes = 256 * 1024;
 thread_local Block* current_block = nullptr;
 thread_local Thread* current_thread = nullptr;
 
-// Kept from launch to launch: most of a large stack is never touched, and so costs nothing. Where threads are
-// watched, the stack of a new one must be new memory.
+// Kept from launch to launch: most of a large stack is never touched, and so costs nothing. ThreadSanitizer needs
+// new memory for the stack of a new thread.
 char* stacks_for(int threads) {
   thread_local std::unique_ptr<char[]> memory;
   thread_local int held = 0;
@@ -48,9 +48,9 @@ void check(bool holds, const char* rule) {
 
 void run_grid(int64_t blocks, int threads, int shared_bytes, const std::function<void()>& kernel) {
   ++launches();
-  // The last block first: no block may lean on another one.
+  // The last block first: no block may depend on another one.
   for (int64_t i = blocks - 1; i >= 0; --i) Block(static_cast<uint32_t>(i), threads, shared_bytes).run(kernel);
-  order::leave(&launches());  // whoever comes later finds all blocks done
+  order::leave(&launches());  // all that follows comes after all blocks
 }
 
 Block::Block(uint32_t own_index, int threads, int shared_bytes)
@@ -59,7 +59,7 @@ Block::Block(uint32_t own_index, int threads, int shared_bytes)
       warps_(static_cast<size_t>(threads) / kLanes),
       shared_(nullptr, std::free),
       shadow_(shared_bytes) {
-  check(threads % kLanes == 0, "a block of whole warps");
+  check(threads % kLanes == 0, "the threads of a block are not a multiple of 32");
   void* memory = nullptr;
   check(posix_memalign(&memory, 128, static_cast<size_t>(shared_bytes)) == 0, "out of memory");
   shared_.reset(static_cast<char*>(memory));
@@ -146,7 +146,8 @@ void Block::wait(State state, const char* what) {
 bool Block::release_warp(int warp) {
   Thread* lanes = &threads_[static_cast<size_t>(warp * kLanes)];
   for (int lane = 0; lane < kLanes; ++lane) {
-    if (lanes[lane].state != lanes[0].state) throw std::runtime_error("the lanes of a warp went different ways");
+    if (lanes[lane].state != lanes[0].state)
+      throw std::runtime_error("the lanes of a warp diverged: they wait in different places");
     if (lanes[lane].state == State::kAtWarp && std::strcmp(lanes[lane].at, lanes[0].at) != 0)
       throw std::runtime_error(std::string("lanes wait in ") + lanes[0].at + " and " + lanes[lane].at);
   }
@@ -158,7 +159,7 @@ bool Block::release_warp(int warp) {
 
 bool Block::release_block() {
   for (const Thread& t : threads_)
-    if (t.state != State::kAtBlock) return false;  // one that has ended never comes
+    if (t.state != State::kAtBlock) return false;  // a thread that has ended never arrives
   ++epoch_;
   for (Thread& t : threads_) t.state = State::kReady;
   return true;
@@ -178,9 +179,9 @@ Who Block::self() const {
 }
 
 void Block::copy(void* to, const void* from, bool exists) {
-  check(reinterpret_cast<uintptr_t>(to) % 16 == 0, "a copy to an address that is no multiple of 16");
+  check(reinterpret_cast<uintptr_t>(to) % 16 == 0, "a copy to an address that is not a multiple of 16");
   check(!exists || reinterpret_cast<uintptr_t>(from) % 16 == 0,
-        "a copy from an address that is no multiple of 16");
+        "a copy from an address that is not a multiple of 16");
   const int64_t word = (static_cast<char*>(to) - shared()) / 4;
   for (int64_t i = 0; i < 4; ++i) shadow_.copy_begins(word + i, self());
   order::wrote(to, 16);
@@ -241,7 +242,7 @@ uint16_t float_to_bfloat(float x) {
 
 }  // namespace maskattn::twin
 
-// How many launches there were.
+// The number of launches so far.
 extern "C" __attribute__((visibility("default"))) int maskattn_twin_launches() {
   return maskattn::twin::launches();
 }

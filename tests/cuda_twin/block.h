@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// One block of CUDA threads on the host: a fiber for each, which runs until it needs the others.
+// One block of CUDA threads on the host: a fiber for each, which runs until it has to wait for others.
 #pragma once
 
 #include <array>
@@ -17,7 +17,7 @@
 namespace maskattn::twin {
 
 constexpr int kLanes = 32;
-constexpr int kExchanged = 6;  // words that a lane can tell the others at a time
+constexpr int kExchanged = 6;  // words that a lane can pass to the others at a time
 
 struct Copy {
   void* to;
@@ -30,9 +30,9 @@ enum class State { kReady, kAtWarp, kAtBlock, kDone };
 struct Thread {
   int index = 0;
   State state = State::kReady;
-  const char* at = "";       // which word it waits in
+  const char* at = "";       // the function it waits in
   int exchanges = 0;         // their parity names the buffer
-  int barriers = 0;          // for the plant of a missing one
+  int barriers = 0;          // so far, for Plant::missing_barrier
   std::vector<Copy> copies;  // under way
   Fiber fiber;
 };
@@ -49,7 +49,7 @@ class Block {
   char* shared() { return shared_.get(); }
   void block_barrier();
   void warp_barrier();
-  // What every lane of the caller's warp brought along.
+  // The words of every lane of the caller's warp.
   const std::array<uint32_t, kExchanged>* exchange(const char* what, std::initializer_list<uint32_t> words);
 
   void copy(void* to, const void* from, bool exists);
@@ -75,7 +75,7 @@ class Block {
   std::vector<Thread> threads_;
   std::vector<Warp> warps_;
   int epoch_ = 0;
-  char places_[2];  // where threads meet, by turns: the first to leave one is soon at the other
+  char places_[2];  // used in turn by barriers: the first thread to leave one may soon be at the next
   std::unique_ptr<char, void (*)(void*)> shared_;
   Shadow shadow_;
   const std::function<void()>* kernel_ = nullptr;
@@ -83,13 +83,13 @@ class Block {
   Fiber scheduler_;
 };
 
-// Those that run now.
+// The thread and the block that run now.
 Thread& thread();
 Block& block();
 
-// Faults to commit on purpose, which the checks must catch: 0 for none.
+// Faults made on purpose, which the checks must catch: 0 for none.
 struct Plant {
-  int missing_barrier = 0;  // the n-th of every thread
+  int missing_barrier = 0;  // every thread leaves out its n-th barrier
   bool missing_wait = false;
 };
 Plant& plant();

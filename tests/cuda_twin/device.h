@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// The words of device.cuh on the host, for tests: the kernels as they ship, run by one fiber a CUDA thread, with
-// every rule checked that a GPU leaves to the programmer. A broken rule is a std::runtime_error out of launch().
+// The functions of device.cuh on the host, for tests: the kernels as they ship, one fiber for each CUDA thread,
+// with every rule checked that a GPU leaves to the programmer. A broken rule raises std::runtime_error out of
+// launch().
 //
 //   shared memory       starts as NaN; an access that no barrier orders after another thread's write to the same
-//                       word (or a write after its read) is a race; so is any access to words that a copy is under
-//                       way to. Its size is exact, so AddressSanitizer sees what lies outside.
+//                       word (or a write after its read) is a race; so is any access to words that an unfinished
+//                       copy writes. The size is exact, so AddressSanitizer sees accesses outside.
 //   copy_async          copies when its thread waits, no earlier: a missing wait reads NaN, and is a race
-//   lanes               all 32 must come to the same shuffle, ballot or product, and none may have left
-//   addresses           16 bytes are at multiples of 16; rows of a matrix lie in different banks
+//   lanes               all 32 must reach the same shuffle, ballot or product, and none may have ended
+//   addresses           accesses of 16 bytes are at multiples of 16; rows of a matrix lie in different banks
 #pragma once
 
 #include <algorithm>
@@ -157,7 +158,7 @@ inline float to_float(float x) { return x; }
 // ---- Launches ---------------------------------------------------------------------------------------------
 template <typename Params>
 int launch(void (*kernel)(Params), int64_t blocks, int threads, int shared_bytes, const Params& params, void*) {
-  twin::check(shared_bytes <= 99 * 1024, "more shared memory than every chip has");
+  twin::check(shared_bytes <= 99 * 1024, "more than 99 KiB of shared memory, which not every chip has");
   twin::run_grid(blocks, threads, shared_bytes, [&] { kernel(params); });
   return 0;
 }

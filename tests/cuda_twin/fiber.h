@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// A thread of control that gives way only when it says so. ucontext starts it; _setjmp and _longjmp switch, since
-// they leave the signal mask alone, which ucontext sets by two system calls. Sanitizers only know the latter.
+// A thread of control that runs until it switches to another. ucontext starts it; _setjmp and _longjmp switch,
+// since they leave the signal mask alone, which ucontext sets by two system calls. Sanitizers only know the
+// latter.
 #pragma once
 
 #include <setjmp.h>

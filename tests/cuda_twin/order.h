@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// What ThreadSanitizer is told, where MASKATTN_TSAN is set: that every fiber is a thread, and what orders them. It
-// then sees what shadow.h does, by another algorithm and in global memory too, where two blocks that write to one
-// address are a race. The sources of the twin are compiled without it, and the kernels with it.
+// With MASKATTN_TSAN, tells ThreadSanitizer that every fiber is a thread, and which barriers order them. It then
+// finds the races that shadow.h finds, by another algorithm, and those in global memory too, where two blocks must
+// not write to one address. The sources of the twin are compiled without it, and the kernels with it.
 #pragma once
 
 #include <cstddef>
@@ -22,7 +22,7 @@ inline void* new_thread() { return __tsan_create_fiber(0); }
 inline void end_thread(void* thread) { __tsan_destroy_fiber(thread); }
 inline void switch_to(void* thread) { __tsan_switch_to_fiber(thread, __tsan_switch_to_fiber_no_sync); }
 
-// What threads did before they came to `place` is over for those who leave it.
+// Whatever threads did before come(place) is ordered before what follows leave(place) in any thread.
 inline void come(void* place) { __tsan_release(place); }
 inline void leave(void* place) { __tsan_acquire(place); }
 

@@ -10,7 +10,7 @@ namespace maskattn::twin {
 namespace {
 
 void race(const char* what, int64_t word, int other, int thread) {
-  if (order::kIsWatched) return;  // ThreadSanitizer must see it by itself
+  if (order::kIsWatched) return;  // ThreadSanitizer must find it by itself
   throw std::runtime_error(std::string("race: ") + what + " at shared word " + std::to_string(word) +
                            ", threads " + std::to_string(other) + " and " + std::to_string(thread));
 }
@@ -31,7 +31,7 @@ Shadow::Word& Shadow::at(int64_t word) {
 
 void Shadow::read(int64_t word, const Who& who) {
   Word& w = at(word);
-  if (w.copying) race("read of a copy that is under way", word, w.writer.thread, who.thread);
+  if (w.copying) race("read under a copy", word, w.writer.thread, who.thread);
   if (unordered(w.writer, who)) race("read after write", word, w.writer.thread, who.thread);
   Who& r = w.reader;
   if (r.epoch != who.epoch) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// Who read and wrote each 4-byte word of shared memory since the last barrier: an exact race check for code whose
-// only order is that of its barriers.
+// Which threads read and wrote each 4-byte word of shared memory since the last barrier: an exact race check for
+// code that only barriers order.
 #pragma once
 
 #include <cstddef>
@@ -10,8 +10,8 @@
 
 namespace maskattn::twin {
 
-// A thread at a moment. Moments of two threads are ordered if a block barrier lies between (another epoch), or,
-// inside of one warp, a warp barrier.
+// A thread at a point of its program. Two threads are ordered if a block barrier lies between (another epoch), or,
+// inside one warp, a warp barrier.
 struct Who {
   int thread, warp, epoch, warp_epoch;
 };

@@ -199,7 +199,10 @@ def test_missing_barrier_after_listing_masks_is_seen() -> None:
 
 def test_missing_wait_is_seen() -> None:
     x = make(PLANTED, BF16.dtype)
-    with twin.planted(twin.build(), wait=True), pytest.raises(RuntimeError, match="under way"):
+    with (
+        twin.planted(twin.build(), wait=True),
+        pytest.raises(RuntimeError, match="read under a copy"),
+    ):
         torch.ops.maskattn.twin_fwd(x.query, x.key, x.value, *[None] * 5, 0.125)
 
 

@@ -32,8 +32,8 @@ BACKENDS = importlib.import_module("maskattn_kernels.backends")
 TORCH = Path(torch.__file__).parent
 COMPILER = os.environ.get("CXX", "c++")
 FLAGS = (
-    "-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror",
-    "-Wno-unknown-pragmas", "-ffp-contract=off", "-DMASKATTN_TWIN",
+    "-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wshadow",
+    "-Werror", "-Wno-unknown-pragmas", "-ffp-contract=off", "-DMASKATTN_TWIN",
     "-DTORCH_TARGET_VERSION=0x020b000000000000", "-isystem", str(TORCH / "include"),
 )  # fmt: skip
 # One dtype is enough to see an address that is wrong, and compiles in a third of the time.

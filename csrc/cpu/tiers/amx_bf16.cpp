@@ -36,8 +36,7 @@ KeyBlock key_block(const PackedKeys& packed, int head_dim, int64_t begin) {
   const int64_t total = round_up(packed.count, 32), width = padded(head_dim);
   auto* k = static_cast<uint16_t*>(packed.data);
   auto* bias = reinterpret_cast<float*>(k + 2 * total * width);
-  return {k + begin * width, k + (total + begin) * width, bias + begin,
-          total - begin < kBlockK ? total - begin : kBlockK};
+  return {k + begin * width, k + (total + begin) * width, bias + begin, min_of(total - begin, kBlockK)};
 }
 
 void pack_bias(const float* bias, int64_t stride, const TokenList& keys, int64_t begin, int64_t end,
@@ -135,7 +134,7 @@ void forward_block(const ForwardBlock& block, void* scratch) {
 
   // A step is 32 queries against a block of keys. While the vector units turn one step's scores into weights, the
   // tile unit makes the next step's scores: a block of 32 x 32 is issued before every 8 rows of softmax.
-  const int64_t steps_q = rows / kStepQ, steps = (block.keys.count + kBlockK - 1) / kBlockK * steps_q;
+  const int64_t steps_q = rows / kStepQ, steps = ceil_div(block.keys.count, kBlockK) * steps_q;
   const auto keys_of = [&](int64_t t) { return key_block(block.keys, block.head_dim, t / steps_q * kBlockK); };
   const auto score_block = [&](int64_t t, int64_t chunk) {
     if (t >= steps) return;
@@ -289,8 +288,8 @@ void key_chunk(const KeyChunk& chunk, void* scratch) {
 
   alignas(64) uint16_t rows[kBlockK * kMaxHeadDim];
   for (int64_t begin = 0; begin < padded_keys; begin += kBlockK) {
-    const int64_t n = padded_keys - begin < kBlockK ? padded_keys - begin : kBlockK;
-    const int64_t valid = total - begin < n ? total - begin : n;
+    const int64_t n = min_of(padded_keys - begin, kBlockK);
+    const int64_t valid = min_of(total - begin, n);
     gather_tiles(chunk.v, chunk.keys, chunk.begin + begin, valid, n, chunk.head_dim, depth_tiles, rows);
     transpose_tiles(n / 16 * depth_tiles, rows, keys.v_t + begin * width);
     gather_tiles(chunk.k, chunk.keys, chunk.begin + begin, valid, n, chunk.head_dim, depth_tiles, rows);
@@ -311,17 +310,17 @@ void key_chunk(const KeyChunk& chunk, void* scratch) {
     float* dq = chunk.dq_partial + b * kBackwardQ * width;
     if (total == 0) std::memset(dq, 0, sizeof(float) * query_rows * width);
     for (int64_t begin = 0; begin < padded_keys; begin += kBlockK) {
-      const int64_t chunks = (padded_keys - begin < kBlockK ? padded_keys - begin : kBlockK) / 32;
+      const int64_t chunks = (min_of(padded_keys - begin, kBlockK)) / 32;
       // As in the forward pass, the next step's S and dP are issued between this step's rows.
-      const auto score_block = [&](int64_t step, int64_t chunk) {
-        if (step >= query_rows || chunk >= chunks) return;
-        const int64_t at = step / kStepQ % 2 * kStepQ * kScoreRow + 32 * chunk;
+      const auto score_block = [&](int64_t step, int64_t c) {
+        if (step >= query_rows || c >= chunks) return;
+        const int64_t at = step / kStepQ % 2 * kStepQ * kScoreRow + 32 * c;
         tile_block<false>(depth_tiles, by_rows(queries.q + step * width),
-                          by_rows(keys.k_t + begin * width).at(2 * chunk), scores + at, kScoreRow);
+                          by_rows(keys.k_t + begin * width).at(2 * c), scores + at, kScoreRow);
         tile_block<false>(depth_tiles, by_rows(queries.dout + step * width),
-                          by_rows(keys.v_t + begin * width).at(2 * chunk), dp + at, kScoreRow);
+                          by_rows(keys.v_t + begin * width).at(2 * c), dp + at, kScoreRow);
       };
-      for (int64_t chunk = 0; chunk < chunks; ++chunk) score_block(0, chunk);
+      for (int64_t c = 0; c < chunks; ++c) score_block(0, c);
       for (int64_t step = 0; step < query_rows; step += kStepQ)
         for (int64_t i = 0; i < kStepQ; i += 2) {
           if (i % 8 == 0) score_block(step + kStepQ, i / 8);
@@ -353,7 +352,7 @@ void store_key_grads(const StoreKeyGrads& store_grads, void* scratch) {
   } results[] = {{store_grads.dk, store_grads.scale}, {store_grads.dv, 1.0f}};
   for (const auto& result : results)
     for (int64_t begin = 0; begin == 0 || begin < total; begin += kBlockK, transposed += width * kBlockK) {
-      const int64_t n = total - begin < kBlockK ? total - begin : kBlockK;
+      const int64_t n = min_of(total - begin, kBlockK);
       transpose(width, round_up(n, 16), transposed, kBlockK, rows, width);
       scatter_rows(rows, width, n, times(result.factor), store_grads.dtype, store_grads.head_dim, result.dst,
                    store_grads.keys, store_grads.begin + begin);
@@ -374,26 +373,6 @@ void reduce_dq(const ReduceDq& r, void* scratch) {
 }
 
 }  // namespace
-
-extern const Engine engine_amx;
-const Engine engine_amx = {
-    .name = "amx",
-    .forward_queries = kForwardQ,
-    .backward_queries = kBackwardQ,
-    .query_step = kStepQ,
-    .pack_block = kBlockK,
-    .packed_keys_bytes = packed_keys_bytes,
-    .pack_keys = pack_keys,
-    .forward_scratch_bytes = forward_scratch_bytes,
-    .forward_block = forward_block,
-    .packed_queries_bytes = packed_queries_bytes,
-    .pack_queries = pack_queries,
-    .chunk_scratch_bytes = chunk_scratch_bytes,
-    .key_grad_floats = key_grad_floats,
-    .key_chunk = key_chunk,
-    .store_key_grads = store_key_grads,
-    .dq_block_floats = dq_block_floats,
-    .reduce_dq = reduce_dq,
-};
-
 }  // namespace maskattn
+
+#include "table.h"

@@ -16,6 +16,7 @@
 #include <cstring>
 
 #include "../engine.h"
+#include "../integers.h"
 #include "gemm.h"
 
 namespace maskattn {

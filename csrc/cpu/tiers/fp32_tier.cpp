@@ -13,6 +13,7 @@
 // Backward, one chunk of keys against every query block: the five products of FlashAttention, with dQ left as
 // one partial sum per chunk, which reduce_dq adds up in chunk order. So nothing depends on the thread count.
 #include "../engine.h"
+#include "../integers.h"
 #include "convert.h"
 #include "gemm.h"
 #include "rows.h"
@@ -23,6 +24,7 @@ namespace {
 constexpr int kVectorsQ = 3;
 constexpr int kBlockQ = kVectorsQ * kLanes;
 constexpr int kBlockK = 96;
+constexpr int kForwardQ = kBlockQ, kBackwardQ = kBlockQ, kStepQ = kLanes;  // for table.h
 
 // One vector more than head_dim needs keeps rows that are read side by side out of the same cache set.
 int64_t padded(int head_dim) { return round_up(head_dim, kLanes); }
@@ -98,7 +100,7 @@ void forward_block(const ForwardBlock& block, void* scratch) {
 
   OnlineSoftmax softmax[kVectorsQ];
   for (int64_t begin = 0; begin < block.keys.count; begin += kBlockK) {
-    const int64_t n = block.keys.count - begin < kBlockK ? block.keys.count - begin : kBlockK;
+    const int64_t n = min_of(block.keys.count - begin, kBlockK);
     gemm<Mode::kBias, Operand::kFar>(n, vectors, head_dim, keys.k + begin * row, row, 1, qt, kBlockQ, st, kBlockQ,
                                      keys.bias + begin);
     for (int v = 0; v < vectors; ++v) {
@@ -189,31 +191,31 @@ int64_t key_grad_floats(int head_dim, int64_t keys) { return 2 * keys * padded(h
 void key_chunk(const KeyChunk& chunk, void* scratch) {
   const int head_dim = chunk.head_dim;
   const int64_t width = padded(head_dim), row = packed_row(head_dim), total = chunk.end - chunk.begin;
-  auto* pt = static_cast<float*>(scratch);  // (kBlockK, kBlockQ): S^T, then P^T
-  float* dst = pt + kBlockK * kBlockQ;      // (kBlockK, kBlockQ): dP^T, then dS^T
-  float* qt = dst + kBlockK * kBlockQ;      // (width, kBlockQ): the vector operand of S^T
-  float* dout_t = qt + width * kBlockQ;     // (width, kBlockQ): that of dP^T
+  auto* p_t = static_cast<float*>(scratch);  // (kBlockK, kBlockQ): S^T, then P^T
+  float* ds_t = p_t + kBlockK * kBlockQ;     // (kBlockK, kBlockQ): dP^T, then dS^T
+  float* qt = ds_t + kBlockK * kBlockQ;      // (width, kBlockQ): the vector operand of S^T
+  float* dout_t = qt + width * kBlockQ;      // (width, kBlockQ): that of dP^T
   const KeyRows keys(dout_t + width * kBlockQ, total, head_dim);
   gather_keys(chunk, keys, 0);
 
   const KeyGrads grads(chunk.key_grads, total, width);
   for (int64_t b = 0; b < chunk.block_count; ++b) {
     const QueryRows queries(const_cast<char*>(chunk.packed_queries) + b * chunk.packed_stride, width);
-    const int64_t count = chunk.blocks[b].end - chunk.blocks[b].begin, vectors = (count + kLanes - 1) / kLanes;
+    const int64_t count = chunk.blocks[b].end - chunk.blocks[b].begin, vectors = ceil_div(count, kLanes);
     float* dqt = chunk.dq_partial + b * dq_block_floats(head_dim);
     transpose(vectors * kLanes, width, queries.q, width, qt, kBlockQ);
     transpose(vectors * kLanes, width, queries.dout, width, dout_t, kBlockQ);
     if (total == 0) std::memset(dqt, 0, sizeof(float) * dq_block_floats(head_dim));
     for (int64_t begin = 0; begin < total; begin += kBlockK) {
-      const int64_t n = total - begin < kBlockK ? total - begin : kBlockK;
+      const int64_t n = min_of(total - begin, kBlockK);
       const float *k = keys.k + begin * row, *v = keys.v + begin * row;
-      gemm<Mode::kBias, Operand::kFar>(n, vectors, head_dim, k, row, 1, qt, kBlockQ, pt, kBlockQ,
+      gemm<Mode::kBias, Operand::kFar>(n, vectors, head_dim, k, row, 1, qt, kBlockQ, p_t, kBlockQ,
                                        keys.bias + begin);
-      gemm<Mode::kSet, Operand::kFar>(n, vectors, head_dim, v, row, 1, dout_t, kBlockQ, dst, kBlockQ);
+      gemm<Mode::kSet, Operand::kFar>(n, vectors, head_dim, v, row, 1, dout_t, kBlockQ, ds_t, kBlockQ);
       for (int64_t j = 0; j < n; ++j) {
         Vec dbias{};
         for (int64_t i = 0; i < vectors * kLanes; i += kLanes) {
-          float *p = pt + j * kBlockQ + i, *ds = dst + j * kBlockQ + i;
+          float *p = p_t + j * kBlockQ + i, *ds = ds_t + j * kBlockQ + i;
           const Vec weight = exp2((load(p) - load(queries.lse + i)) * kLog2e);
           const Vec grad = weight * (load(ds) - load(queries.delta + i));
           store(p, weight);
@@ -222,12 +224,12 @@ void key_chunk(const KeyChunk& chunk, void* scratch) {
         }
         if (chunk.dbias) chunk.dbias[begin + j] += sum_lanes(dbias);
       }
-      gemm<Mode::kAdd, Operand::kNear>(n, width / kLanes, count, pt, kBlockQ, 1, queries.dout, width,
+      gemm<Mode::kAdd, Operand::kNear>(n, width / kLanes, count, p_t, kBlockQ, 1, queries.dout, width,
                                        grads.dv + begin * width, width);
-      gemm<Mode::kAdd, Operand::kNear>(n, width / kLanes, count, dst, kBlockQ, 1, queries.q, width,
+      gemm<Mode::kAdd, Operand::kNear>(n, width / kLanes, count, ds_t, kBlockQ, 1, queries.q, width,
                                        grads.dk + begin * width, width);
       const auto dq_gemm = begin == 0 ? gemm<Mode::kSet, Operand::kFar> : gemm<Mode::kAdd, Operand::kFar>;
-      dq_gemm(head_dim, vectors, n, k, 1, row, dst, kBlockQ, dqt, kBlockQ, nullptr);
+      dq_gemm(head_dim, vectors, n, k, 1, row, ds_t, kBlockQ, dqt, kBlockQ, nullptr);
     }
   }
 }
@@ -242,7 +244,7 @@ void store_key_grads(const StoreKeyGrads& store_grads, void*) {
 }
 
 void reduce_dq(const ReduceDq& r, void* scratch) {
-  const int64_t width = padded(r.head_dim), count = r.end - r.begin, vectors = (count + kLanes - 1) / kLanes;
+  const int64_t width = padded(r.head_dim), count = r.end - r.begin, vectors = ceil_div(count, kLanes);
   auto* sum = static_cast<float*>(scratch);  // (width, kBlockQ), then transposed to (kBlockQ, width)
   float* rows = sum + dq_block_floats(r.head_dim);
   for (int64_t d = 0; d < r.head_dim; ++d)
@@ -257,31 +259,6 @@ void reduce_dq(const ReduceDq& r, void* scratch) {
 }
 
 }  // namespace
-
-#define MASKATTN_STRINGIFY_(x) #x
-#define MASKATTN_STRINGIFY(x) MASKATTN_STRINGIFY_(x)
-#define MASKATTN_CONCAT_(a, b) a##b
-#define MASKATTN_CONCAT(a, b) MASKATTN_CONCAT_(a, b)
-
-extern const Engine MASKATTN_CONCAT(engine_, MASKATTN_TIER);
-const Engine MASKATTN_CONCAT(engine_, MASKATTN_TIER) = {
-    .name = MASKATTN_STRINGIFY(MASKATTN_TIER),
-    .forward_queries = kBlockQ,
-    .backward_queries = kBlockQ,
-    .query_step = kLanes,
-    .pack_block = kBlockK,
-    .packed_keys_bytes = packed_keys_bytes,
-    .pack_keys = pack_keys,
-    .forward_scratch_bytes = forward_scratch_bytes,
-    .forward_block = forward_block,
-    .packed_queries_bytes = packed_queries_bytes,
-    .pack_queries = pack_queries,
-    .chunk_scratch_bytes = chunk_scratch_bytes,
-    .key_grad_floats = key_grad_floats,
-    .key_chunk = key_chunk,
-    .store_key_grads = store_key_grads,
-    .dq_block_floats = dq_block_floats,
-    .reduce_dq = reduce_dq,
-};
-
 }  // namespace maskattn
+
+#include "table.h"

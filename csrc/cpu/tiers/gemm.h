@@ -8,7 +8,7 @@
 // its strides. A tile of MR rows x NV vectors of C stays in registers over the whole k loop, which is the shape
 // of BLIS' micro-kernel (Van Zee and van de Geijn, 2015): MR * NV accumulators hide the FMA latency, and NV
 // loads plus MR broadcasts feed MR * NV FMAs. Where A is a panel larger than the first
-// cache, a tile asks for the cache lines of A that the next tile reads: the hardware does not foresee them.
+// cache, a tile prefetches the cache lines of A that the next tile reads: the hardware does not predict them.
 #pragma once
 
 #include <cstdint>
@@ -35,7 +35,7 @@ constexpr int tile_rows(int nv) { return nv == 3 ? 4 : 6; }
 
 constexpr int64_t kLineFloats = 16;  // of a cache line
 
-// `at` is A(0, k) of a tile of MR rows: asks for column k of the tile after it. An address past the end of A is
+// `at` is A(0, k) of a tile of MR rows: prefetches column k of the tile after it. An address past the end of A is
 // harmless.
 template <int MR>
 inline void prefetch_next_tile(const float* at, int64_t a_row, int64_t a_col, int64_t k) {

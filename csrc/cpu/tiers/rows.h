@@ -49,7 +49,7 @@ inline float dot_rows(const float* a, const float* b, int64_t width) {
   return sum_lanes(sum);
 }
 
-// What a row of the output is multiplied by: 0 where no key had any weight. A NaN is not 0 and stays NaN.
+// The factor of a row of the output: 0 where no key had any weight. A NaN is not 0 and stays NaN.
 inline float inverse_sum(float sum) { return sum == 0.0f ? 0.0f : 1.0f / sum; }
 
 }  // namespace

@@ -82,7 +82,5 @@ inline Vec exp2(Vec x) {
 }
 #endif
 
-constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-
 }  // namespace
 }  // namespace maskattn
