@@ -3,9 +3,10 @@
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -13,6 +14,7 @@ __all__ = [
     "CommandError",
     "Parser",
     "count",
+    "key_value",
     "positive",
     "some_of",
     "torch_device",
@@ -64,6 +66,37 @@ def some_of(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
         return names
 
     return parse
+
+
+_WORDS = {
+    **dict.fromkeys(("true", "yes", "on"), True),
+    **dict.fromkeys(("false", "no", "off"), False),
+    "null": None,
+}
+
+
+def key_value(text: str) -> tuple[str, Any]:
+    """An option and its value, KEY=VALUE; the value is read like a plain value in YAML.
+
+    true, yes and on are True; false, no and off are False; null is None; 3 is an int, 1.5 and 1e-3
+    are floats. Anything else is text, and so is what stands in quotes.
+
+    Example:
+        >>> from maskattn_kernels.common.command_line import key_value
+        >>> [key_value(text) for text in ("legend=yes", "count=3", "textures=shifted")]
+        [('legend', True), ('count', 3), ('textures', 'shifted')]
+    """
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")
+    if value.lower() in _WORDS:
+        return key, _WORDS[value.lower()]
+    if re.fullmatch(r"[+-]?[0-9]+", value):
+        return key, int(value)
+    if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", value, re.IGNORECASE):
+        return key, float(value)
+    quoted = re.fullmatch(r"""(["'])(.*)\1""", value)
+    return key, quoted[2] if quoted else value
 
 
 def writable_folder(name: str | Path) -> Path:

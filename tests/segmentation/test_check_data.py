@@ -25,7 +25,7 @@ from maskattn_kernels.segmentation.data.sample import VOID
 def test_a_good_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trees.folder(tmp_path, 5)
     out = tmp_path / "sheets"
-    assert main(["folder", "--root", str(tmp_path), "--out", str(out)]) == 0
+    assert main(["--data", "folder", "--root", str(tmp_path), "--out", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:7] == [
         "folder: 2 classes, 1 things, 1 stuff",
@@ -43,7 +43,16 @@ def test_a_good_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_generated_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["digit-scenes", "--images", "5", "--samples", "0", "--set", "textures=shifted"]
+    arguments = [
+        "--data",
+        "digit-scenes",
+        "--images",
+        "5",
+        "--samples",
+        "0",
+        "--set",
+        "textures=shifted",
+    ]
     assert main([*arguments, "--out", str(tmp_path / "none")]) == 0
     assert "train: 2048 images (5 of them read)" in capsys.readouterr().out
     assert not (tmp_path / "none").exists()
@@ -55,7 +64,7 @@ def test_faults_are_lines_and_exit_code_2(
     trees.folder(tmp_path, 30)
     for number in range(30):
         trees.save(tmp_path / "masks" / f"{number}.png", trees.grid(0, 9, 0))
-    assert main(["folder", "--root", str(tmp_path), "--out", str(tmp_path)]) == 2
+    assert main(["--data", "folder", "--root", str(tmp_path), "--out", str(tmp_path)]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 11 and lines[-1] == "maskattn check-data: and 20 more faults"
     assert "unknown id 9; add it to classes" in lines[0]
@@ -67,23 +76,49 @@ def test_faults_are_lines_and_exit_code_2(
     [
         (["folder", "--root", "nowhere"], "nowhere: no such folder; expected the layout"),
         (["folder"], "root: folder needs the folder of its files"),
-        (["digit-scenes", "--set", "colour=1"], "colour: no option of digit-scenes"),
+        (
+            ["digit-scenes", "--set", "colour=1"],
+            "unknown option 'colour' for digit-scenes; known: ",
+        ),
     ],
 )
 def test_unusable_data(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(arguments) == 2
+    assert main(["--data", *arguments]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and message in lines[0]
 
 
-@pytest.mark.parametrize("arguments", [["voc"], ["folder", "--images", "x"], []])
-def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_split(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--data", "digit-scenes", "--split", "val", "--samples", "0", "--images", "2"]
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        "digit-scenes: 18 classes, 10 things, 8 stuff",
+        "val: 256 images (2 of them read)",
+    ]
+    assert not any(line.startswith("train") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "voc"], "argument --data: invalid choice: 'voc' (choose from"),
+        (["--data", "folder", "--images", "x"], "expected a whole number from 0, got 'x'"),
+        (["--data", "folder", "--set", "legend"], "--set: expected KEY=VALUE, got 'legend'"),
+        (["folder", "--root", "own"], "argument name: expected --data folder"),
+        ([], "required: --data"),
+    ],
+)
+def test_wrong_arguments(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and message in lines[0]
 
 
 def test_panoptic_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -120,7 +120,10 @@ def test_shifted_textures_change_the_images_and_not_the_labels() -> None:
         ({"seed": -1}, "seed: expected a whole number from 0, got -1"),
         ({"textures": "new"}, "textures: expected plain or shifted, got 'new'"),
         ({"legend": 1}, "legend: expected true or false, got 1"),
-        ({"size": 3}, "size: no option of digit-scenes; it has count, seed, textures, legend"),
+        (
+            {"size": 3},
+            "unknown option 'size' for digit-scenes; known: count, seed, textures, legend",
+        ),
         ({"root": "x"}, "root: digit-scenes is generated and has no folder, got 'x'"),
         ({"name": "voc"}, "name: expected one of digit-scenes, coco, .*, got 'voc'"),
         ({"name": "coco"}, "root: coco needs the folder of its files"),

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """`maskattn train`: options, fine-tuning, unlabelled images, errors."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
@@ -45,10 +47,22 @@ def test_logs_and_the_folder_of_a_run(tmp_path):
 
 @pytest.mark.parametrize("name", preset_names())
 def test_presets_parse_and_come_back_from_their_yaml(name, tmp_path):
-    config = parse(["--config", name, "--data.root", "somewhere"])
+    config = parse(["--config", name, "--root", "somewhere"])
+    assert config.data.root == Path("somewhere")
     (tmp_path / "again.yaml").write_text(training.to_yaml(config))
     again = parse(["--config", str(tmp_path / "again.yaml")])
     assert yaml.safe_load(training.to_yaml(again)) == yaml.safe_load(training.to_yaml(config))
+
+
+def test_a_data_set_is_named_as_in_the_other_commands_and_wins_over_the_config():
+    preset = ["--config", "digit-scenes-small"]
+    config = parse([*preset, "--set", "legend=yes", "--set", "count=7", "--data.root", "a"])
+    assert config.data.name == "digit-scenes"
+    assert config.data.options == {"count": 7, "legend": True}
+    assert config.data.root == Path("a"), "a key of the config can be an argument, as any other"
+    config = parse(["--data", "coco", "--root", "b", *preset])
+    assert (config.data.name, config.data.root) == ("coco", Path("b"))
+    assert config.data.options == {"count": 500}
 
 
 @pytest.mark.parametrize(
@@ -68,7 +82,10 @@ def test_presets_parse_and_come_back_from_their_yaml(name, tmp_path):
         (["--trainer.strategy", "ddp_spawn"], "^trainer.strategy: expected"),
         (["--out", "/dev/null/x"], "^out: cannot make the folder /dev/null/x: Not a directory$"),
         (["--data.name", "cats"], "^name: expected one of digit-scenes"),
-        (["--data.root", "x", "--data.name", "folder"], "^count: no option of folder"),
+        (["--data", "cats"], "^argument --data: invalid choice: 'cats'"),
+        (["--root"], "^argument --root: expected one argument"),
+        (["--set", "legend"], "^argument --set: expected KEY=VALUE, got 'legend'"),
+        (["--root", "x", "--data", "folder"], "^unknown option 'count' for folder; known: none"),
         (["--network.selector", "best"], "^selector: expected one of"),
         (["--ckpt_path", "last"], "^ckpt_path: there is no .*last.ckpt$"),
     ],

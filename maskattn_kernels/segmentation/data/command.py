@@ -12,16 +12,18 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
 from PIL import Image, ImageDraw
 
+from maskattn_kernels.common.atomic import replace_file
 from maskattn_kernels.common.command_line import Parser, count
-from maskattn_kernels.segmentation.data import NAMES, DataError, open_dataset
+from maskattn_kernels.segmentation.data.arguments import add_data_arguments, open_named
 from maskattn_kernels.segmentation.data.augmentation import fit
+from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.data.opening import SPLITS
 from maskattn_kernels.segmentation.data.sample import VOID, Classes, Sample, SegmentationDataset
 
 __all__ = ["Findings", "examine", "main", "sheet"]
@@ -165,46 +167,32 @@ def _with_legend(picture: Image.Image, classes: Classes, shown: Sequence[int]) -
     return full
 
 
-def _option(text: str) -> tuple[str, Any]:
-    key, sign, value = text.partition("=")
-    if not sign or not key:
-        raise argparse.ArgumentTypeError(f"expected OPTION=VALUE, got {text!r}")
-    try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError:
-        return key, value
+def _former_name(text: str) -> str:
+    raise argparse.ArgumentTypeError(f"expected --data {text}")
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line of ``maskattn check-data``."""
     parser = Parser(prog=_PROGRAM, description="See what is in a data set, before any training.")
-    parser.add_argument("name", choices=NAMES, help="how the data is laid out")
-    parser.add_argument("--root", type=Path, metavar="DIR", help="folder of the data")
-    parser.add_argument(
+    add = parser.add_argument
+    add("name", nargs="?", type=_former_name, help=argparse.SUPPRESS)
+    add_data_arguments(parser)
+    add("--split", choices=SPLITS, help="default: both")
+    add(
         "--images",
         type=count,
         default=500,
         metavar="N",
         help="read so many of each split, evenly spread; 0 = all (default 500)",
     )
-    parser.add_argument(
+    add(
         "--out",
         type=Path,
         default=Path("out/check-data"),
         metavar="DIR",
         help="folder for the sheets of samples (default out/check-data)",
     )
-    parser.add_argument(
-        "--samples", type=count, default=8, metavar="N", help="in a sheet; 0 = none (default 8)"
-    )
-    parser.add_argument(
-        "--set",
-        type=_option,
-        action="append",
-        default=[],
-        metavar="OPTION=VALUE",
-        help="an option of the data set, such as textures=shifted",
-    )
+    add("--samples", type=count, default=8, metavar="N", help="in a sheet; 0 = none (default 8)")
     return parser
 
 
@@ -214,31 +202,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: arguments after ``check-data``; None = those of this process.
     """
-    arguments = make_parser().parse_args(argv)
-    faults = []
-    for split in ("train", "val"):
+    given = make_parser().parse_args(argv)
+    faults: list[str] = []
+    sets: dict[str, SegmentationDataset] = {}
+    for split in (given.split,) if given.split else SPLITS:
         try:
-            samples = open_dataset(arguments.name, arguments.root, split, **dict(arguments.set))
+            sets[split] = open_named(given, split)
         except DataError as error:
             faults.append(str(error))
-            continue
-        if split == "train":
-            things = len(samples.classes.things)
-            stuff = len(samples.classes) - things
-            print(
-                f"{arguments.name}: {len(samples.classes)} classes, {things} things, {stuff} stuff"
-            )
-        found = examine(samples, arguments.images)
+    if sets:
+        classes = next(iter(sets.values())).classes
+        things, stuff = len(classes.things), len(classes) - len(classes.things)
+        print(f"{given.data}: {len(classes)} classes, {things} things, {stuff} stuff")
+    for split, samples in sets.items():
+        found = examine(samples, given.images)
         print(report(split, found, samples.classes))
         faults += found.faults
-        if arguments.samples and not found.faults:
-            try:
-                path = arguments.out / f"{arguments.name}-{split}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                sheet(samples, arguments.samples).save(path)
-            except OSError as error:
-                print(f"{_PROGRAM}: cannot write to {arguments.out}: {error}", file=sys.stderr)
-                return 1
+        if given.samples and not found.faults:
+            path = given.out / f"{given.data}-{split}.png"
+            picture = sheet(samples, given.samples)
+            replace_file(path, partial(picture.save, format="PNG"))
             print(f"  written: {path}")
     faults = list(dict.fromkeys(faults))
     for fault in faults[:MAX_FAULTS]:

@@ -17,7 +17,7 @@ from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.folder import Folder
 from maskattn_kernels.segmentation.data.sample import SegmentationDataset
 
-__all__ = ["NAMES", "open_dataset"]
+__all__ = ["NAMES", "SPLITS", "open_dataset"]
 
 _GENERATED: dict[str, Callable[..., SegmentationDataset]] = {"digit-scenes": DigitScenes}
 _READERS: dict[str, Callable[..., SegmentationDataset]] = {
@@ -29,6 +29,7 @@ _READERS: dict[str, Callable[..., SegmentationDataset]] = {
     "coco-json": open_coco_json,
 }
 NAMES = (*_GENERATED, *_READERS)
+SPLITS = ("train", "val")
 
 
 def open_dataset(
@@ -51,13 +52,14 @@ def open_dataset(
     """
     if name not in NAMES:
         raise DataError(f"name: expected one of {', '.join(NAMES)}, got {name!r}")
-    if split not in ("train", "val"):
-        raise DataError(f"split: expected train or val, got {split!r}")
+    if split not in SPLITS:
+        raise DataError(f"split: expected {' or '.join(SPLITS)}, got {split!r}")
     kind = _GENERATED.get(name) or _READERS[name]
     known = [key for key in inspect.signature(kind).parameters if key not in ("root", "split")]
     for key in options:
         if key not in known:
-            raise DataError(f"{key}: no option of {name}; it has {', '.join(known) or 'none'}")
+            options_of = ", ".join(known) or "none"
+            raise DataError(f"unknown option {key!r} for {name}; known: {options_of}")
     if name in _GENERATED:
         if root is not None:
             raise DataError(f"root: {name} is generated and has no folder, got {str(root)!r}")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ import torch
 from maskattn_kernels.common.atomic import replace_file
 from maskattn_kernels.common.background import ahead, batched, map_ahead
 from maskattn_kernels.common.command_line import Parser, positive, torch_device
+from maskattn_kernels.segmentation.data.arguments import add_data_arguments, open_named
 from maskattn_kernels.segmentation.data.augmentation import fit
 from maskattn_kernels.segmentation.data.errors import DataError
-from maskattn_kernels.segmentation.data.opening import NAMES, open_dataset
+from maskattn_kernels.segmentation.data.opening import SPLITS
 from maskattn_kernels.segmentation.data.sample import Sample, SegmentationDataset
 from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.model.grouping import Panoptic, group
@@ -157,34 +158,20 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _options(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Options of a data set: NAME=VALUE, the value as JSON or else text."""
-    for word in words:
-        name, equals, text = word.partition("=")
-        if not equals:
-            raise DataError(f"set: expected NAME=VALUE, got {word!r}")
-        try:
-            yield name, json.loads(text)
-        except ValueError:
-            yield name, text
-
-
 def main(argv: Sequence[str]) -> int:
     """Run ``maskattn eval`` with the arguments ``argv``; returns the exit code."""
     parser = Parser(prog="maskattn eval", description="Score a checkpoint on labelled images.")
     add = parser.add_argument
     add("--checkpoint", required=True, help="folder as `maskattn train` leaves, or hub id")
-    add("--data", required=True, choices=NAMES, metavar="NAME", help=", ".join(NAMES))
-    add("--root", type=Path, help="folder of the data set")
-    add("--split", default="val", choices=("train", "val"), help="default val")
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="option of the data set")
+    add_data_arguments(parser)
+    add("--split", default="val", choices=SPLITS, help="default val")
     add("--batch_size", type=positive, default=16, help="default 16")
     add("--device", default="auto", help="cpu, cuda, .. (default: a GPU if there is one)")
     add("--out", type=Path, default=Path("out/eval.json"), help="JSON (default out/eval.json)")
     given = parser.parse_args(argv)
     device = torch_device(given.device)
     checkpoint = Checkpoint.from_pretrained(given.checkpoint)
-    dataset = open_dataset(given.data, given.root, given.split, **dict(_options(given.set)))
+    dataset = open_named(given, given.split)
     scores = evaluate(checkpoint, dataset, batch_size=given.batch_size, device=device)
     print(tables(scores, checkpoint.size))
     report = {

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Sequence
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 
+from maskattn_kernels.segmentation.data.arguments import add_data_arguments
 from maskattn_kernels.segmentation.data.batches import Batches
 from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.model.losses import SegmentationLoss
@@ -88,8 +90,13 @@ def make_parser() -> ArgumentParser:
     add("--unlabelled", type=str | None, default=None, help="folder of images without labels: "
         "learn from what --init_from predicts there")  # fmt: skip
     add("--confidence", type=float, default=0.9, help="of those predictions: pixels below are void")
-    parser.add_class_arguments(Batches, "data", skip={"seed"})
-    add("--data.options", type=dict[str, Any], default={}, help="of the data set, by name")
+    data = parser.add_argument_group(
+        "data",
+        "`--data NAME --root DIR --set KEY=VALUE` set data.name, data.root and data.options.KEY, "
+        "and win over a config",
+    )
+    data.add_class_arguments(Batches, "data", skip={"seed"}, as_group=False)
+    data.add_argument("--data.options", type=dict[str, Any], default={}, help="of the data set")
     parser.add_class_arguments(SegmentationNetwork, "network", skip={"classes", "things"})
     parser.add_class_arguments(SegmentationLoss, "loss", skip={"things", "task"})
     parser.add_class_arguments(OptimizerOptions, "optimizer")
@@ -106,9 +113,9 @@ def parse(argv: Sequence[str]) -> Namespace:
     Raises:
         ConfigError: one line naming the option, what came and what was expected.
     """
-    argv = _with_preset_files(list(argv))
     parser = make_parser()
     try:
+        given, argv = _data_arguments(_with_preset_files(list(argv)))
         config = parser.parse_args(argv)
         if config.init_from:
             trained = Checkpoint.from_pretrained(config.init_from).network.config
@@ -117,9 +124,12 @@ def parse(argv: Sequence[str]) -> Namespace:
             defaults["optimizer.muon_lr"] = OptimizerOptions.muon_lr / 4
             parser.set_defaults(defaults)
             config = parser.parse_args(argv)
-    except ArgumentError as error:
+    except argparse.ArgumentError as error:
         raise ConfigError(_one_line(str(error))) from None
     _check(config)
+    config.data.name = given.data or config.data.name
+    config.data.root = given.root or config.data.root
+    config.data.options.update(given.set)
     return config
 
 
@@ -132,6 +142,13 @@ def to_yaml(config: Namespace) -> str:
     plain = config.as_dict() | {"ckpt_path": None}
     plain.pop("config", None)
     return yaml.safe_dump(json.loads(json.dumps(plain, default=str)), sort_keys=False)
+
+
+def _data_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The words that all commands take for a data set, and the other words."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    add_data_arguments(parser, required=False)
+    return parser.parse_known_args(argv)
 
 
 def _with_preset_files(argv: list[str]) -> list[str]:
