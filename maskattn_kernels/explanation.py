@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from maskattn_kernels.backends import BACKENDS, by_name, why_not_chosen
+from maskattn_kernels.backends import by_name, registered, why_not_chosen
 from maskattn_kernels.functional import autocast, validated
 from maskattn_kernels.problem import Problem
 from maskattn_kernels.token_index import TokenIndex
+
+__all__ = ["BackendRecord", "Explanation", "backends", "explain"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def backends() -> list[BackendRecord]:
         'reference'
     """
     records = []
-    for backend in BACKENDS:
+    for backend in registered():
         why = tuple(backend.unavailable())
         records.append(BackendRecord(backend.name, not why, why, backend.build()))
     return records
@@ -95,14 +97,15 @@ def explain(
 
 
 def _explained(problem: Problem, name: str | None) -> Explanation:
-    asked = BACKENDS if name is None else (by_name(name),)
+    known = registered()
+    asked = known if name is None else (by_name(name),)
     why_nots = {
-        b.name: why_not_chosen(b, problem) if name is None else b.reasons(problem) for b in BACKENDS
+        b.name: why_not_chosen(b, problem) if name is None else b.reasons(problem) for b in known
     }
     chosen = next((b for b in asked if not why_nots[b.name]), None)
     broken = chosen.unavailable() if chosen else []  # chosen all the same: the call raises
     reasons: dict[str, tuple[str, ...]] = {}
-    for backend in BACKENDS:
+    for backend in known:
         why = why_nots[backend.name]
         if backend is chosen:
             why = broken

@@ -11,8 +11,12 @@ from torch import Tensor
 
 from maskattn_kernels import ops
 from maskattn_kernels.backends import choose
+from maskattn_kernels.backends.base import accumulation_dtype
 from maskattn_kernels.problem import MAX_HEAD_DIM, Problem
 from maskattn_kernels.token_index import TokenIndex, check_mask, with_heads
+from maskattn_kernels.torch_compat import any_autocast_enabled, has_autocast
+
+__all__ = ["masked_attention"]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -143,7 +147,7 @@ def masked_attention(
     key_tokens = _selection(key_mask)
     query_tokens = key_tokens if query_mask is key_mask else _selection(query_mask)
     if key_bias is not None:
-        key_bias = with_heads(key_bias).to(ops.accumulation_dtype(query.dtype))
+        key_bias = with_heads(key_bias).to(accumulation_dtype(query.dtype))
         key_bias = key_bias.expand(key.shape[:3])
     out, lse = ops.attention(chosen, query, key, value, query_tokens, key_tokens, key_bias, scale)
     return (out, lse) if return_lse else out
@@ -171,7 +175,7 @@ def _short_way(
         or (query.shape[1] != key.shape[1] and enable_gqa is not True)
         or scale is not None
         or query.shape[3] == 0
-        or torch._C._is_any_autocast_enabled()
+        or any_autocast_enabled()
     ):
         return None
     key_tokens = _selection(key_mask)
@@ -186,15 +190,10 @@ def _is_plain(t: Any) -> bool:
     return type(t) is Tensor and t.is_cpu and not t.is_nested
 
 
-def has_autocast(device: str) -> bool:
-    """torch.amp.is_autocast_available, which the torch.compile of torch 2.11 cannot trace."""
-    return device != "meta"
-
-
 def autocast(query: Any, key: Any, value: Any) -> tuple[Any, Any, Any]:
     """The tensors in the dtype that autocast wants, where it is on; not yet validated."""
     if (
-        torch._C._is_any_autocast_enabled()
+        any_autocast_enabled()
         and all(isinstance(t, Tensor) for t in (query, key, value))
         and has_autocast(query.device.type)
         and torch.is_autocast_enabled(query.device.type)

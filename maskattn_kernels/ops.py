@@ -14,28 +14,33 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
-from maskattn_kernels.backends import BACKENDS
-from maskattn_kernels.backends.base import accumulation_dtype, empty_result
+from maskattn_kernels.backends import on_register
+from maskattn_kernels.backends.base import Backend, accumulation_dtype, empty_result
+from maskattn_kernels.flops import bwd_flops, fwd_flops, infer_flops
 from maskattn_kernels.token_index import TokenIndex
+from maskattn_kernels.torch_compat import (
+    OpOverload,
+    below_autograd,
+    in_forward_mode,
+    in_functorch,
+)
 
-Op = torch._ops.OpOverload
+__all__ = ["OPS", "MaskedAttentionFunction", "attention"]
 
 
 class BackendOps(NamedTuple):
     """The registered ops of one backend."""
 
-    select_tokens: Op
-    fwd: Op
-    bwd: Op
-    infer: Op | None
+    select_tokens: OpOverload
+    fwd: OpOverload
+    bwd: OpOverload
+    infer: OpOverload | None
 
 
 def _find_ops(name: str) -> BackendOps:
-    def op(field: str) -> Op:
+    def op(field: str) -> OpOverload:
         return getattr(torch.ops.maskattn, f"{name}_{field}").default
 
     infer = op("infer") if hasattr(torch.ops.maskattn, f"{name}_infer") else None
@@ -87,19 +92,19 @@ def attention(
 _BAD_LISTS = tuple(f"{m}_mask.{field}: " for m in ("query", "key") for field in TokenIndex._fields)
 
 
-def short_way() -> Op | None:
+def short_way() -> OpOverload | None:
     """The CPU's infer op, if it exists and plain eager code without gradients is running."""
-    if torch.is_grad_enabled() or forward_ad._current_level >= 0 or _is_traced():
+    if torch.is_grad_enabled() or in_forward_mode() or _is_traced():
         return None
     return OPS["cpu"].infer if "cpu" in OPS else None
 
 
 def _is_traced() -> bool:
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return torch.compiler.is_compiling() or in_functorch()
 
 
 def _has_derivative(*inputs: Tensor | None) -> bool:
-    return forward_ad._current_level >= 0 or (
+    return in_forward_mode() or (
         torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     )
 
@@ -196,9 +201,9 @@ class TransformableGradients(torch.autograd.Function):
         _refuse_forward_mode()
 
 
-def _below_autograd(op: Op, *args: Any) -> Any:
+def _below_autograd(op: OpOverload, *args: Any) -> Any:
     """The op without the cost of its registered autograd."""
-    with torch._C._AutoDispatchBelowAutograd():
+    with below_autograd():
         return op(*args)
 
 
@@ -250,7 +255,7 @@ def _refuse_forward_mode() -> NoReturn:
     raise NotImplementedError("masked_attention: forward-mode derivatives are not supported")
 
 
-def _autocast_rule(fwd: Op, device_type: str) -> Any:
+def _autocast_rule(fwd: OpOverload, device_type: str) -> Any:
     """query, key and value cast as for scaled_dot_product_attention, the rest as it is."""
 
     def rule(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -270,7 +275,7 @@ def autocast_cast(device_type: str, *tensors: Tensor) -> tuple[Tensor, ...]:
     )
 
 
-def _vmap_rule(op: Op, batched_arg: int) -> Callable[..., Any]:
+def _vmap_rule(op: OpOverload, batched_arg: int) -> Callable[..., Any]:
     """Folds the mapped dimension into the batch; args[batched_arg] has the batch size."""
 
     def rule(info: Any, in_dims: tuple, *args: Any) -> tuple:
@@ -302,60 +307,6 @@ def _folded(arg: Any, batch: int) -> Any:
     return arg.expand(arg.shape[0], batch, *arg.shape[2:]).flatten(0, 1)
 
 
-def _fwd_flops(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    query_indices: Tensor | None,
-    query_counts: Tensor | None,
-    key_indices: Tensor | None,
-    key_counts: Tensor | None,
-    *rest: Any,
-    **out: Any,
-) -> int:
-    return _product_flops(query, key, query_counts, key_counts)
-
-
-def _infer_flops(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    query_mask: Tensor | None,
-    key_mask: Tensor | None,
-    *rest: Any,
-    **out: Any,
-) -> int:
-    query_counts, key_counts = (m if m is None else m.sum(-1) for m in (query_mask, key_mask))
-    return _product_flops(query, key, query_counts, key_counts)
-
-
-def _product_flops(
-    query: Tensor, key: Tensor, query_counts: Tensor | None, key_counts: Tensor | None
-) -> int:
-    """Two products of 2 D operations for each pair of a selected query and a selected key."""
-    batch, heads, query_len, head_dim = query.shape
-    kv_heads, key_len = key.shape[1:3]
-    queries, keys = _counts(query_counts, query_len), _counts(key_counts, key_len)
-    queries = queries.expand(batch, heads).unflatten(1, (kv_heads, heads // max(kv_heads, 1)))
-    pairs = queries * keys.expand(batch, kv_heads).unsqueeze(-1)
-    return 4 * head_dim * int(pairs.sum())
-
-
-def _bwd_flops(
-    dout: Tensor, dlse: Tensor | None, query: Tensor, key: Tensor, *rest: Any, **out: Any
-) -> int:
-    """Five products in place of the forward's two."""
-    value, _, _, *index = rest[:7]
-    return 5 * _fwd_flops(query, key, value, *index) // 2
-
-
-def _counts(counts: Tensor | None, length: int) -> Tensor:
-    """How many tokens are selected; all of them where that is not known, as for fake tensors."""
-    if counts is None or counts.is_meta or isinstance(counts, FakeTensor):
-        return torch.tensor([[length]])
-    return counts.cpu().long()
-
-
 def _register(ops: BackendOps) -> None:
     """The rules of one backend's ops."""
 
@@ -373,19 +324,25 @@ def _register(ops: BackendOps) -> None:
     torch.library.register_vmap(ops.select_tokens, _vmap_rule(ops.select_tokens, batched_arg=0))
     torch.library.register_vmap(ops.fwd, _vmap_rule(ops.fwd, batched_arg=0))
     torch.library.register_vmap(ops.bwd, _vmap_rule(ops.bwd, batched_arg=2))
-    register_flop_formula(ops.fwd.overloadpacket, get_raw=True)(_fwd_flops)
-    register_flop_formula(ops.bwd.overloadpacket, get_raw=True)(_bwd_flops)
+    register_flop_formula(ops.fwd.overloadpacket, get_raw=True)(fwd_flops)
+    register_flop_formula(ops.bwd.overloadpacket, get_raw=True)(bwd_flops)
     forwards = [ops.fwd]
     if ops.infer is not None:
         forwards.append(ops.infer)
         torch.library.register_fake(ops.infer, _fake_fwd)
-        register_flop_formula(ops.infer.overloadpacket, get_raw=True)(_infer_flops)
+        register_flop_formula(ops.infer.overloadpacket, get_raw=True)(infer_flops)
     for fwd in forwards:
         for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
             _LIBRARY.impl(fwd, _autocast_rule(fwd, device_type), key)
 
 
+def _adopt(backend: Backend) -> None:
+    """Gives the ops of a backend their rules, once it has ops: a library may not be built."""
+    if hasattr(torch.ops.maskattn, f"{backend.name}_fwd"):
+        OPS[backend.name] = _find_ops(backend.name)
+        _register(OPS[backend.name])
+
+
 _LIBRARY = torch.library.Library("maskattn", "FRAGMENT")
-OPS = {b.name: _find_ops(b.name) for b in BACKENDS if hasattr(torch.ops.maskattn, f"{b.name}_fwd")}
-for _ops in OPS.values():
-    _register(_ops)
+OPS: dict[str, BackendOps] = {}
+on_register(_adopt)

@@ -4,10 +4,12 @@
 from typing import NamedTuple
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 
+from maskattn_kernels.torch_compat import register_tuple
 
+
+@register_tuple
 class TokenIndex(NamedTuple):
     """The positions of the selected tokens of each batch entry and head.
 
@@ -49,11 +51,6 @@ class TokenIndex(NamedTuple):
         tokens = torch.where(outside, n, self.indices).long()
         mask = tokens.new_zeros((*tokens.shape[:-1], n + 1), dtype=torch.bool)
         return mask.scatter(-1, tokens, True)[..., :n]  # column n: the entries past the count
-
-
-# So that an exported program that takes a TokenIndex, or a checkpoint with one, saves and loads.
-torch.serialization.add_safe_globals([TokenIndex])
-pytree._register_namedtuple(TokenIndex, serialized_type_name="maskattn_kernels.TokenIndex")
 
 
 def select_tokens(mask: Tensor) -> TokenIndex:

@@ -79,7 +79,7 @@ KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def kernel_limits(problem: Problem) -> list[str]:
-    """Why a call is nothing for fused kernels, whatever their backend; empty when it is."""
+    """Why fused kernels cannot run this call, whatever their backend; empty when they can."""
     why = []
     if problem.dtype not in KERNEL_DTYPES:
         why.append(f"supports float32, bfloat16 and float16, got {problem.dtype}")

@@ -2,9 +2,9 @@
 """The one table of tile sizes of the Triton kernels, and the choice from it: pure, no triton here.
 
 An entry serves one kernel on some architectures, for one width of numbers and head_dim up to a
-size, and says what measurement chose it; "unmeasured" is an informed guess. Its configurations
-stand in order of preference: one whose shared memory does not fit the chip is refused, with the
-reason, and the next one is taken. Nothing is tuned at a user's first call.
+size. Its configurations are in order of preference: one whose shared memory does not fit the chip
+is refused, with the reason, and the next one is taken. They are informed guesses; no measurement
+chose them yet. Nothing is tuned at a user's first call.
 """
 
 from collections.abc import Iterator
@@ -44,14 +44,13 @@ class Entry:
     head_dim: int  # up to
     size: str  # "large", or "small": too few large tiles to fill the chip
     configs: tuple[Config, ...]
-    measured: str
 
 
 def _entries(
     kernel: str, archs: tuple[str, ...], bits: int, rows: dict[tuple[int, str], tuple]
 ) -> list[Entry]:
     return [
-        Entry(kernel, archs, bits, head_dim, size, tuple(Config(*c) for c in configs), "unmeasured")
+        Entry(kernel, archs, bits, head_dim, size, tuple(Config(*c) for c in configs))
         for (head_dim, size), configs in rows.items()
     ]
 
@@ -64,7 +63,7 @@ _INTERPRETER = ("interpreter",)  # small, so that small inputs have many tiles a
 
 # Each configuration is (block_m, block_n, warps, stages). The first of each entry compiles without
 # spills with all options on, as `maskattn tiles` shows, with Triton 3.6, 3.7, 3.8 and 3.9 (but dkdv
-# in float32 at head_dim 128 on sm_80: two with 3.6); of those the largest are guessed the best.
+# in float32 at head_dim 128 on sm_80: two with 3.6); of those the largest are assumed best.
 TABLE: tuple[Entry, ...] = (
     *_entries("fwd", _HOPPER, 16, {
         (64, "large"): ((128, 64, 8, 3),),

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskattn_kernels.functional import has_autocast
 from maskattn_kernels.nn.checks import at_least_float32, check_fraction, check_positive_int
+from maskattn_kernels.torch_compat import has_autocast
 
 __all__ = ["MaskHead"]
 

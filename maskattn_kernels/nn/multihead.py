@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from maskattn_kernels.nn.checks import check_heads
 from maskattn_kernels.nn.cores import SparseAttentionCore
 from maskattn_kernels.problem import MAX_HEAD_DIM
+from maskattn_kernels.torch_compat import nested_from_padded, nested_lengths
 
 __all__ = ["MaskedMultiheadAttention"]
 
@@ -230,14 +231,14 @@ class MaskedMultiheadAttention(nn.Module):
             raise NotImplementedError(
                 f"query: expected a nested tensor of layout torch.strided, got {query.layout}"
             )
-        lengths = query._nested_tensor_size()[:, 0].to(query.device)
+        lengths = nested_lengths(query).to(query.device)
         padded = query.to_padded_tensor(0.0)
         tokens = padded.shape[1]
         valid = torch.arange(tokens, device=query.device) < lengths[:, None]
         q, k, v = (t.transpose(1, 2) for t in self._project(padded, padded, padded))
         out = self.core(q, k, v, key_mask=valid, query_mask=valid)
         out = self.out_proj(out.transpose(1, 2).flatten(2))
-        return torch._nested_tensor_from_mask(out, valid)
+        return nested_from_padded(out, valid)
 
     def _check(self, query, key, value, key_padding_mask, need_weights, attn_mask, is_causal):
         for name, t, width in (

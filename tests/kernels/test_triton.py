@@ -63,7 +63,7 @@ def test_every_call_finds_a_tile(kernel: str, arch: str) -> None:
         rows = 10**6 if size == "large" else 1
         config = tuning.choose_config(kernel, arch, bits, head_dim, rows, processors=100)
         entry = tuning.find_entry(kernel, relative, bits, head_dim, size)
-        assert config in entry.configs and entry.measured
+        assert config in entry.configs
         assert not tuning.refuse(kernel, config, bits, head_dim, relative, limit)
 
 

@@ -147,13 +147,71 @@ def test_unmeasured_backend_runs_by_name_only(monkeypatch: pytest.MonkeyPatch) -
 
     everything = (Unmeasured(), *BACKENDS)
     monkeypatch.setattr(sys.modules["maskattn_kernels.backends"], "BACKENDS", everything)
-    monkeypatch.setattr(sys.modules["maskattn_kernels.explanation"], "BACKENDS", everything)
     q = torch.randn(1, 1, 4, 8)
     assert choose(Problem(1, 1, 1, 4, 4, 8, torch.float32, "cpu")).name != "new"
     assert choose(Problem(1, 1, 1, 4, 4, 8, torch.float32, "cpu"), "new").name == "new"
     explanation = explain(q, q, q)
     assert explanation.backend != "new" and "nobody knows" in explanation.reasons["new"][0]
     assert explain(q, q, q, backend="new").backend == "new"
+
+
+OUT_OF_TREE = """
+    import torch
+    from maskattn_kernels import backends, explain, masked_attention
+    from maskattn_kernels.backends import Backend, register
+    from maskattn_kernels.backends.base import SCHEMAS
+
+    class Doubled(Backend):
+        name = "doubled"
+        def reasons(self, problem):
+            return [] if problem.dtype is torch.float64 else ["runs float64 only"]
+
+    def refusal(*args, **kwargs):
+        try:
+            register(*args, **kwargs)
+        except (TypeError, ValueError) as error:
+            return f"{type(error).__name__}: {error}"
+
+    print(refusal("doubled"))
+    print(refusal(Doubled()))
+    library, ops = torch.library.Library("maskattn", "FRAGMENT"), torch.ops.maskattn
+    for name, function in {
+        "select_tokens": ops.reference_select_tokens,
+        "fwd": lambda *args: ops.reference_fwd(*args[:-1], 2 * args[-1]),
+        "bwd": lambda *args: ops.reference_bwd(*args[:-1], 2 * args[-1]),
+    }.items():
+        library.define(f"doubled_{name}{SCHEMAS[name]}")
+        library.impl(f"doubled_{name}", function, "CompositeExplicitAutograd")
+    print(refusal(Doubled(), before="nothing"))
+    register(Doubled())
+    print(refusal(Doubled()))
+    print([record.name for record in backends()])
+
+    q = torch.randn(2, 1, 5, 4, dtype=torch.float64, requires_grad=True)
+    mask = torch.rand(2, 5) < 0.7
+    def gradient(function, **kwargs):
+        out = function(q, q, q, key_mask=mask, **kwargs)
+        return torch.autograd.grad(out.square().sum(), q)[0]
+
+    assert explain(q, q, q).backend == "doubled"
+    right = gradient(masked_attention, backend="reference", scale=1.0)  # 2 / sqrt(4)
+    assert torch.equal(gradient(masked_attention), right)
+    compiled = torch.compile(masked_attention, backend="aot_eager", fullgraph=True)
+    assert torch.equal(gradient(compiled), right)
+    print("same gradients")
+"""
+
+
+def test_backend_from_outside() -> None:
+    """Registered, it is chosen, explained, differentiated and compiled as those of the package."""
+    lines = run_python(OUT_OF_TREE).splitlines()
+    names = "('cpu', 'triton', 'cuda', 'reference')"
+    assert lines[0] == "TypeError: backend: expected a Backend, got str"
+    assert lines[1].startswith("ValueError: backend: expected the ops maskattn::doubled_select_")
+    assert lines[2] == f"ValueError: backend: expected None or one of {names}, got 'nothing'"
+    assert lines[3].startswith("ValueError: backend: expected a name other than ('cpu', ")
+    assert lines[4] == "['cpu', 'triton', 'cuda', 'doubled', 'reference']"
+    assert lines[5] == "same gradients"
 
 
 def test_cuda_says_why_not() -> None:

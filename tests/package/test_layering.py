@@ -25,9 +25,11 @@ SOURCES = sorted(
 TOLD, FOR_DEVELOPERS = ("bench", "demo", "segmentation"), ("docs", "test", "dev")
 
 # Lower layers first; a module imports only from its own layer or from lower ones.
+COMPAT = "torch_compat"
 LAYERS = (
+    (COMPAT,),
     ("problem", "token_index", "_version", "common", "_C", "_cuda"),
-    ("backends",),
+    ("backends", "flops"),
     ("ops",),
     ("functional",),
     ("explanation",),
@@ -42,8 +44,8 @@ WINGS = (("data",), ("model",), ("infer",), ("scoring", "prediction"), ("trainin
 WING_RANK = {name: rank for rank, wings in enumerate(WINGS) for name in wings}
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 # What each may import of the package besides: the public names are for those above functional.
-LEAVES = ("problem", "token_index", "_version", "common")
-CORE = ("problem", "token_index", "backends", "ops", "functional", "explanation")
+LEAVES = (COMPAT, "problem", "token_index", "_version", "common")
+CORE = (COMPAT, "problem", "token_index", "backends", "flops", "ops", "functional", "explanation")
 # What the core never imports: what extras bring, and what is not in the package.
 NOT_IN_THE_CORE = {*IMPORT_NAMES.values(), "tests", "bench"}
 
@@ -112,7 +114,7 @@ def test_imports_run_one_way(path: Path) -> None:
         if other:
             assert RANK[other] < RANK[name] or other == name, f"{path.name} imports {module}"
         if name in LEAVES:
-            assert other == name, f"{path.name} is a leaf and imports {module}"
+            assert other in (name, COMPAT), f"{path.name} is a leaf and imports {module}"
         if name in ("nn", "models"):
             assert other != "backends", f"{path.name}: pass backend= down instead"
 
@@ -146,6 +148,21 @@ def test_outside_imports_stay_in_their_place(path: Path) -> None:
         known = ("backends.arguments", "backends.base", "problem", "token_index")
         own = {m.removeprefix("maskattn_kernels.") for m, _ in own_imports(path)}
         assert own <= set(known), "the yardstick stands on its own"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: own_name(p))
+def test_private_names_of_torch_are_in_one_module(path: Path) -> None:
+    """What a new torch may change is found in torch_compat.py."""
+    if part(own_name(path)) not in (*CORE, "nn", "models", "swap", "") or path.stem == COMPAT:
+        return
+    named = {
+        ast.unparse(n)
+        for n in ast.walk(ast.parse(path.read_text()))
+        if isinstance(n, ast.Attribute)
+    }
+    named |= {module for module, _ in imports(path)}
+    private = [n for n in named if re.match(r"torch\.([a-z]\w*\.)*_(?!_)", n)]
+    assert not private, f"{path.name} uses {private}"
 
 
 def includes(path: Path) -> list[str]:

@@ -21,7 +21,7 @@ import pytest
 import torch
 from repository import ROOT
 
-from maskattn_kernels import explanation, ops
+from maskattn_kernels import ops
 from maskattn_kernels.backends.base import Backend
 from maskattn_kernels.problem import Problem
 
@@ -108,7 +108,6 @@ def install(monkeypatch: pytest.MonkeyPatch, library: Path) -> None:
     monkeypatch.setitem(ops.OPS, "twin", found)
     everything = (*BACKENDS.BACKENDS, TwinBackend())
     monkeypatch.setattr(BACKENDS, "BACKENDS", everything)
-    monkeypatch.setattr(explanation, "BACKENDS", everything)
 
 
 def launches(library: Path) -> int:
