@@ -164,8 +164,8 @@ def _short_way(
 ) -> tuple[Tensor, Tensor] | None:
     """A plain call on the CPU without a gradient, in a third of the overhead.
 
-    The op checks shapes and dtypes itself, in few words. None if the call is not that plain or has
-    a fault: then the long way runs it, or finds the right words.
+    The op checks shapes and dtypes itself. None if the call is not that plain or the op refuses it:
+    then the long way runs it, or raises with the names of the user's arguments.
     """
     infer = ops.short_way()
     if (

@@ -4,8 +4,6 @@
 Each exchanged module is replaced in its parent by one that shares its parameters and remembers it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase

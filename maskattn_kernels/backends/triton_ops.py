@@ -2,8 +2,8 @@
 """The Triton backend: masked attention on any GPU that Triton reaches, with nothing compiled at
 install.
 
-The ops are registered here; the kernels, and triton, are loaded at the first call: whoever has no
-use for them does not wait for them, and a triton that cannot be imported breaks nothing else. With
+The ops are registered here; the kernels, and triton, are loaded at the first call: other backends
+do not wait for them, and a triton that cannot be imported breaks nothing else. With
 TRITON_INTERPRET=1 in the environment the same kernels run on the CPU, slowly, in Triton's
 interpreter, which is how they are tested where there is no GPU.
 """

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The convolutional blocks of the U-Net. Convolutions have no bias: a BatchNorm follows each."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

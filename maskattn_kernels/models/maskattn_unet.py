@@ -10,8 +10,6 @@ depth 3, channels and, for a 128 x 128 image, sizes; attention after every down 
           down3  4w 16^2 -> bottleneck 4w-8w-8w-4w ---^
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,7 +52,7 @@ class MaskAttnUNet(nn.Module):
         depth: how often the size is halved; there are ``2 * depth`` attention modules.
         bottleneck: channels inside the bottleneck; None = twice those of the deepest level.
         num_heads: of every attention module.
-        selector: who selects pixels where no mask is given: "random", "topk", "gumbel-topk",
+        selector: what selects pixels where no mask is given: "random", "topk", "gumbel-topk",
             "local", "threshold" or "gumbel" (all but the first learn, see `maskattn_kernels.nn`),
             or "none" for all pixels.
         keep: fraction of pixels selected, as the selector takes it.
@@ -150,7 +148,7 @@ class MaskAttnUNet(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @classmethod
-    def from_preset(cls, name: str, **arguments: Any) -> MaskAttnUNet:
+    def from_preset(cls, name: str, **arguments: Any) -> "MaskAttnUNet":
         """A network of a named size; further arguments as in the constructor, and they win.
 
         =========== =========== ======== ===========================================================

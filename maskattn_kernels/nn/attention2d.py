@@ -6,8 +6,6 @@ view or a result: the pixels are tokens-major in memory already, one linear laye
 keys and values side by side, cores take them through strides, and the way back is a view again.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch
@@ -32,9 +30,8 @@ class MaskAttention2d(nn.Module):
         q, k, v = linear(x);  y = LayerNorm(x + attention(q, k, v, mask))
 
     There is no output projection and the projections have no bias: heads are put side by side and
-    added to the input, and a bias on the keys could not change a softmax. A pixel that attention
-    does not reach (it was not selected to ask, or nothing was selected to answer) becomes
-    ``LayerNorm(x)``.
+    added to the input, and a bias on the keys could not change a softmax. A pixel that is not a
+    selected query, or that sees no selected key, becomes ``LayerNorm(x)``.
 
     Args:
         channels: C of the feature map.
@@ -43,10 +40,10 @@ class MaskAttention2d(nn.Module):
             `ScoreSelector` (top-k, threshold, Gumbel) the module gets a `MaskHead`, and the mask
             is learned.
         joins_previous: the mask head joins the logits of the previous scale, see `select`.
-        sparsity: "qk" = only selected pixels ask and answer, work O(n^2) for n selected of N
-            pixels; "q+k" = the same work, but who asks and who answers are two choices of a learned
-            selector, each with a mask head of its own (others choose once, as with "qk"); "k" = all
-            pixels ask, only selected ones answer, work O(N n).
+        sparsity: "qk" = the selected pixels are queries and keys, work O(n^2) for n selected of N
+            pixels; "q+k" = the same work, but a learned selector selects queries and keys apart,
+            each with a mask head of its own (other selectors select once, as with "qk"); "k" = all
+            pixels are queries, the selected ones are keys, work O(N n).
         core: "sparse", "dense", "sdpa", "identity" or an `AttentionCore`; same ``state_dict`` with
             any.
         backend: for the sparse core, as in `masked_attention`.
@@ -57,7 +54,7 @@ class MaskAttention2d(nn.Module):
     Shapes:
         ``x`` (B,C,H,W), any H and W, floating point; output the same shape, and channels_last if
         ``x`` is. Gradients flow to ``x``, the parameters and ``key_bias``; to the mask head through
-        ``key_bias`` and, where it chooses who asks, by the estimate of `straight_through`.
+        ``key_bias`` and, where it selects queries, by the estimate of `straight_through`.
 
     Example:
         >>> import torch
@@ -96,7 +93,7 @@ class MaskAttention2d(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels, bias=False)
         self.core = make_core(core, backend)
         self.norm = nn.LayerNorm(channels)
-        # Of who asks and answers, or only of who answers if there is one of who asks.
+        # Selects queries and keys; keys only when query_head exists.
         self.mask_head: MaskHead | None = None
         self.query_head: MaskHead | None = None
         if isinstance(selector, ScoreSelector):

@@ -10,8 +10,6 @@ so exchanging one leaves ``state_dict`` as it is:
     identity  `IdentityAttentionCore` no attention at all: what the rest of a network costs
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -80,7 +78,16 @@ class SparseAttentionCore(AttentionCore):
         super().__init__()
         self.backend = backend
 
-    def forward(self, query, key, value, *, key_mask=None, query_mask=None, key_bias=None):
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        key_mask: Mask | None = None,
+        query_mask: Mask | None = None,
+        key_bias: Tensor | None = None,
+    ) -> Tensor:
         return masked_attention(
             query,
             key,
@@ -111,11 +118,20 @@ class DenseAttentionCore(AttentionCore):
         tensor(0.)
     """
 
-    def forward(self, query, key, value, *, key_mask=None, query_mask=None, key_bias=None):
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        key_mask: Mask | None = None,
+        query_mask: Mask | None = None,
+        key_bias: Tensor | None = None,
+    ) -> Tensor:
         scores = torch.matmul(query * query.shape[-1] ** -0.5, key.transpose(-2, -1))
         if key_bias is not None:
             scores = scores + with_heads(key_bias).unsqueeze(-2).to(scores.dtype)
-        valid = None  # queries with an answer: selected, and at least one key is
+        valid = None  # queries with a result: selected, and at least one key is
         if key_mask is not None:
             key_mask = _as_bool(key_mask)
             # The lowest finite number and not -inf: softmax of a row of -inf is NaN, in the
@@ -144,7 +160,16 @@ class SDPAAttentionCore(AttentionCore):
         torch.Size([1, 2, 5, 4])
     """
 
-    def forward(self, query, key, value, *, key_mask=None, query_mask=None, key_bias=None):
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        key_mask: Mask | None = None,
+        query_mask: Mask | None = None,
+        key_bias: Tensor | None = None,
+    ) -> Tensor:
         attn_mask, valid = None, None
         if key_mask is not None:
             attn_mask = _as_bool(key_mask)
@@ -176,7 +201,16 @@ class IdentityAttentionCore(AttentionCore):
         True
     """
 
-    def forward(self, query, key, value, *, key_mask=None, query_mask=None, key_bias=None):
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        key_mask: Mask | None = None,
+        query_mask: Mask | None = None,
+        key_bias: Tensor | None = None,
+    ) -> Tensor:
         return value
 
 

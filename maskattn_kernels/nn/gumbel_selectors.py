@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Selectors that explore: in training they choose by logits with noise, which fades out.
 
-A token that is never selected is never heard of, and a head that starts out blind to what matters
-stays so: it finds the best among the tokens that it happened to select first. Noise lets every
-token have its turn while the head is young. At a temperature of 0 the rule is that of inference.
+A token that is never selected gets no gradient, so a head without noise keeps to the tokens that it
+happened to select first. Noise selects every token now and then while the head is young. At a
+temperature of 0 the rule is that of inference.
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`MaskHead`: how much each pixel of a feature map wants to take part in attention."""
-
-from __future__ import annotations
+"""`MaskHead`: a logit for each pixel of a feature map, by which selectors select."""
 
 import math
 from contextlib import AbstractContextManager, nullcontext

@@ -5,8 +5,6 @@ Masks are turned the right way round here: a bool ``key_padding_mask`` is True w
 ignored, masked_attention's masks are True where a token is selected.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -118,7 +116,7 @@ class MaskedMultiheadAttention(nn.Module):
     @classmethod
     def from_mha(
         cls, mha: nn.MultiheadAttention, backend: str | None = None
-    ) -> MaskedMultiheadAttention:
+    ) -> "MaskedMultiheadAttention":
         """One that shares the parameters of ``mha``: the same objects, not copies.
 
         Raises:

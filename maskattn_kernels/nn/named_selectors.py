@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """`make_selector`: selectors by name, as configs give them."""
 
-from __future__ import annotations
-
 from maskattn_kernels.nn.gumbel_selectors import GumbelSelector, GumbelTopKSelector
 from maskattn_kernels.nn.score_selectors import LocalTopKSelector, ThresholdSelector, TopKSelector
 from maskattn_kernels.nn.selectors import RandomSelector, Selector

@@ -6,15 +6,13 @@ The choice is hard and made by one rule in training and inference. Two things le
 * ``key_bias`` is the log of the soft score, so the softmax weight of a selected key is multiplied
   by its score: a true gradient, no estimate. A softmax does not feel a shift of all biases; what
   it teaches is which selected keys are worth more than others.
-* ``score`` is what `straight_through` differentiates: the worth of a query's output.
+* ``score`` is what `straight_through` differentiates: the estimated value of a query's output.
 
-Tokens that are left out have no gradient of their own: the head is shared by all tokens, and those
-that look like what was worth much rise. So a token that resembles nothing selected is never found;
-`gumbel_selectors` give every token its turn. Estimates of what left-out tokens *would* have brought
-were tried; from keys nobody compared they were mostly noise, and networks learned worse with them.
+Tokens that are not selected have no gradient of their own. The head is shared by all tokens, so the
+logit of a token rises when similar tokens were useful; a token that resembles no selected one is
+never found. `gumbel_selectors` select every token now and then. Estimates of what tokens that were
+not selected would have contributed were tried: they were mostly noise, and networks learned worse.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterable
 
@@ -40,7 +38,7 @@ class ScoreSelector(Selector):
     `MaskAttention2d` makes the head for such a selector. Logits that are NaN count as the lowest.
 
     Args:
-        keep: fraction of tokens, 0 to 1; what it means is the subclass's to say.
+        keep: fraction of tokens, 0 to 1; each subclass says what it means.
         min_keep: at least so many tokens (or all there are) are selected, whatever the logits.
 
     Raises:
@@ -85,7 +83,7 @@ class TopKSelector(ScoreSelector):
     """Selects exactly ``max(min_keep, round(keep * H * W))`` tokens: those of the highest logits.
 
     Ties go to the token that comes first. The score is ``sigmoid(logit - k-th highest logit)``:
-    0.5 on the border, where a token is closest to changing sides and its gradient is largest.
+    0.5 on the border of the selection, where its gradient is largest.
     Raising all logits alike changes nothing, so the gradient to the logits sums to 0 in each image;
     only the order is learned, and scores cannot all drift into saturation.
 
@@ -115,9 +113,9 @@ class TopKSelector(ScoreSelector):
 class LocalTopKSelector(ScoreSelector):
     """Selects the tokens of the highest logits within each small window: learned, and spread out.
 
-    The highest of the whole image (`TopKSelector`) tend to lie together, and regions without any
-    neither ask nor answer. Here every window of the image has its share, ``max(min_keep, round(keep
-    * H * W))`` in all: it is the window's own best, and no part of the image is left out. The score
+    The highest of the whole image (`TopKSelector`) tend to lie together, and whole regions get no
+    attention. Here every window of the image has its share, ``max(min_keep, round(keep * H * W))``
+    in all: the highest logits of the window, so no part of the image is left out. The score
     is ``sigmoid(logit - lowest selected logit of the window)``. Ties go to the token that comes
     first. Windows at the right and lower edge may be smaller.
 
@@ -215,9 +213,9 @@ def keep_ratio_loss(selections: Iterable[Selection], target: float) -> Tensor:
     """Mean over scales and images of ``(fraction selected - target) ** 2``.
 
     The fraction is that of the hard mask; its gradient is that of the mean score (straight
-    through), so the loss is at rest exactly where the masks are as large as asked. It is a mean
+    through), so the gradient is zero exactly where the masks have the asked size. It is a mean
     over images, so processes with equal shares of a batch average to the loss of the whole batch.
-    `TopKSelector` keeps its ratio by itself and gets no gradient worth the name from it.
+    `TopKSelector` keeps its ratio by itself; its gradient here is negligible.
 
     Args:
         selections: of learned selectors, one a scale; those without a score are passed over, and

@@ -7,8 +7,6 @@ return the hard choice as ``mask`` and let gradients reach the logits through ``
 attention adds to the scaled scores of each key, and through ``score``.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -26,10 +24,10 @@ class Selection(NamedTuple):
     Attributes:
         mask: bool (B,H,W) or (1,H,W), True = selected.
         key_bias: None, or float (B,H,W) added to the scaled score of each key; differentiable.
-        score: None, or float (B,H,W) from 0 to 1: how much each token was wanted; differentiable.
+        score: None, or float (B,H,W) from 0 to 1: the soft score of each token; differentiable.
         logits: None, or float (B,H,W): what the mask head of the next scale joins with its own.
-        queries: None, or the choice of who asks, where that is another; the fields above then say
-            who answers.
+        queries: None, or the selection of queries, if chosen separately; the fields above are then
+            the selection of keys.
 
     Example:
         >>> import torch
@@ -42,7 +40,7 @@ class Selection(NamedTuple):
     key_bias: Tensor | None = None
     score: Tensor | None = None
     logits: Tensor | None = None
-    queries: Selection | None = None
+    queries: "Selection | None" = None
 
     @property
     def keep_ratio(self) -> Tensor:

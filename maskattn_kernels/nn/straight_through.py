@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The gradient of a hard choice of queries: whether what attention brought to a token was any good.
+"""The gradient of a hard choice of queries: the estimated value of each query's output.
 
 A token's soft score s is to act as a gate on its query, out_i = a_i * attention_i, but the choice
 is hard: a_i is 1 for a selected token and 0 for another, without a gradient in s_i. The
-straight-through estimate (Bengio et al., 2013) takes d a_i / d s_i = 1: a selected query's score
-gets
+straight-through estimate (Bengio et al., 2013) takes d a_i / d s_i = 1: the score of a selected
+query gets
 
     <g_i, out_i>        with g the gradient of out
 
 which is what scaling its output would have done to the loss, to first order. A token that was not
-selected has no output to judge; it hears of its worth through the head it shares with the others.
+selected has no output; it receives gradient only through the shared head.
 
 For keys no estimate is needed: key_bias = log s is a gate on every selected key, and its gradient
 is true.
 """
-
-from __future__ import annotations
 
 from typing import Any
 
