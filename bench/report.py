@@ -2,9 +2,9 @@
 """The latest run of ``maskattn bench --grid full`` as the tables and plots of docs/benchmarks.md.
 
     python bench/report.py            the tables as Markdown
-    python bench/report.py --write    into the pages, and the plots into docs/
+    python bench/report.py --write    into the page, and the plots beside it
 
-The pages are docs/benchmarks.md and README.md, which can have blocks of the same names.
+The last run of bench/results/ is taken.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from maskattn_kernels.benchmark.cases import DTYPES, FORWARD, MODES, SHAPES, TRAIN
-from maskattn_kernels.benchmark.pages import fill, names, table
+from maskattn_kernels.benchmark.pages import fill, table
 from maskattn_kernels.benchmark.peers import EAGER, FLEX, GATHER, OURS, SDPA
 from maskattn_kernels.benchmark.report import (
     duration,
@@ -34,7 +34,6 @@ from maskattn_kernels.benchmark.summary import break_even_words, ratio, ratios, 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
-PAGES = (PAGE, ROOT / "README.md")
 SPEED_PEERS = (GATHER, SDPA, EAGER, FLEX)
 #: The columns of the tables: a dtype and a pass each.
 COLUMNS = [(dtype, phase) for dtype in DTYPES for phase in (FORWARD, TRAIN)]
@@ -123,14 +122,12 @@ def training_sentence(results: Results) -> str:
 
 
 def write(path: Path) -> None:
-    """Put the tables of a run into the pages, and its plots beside docs/benchmarks.md."""
+    """Put the tables of a run into docs/benchmarks.md, and its plots beside the page."""
     from maskattn_kernels.benchmark.plots import plot_all  # needs matplotlib
 
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        if names(text):
-            page.write_text(fill(text, blocks(path)), encoding="utf-8")
-            print(f"written: {page}")
+    text = fill(PAGE.read_text(encoding="utf-8"), blocks(path))
+    PAGE.write_text(text, encoding="utf-8")
+    print(f"written: {PAGE}")
     results = json.loads(path.read_text(encoding="utf-8"))
     for picture in plot_all(results, PAGE.with_suffix("")):
         print(f"written: {picture}")
@@ -140,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--write", action="store_true", help="into the pages")
+    parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md")
     if parser.parse_args(argv).write:
         write(latest())
     else:

@@ -8,7 +8,7 @@ page is written by hand.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["fill", "names", "table"]
+__all__ = ["fill", "table"]
 
 BLOCK = re.compile(r"(?<=<!-- begin: )([\w -]+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
@@ -26,20 +26,15 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
 
 
-def names(page: str) -> set[str]:
-    """The names of the blocks of a page."""
-    return {found[1] for found in BLOCK.finditer(page)}
-
-
 def fill(page: str, blocks: Mapping[str, str]) -> str:
     """The page with the text of its blocks put between their markers.
 
     Args:
-        page: Markdown; it need not have every block.
+        page: Markdown with a pair of markers for each block.
         blocks: the text of each block by its name.
 
     Raises:
-        ValueError: the page has a block that was not given.
+        ValueError: the page has other blocks than those given.
 
     Example:
         >>> print(fill("<!-- begin: speed -->\\n<!-- end -->", {"speed": "2.0x"}))
@@ -49,7 +44,7 @@ def fill(page: str, blocks: Mapping[str, str]) -> str:
         <BLANKLINE>
         <!-- end -->
     """
-    unknown = names(page) - blocks.keys()
-    if unknown:
-        raise ValueError(f"page: expected blocks {', '.join(sorted(blocks))}, got {min(unknown)}")
+    got = sorted(found[1] for found in BLOCK.finditer(page))
+    if got != sorted(blocks):
+        raise ValueError(f"page: expected blocks {', '.join(sorted(blocks))}, got {', '.join(got)}")
     return BLOCK.sub(lambda found: f"{found[1]}{found[2]}\n{blocks[found[1]]}\n\n", page)
