@@ -151,13 +151,11 @@ class MaskAttnUNet(nn.Module):
     def from_preset(cls, name: str, **arguments: Any) -> "MaskAttnUNet":
         """A network of a named size; further arguments as in the constructor, and they win.
 
-        =========== =========== ======== ===========================================================
-        name        parameters  GFLOPs   what
-        =========== =========== ======== ===========================================================
-        "paper"     46.1 M      11.8     narrow and deep; the paper's table: 46 M, 11 GFLOPs
-        "published" 22.6 M      52.9     the shape of the paper's published code
-        "edge"      1.4 M       3.4      the same shape at a quarter of the width
-        =========== =========== ======== ===========================================================
+        | name | parameters | GFLOPs | what |
+        |---|---|---|---|
+        | "paper" | 46.1 M | 11.8 | narrow and deep; the paper's table: 46 M, 11 GFLOPs |
+        | "published" | 22.6 M | 52.9 | the shape of the paper's published code |
+        | "edge" | 1.4 M | 3.4 | the same shape at a quarter of the width |
 
         Parameters for 150 classes; GFLOPs for one 128 x 128 image, by torch's counter, attention
         products left out. The paper does not state the shape behind its table; "paper" is one of
