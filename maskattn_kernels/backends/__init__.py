@@ -72,7 +72,7 @@ def on_register(follow: Callable[[Backend], None]) -> None:
 
 
 def choose(problem: Problem, name: str | None = None) -> Backend:
-    """The backend that runs this call: the one asked for by name, or else the best that can.
+    """The backend that runs `problem`: the one asked for by `name`, or else the best that can.
 
     Raises:
         TypeError: name is neither None nor a string.

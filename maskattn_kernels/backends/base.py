@@ -54,7 +54,7 @@ class Backend:
         return []
 
     def reasons(self, problem: Problem) -> list[str]:
-        """Why this backend cannot run this call; empty when it can."""
+        """Why this backend cannot run the call `problem`; empty when it can."""
         raise NotImplementedError
 
     def build(self) -> dict[str, str]:

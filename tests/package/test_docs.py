@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Public names are what they say, and documented; pytest itself runs the examples.
 
-Public is what a module lists in ``__all__``. What users import from (`FACES`) also has examples.
+Public is what a module lists in ``__all__``, but for modules whose list is for the modules above
+them (`INTERNAL`). What users import from (`FACES`) also has examples.
 """
 
 import dataclasses
@@ -19,7 +20,8 @@ from torch.nn import Module
 import maskattn_kernels
 
 FACES = ("maskattn_kernels", "maskattn_kernels.nn", "maskattn_kernels.models")
-NEEDS_A_PACKAGE = ("triton_", "tiles")  # modules that only import where triton is installed
+INTERNAL = ("benchmark", "demo", "flops", "ops", "torch_compat")
+NEEDS_TRITON = ("triton_", "tiles")  # modules that can only be imported where it is installed
 SAME_ARGUMENTS = re.compile(r"[Aa]rguments (?:are )?(?:those )?of `|\b[Aa]s (?:in )?`\w")
 
 
@@ -27,7 +29,8 @@ def modules() -> Iterator[ModuleType]:
     """Every module of the package that says what is public."""
     yield maskattn_kernels
     for found in pkgutil.walk_packages(maskattn_kernels.__path__, "maskattn_kernels."):
-        if not found.name.rpartition(".")[2].startswith(("_", *NEEDS_A_PACKAGE)):
+        part, own = found.name.split(".")[1], found.name.rpartition(".")[2]
+        if part not in INTERNAL and not own.startswith(("_", *NEEDS_TRITON)):
             module = importlib.import_module(found.name)
             if hasattr(module, "__all__"):
                 yield module

@@ -58,6 +58,14 @@ def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().split()) <= 900
 
 
+def test_figures_of_the_readme_are_those_of_the_benchmarks() -> None:
+    section = (ROOT / "README.md").read_text().partition("## How fast")[2].partition("\n## ")[0]
+    figures = set(re.findall(r"\b\d[\d.]*(?:x| MiB)(?!\w)", section)) - {"128 x"}
+    measured = (DOCS / "benchmarks.md").read_text()
+    assert len(figures) > 10
+    assert not [figure for figure in figures if figure not in measured]
+
+
 @pytest.mark.parametrize("page", [p for p in PAGES if "```python" in p.read_text()], ids=name)
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of a page run one after another, in one namespace and in an empty folder."""
