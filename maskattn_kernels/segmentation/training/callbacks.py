@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What happens beside training: progress on stderr, saved state, and a stop by Ctrl-C."""
 
-from __future__ import annotations
-
 import signal
 import sys
 import time
@@ -14,10 +12,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from maskattn_kernels.common.progress import Progress
 from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.training.module import SegmentationModule, main_score
 
-__all__ = ["Progress", "SaveState", "StopRequest", "Stopped"]
+__all__ = ["SaveState", "ShowProgress", "StopRequest", "Stopped"]
 
 
 class Stopped(Exception):
@@ -25,7 +24,7 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Ctrl-C as a wish that training fulfils between two steps; a second one interrupts at once."""
+    """Ctrl-C as a request, honoured between two steps; a second one interrupts at once."""
 
     def __init__(self) -> None:
         self.made = False
@@ -48,7 +47,7 @@ class StopRequest:
 
 
 class SaveState(pl.Callback):
-    """Keeps ``last.ckpt`` for going on, and ``best/``, the checkpoint with the best score.
+    """Keeps ``last.ckpt``, to resume from, and ``best/``, the checkpoint with the best score.
 
     State is saved at ends of optimizer steps, and never between such an end and a validation that
     is due: it waits for the validation's end, or a resumed run would go on without it.
@@ -56,8 +55,8 @@ class SaveState(pl.Callback):
     Args:
         out: folder of the run.
         every: steps between two saved states; 0 = only at validations.
-        stop: when its wish is made, save and raise `Stopped`.
-        log_every: several processes ask each other for wishes only every so many steps.
+        stop: when it is made, save and raise `Stopped`.
+        log_every: several processes share their requests only every so many steps.
     """
 
     def __init__(self, out: Path, every: int, stop: StopRequest, log_every: int = 1) -> None:
@@ -78,7 +77,7 @@ class SaveState(pl.Callback):
         done = batch[-1] + 1
         if done % trainer.accumulate_grad_batches or done % int(trainer.val_check_batch or 1) == 0:
             return
-        self.stopping = self._wish(trainer)
+        self.stopping = self._stop_requested(trainer)
         if self.stopping or (self.every and trainer.global_step % self.every == 0):
             trainer.save_checkpoint(self.path)
 
@@ -94,10 +93,10 @@ class SaveState(pl.Callback):
             self.best = score
             save_network(trainer, pl_module, self.best_folder)
         trainer.save_checkpoint(self.path)
-        if self._wish(trainer) and trainer.global_step < trainer.max_steps:
+        if self._stop_requested(trainer) and trainer.global_step < trainer.max_steps:
             raise Stopped(trainer.global_step)
 
-    def _wish(self, trainer: pl.Trainer) -> bool:
+    def _stop_requested(self, trainer: pl.Trainer) -> bool:
         # All processes must stop at the same step. Asking costs a message, so not at every one.
         if trainer.world_size == 1:
             return self.stop.made
@@ -117,19 +116,19 @@ def save_network(trainer: pl.Trainer, module: SegmentationModule, folder: Path) 
         checkpoint.save_pretrained(folder, state=own)
 
 
-class Progress(pl.Callback):
-    """On stderr: a bar where that is a terminal, else a line per interval of the log; validations.
+class ShowProgress(pl.Callback):
+    """On stderr: step, loss, rate and time left; and a line for each validation.
 
     Args:
         steps: of the whole run.
         batch_size: images of a batch of one process.
-        log_every: steps between two lines.
+        log_every: steps between two looks at the loss.
     """
 
     def __init__(self, steps: int, batch_size: int, log_every: int) -> None:
         self.steps, self.batch_size, self.log_every = steps, batch_size, log_every
         self.since, self.since_step = time.monotonic(), 0
-        self.terminal = sys.stderr.isatty()
+        self.progress = Progress()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.since, self.since_step = time.monotonic(), trainer.global_step
@@ -146,14 +145,10 @@ class Progress(pl.Callback):
         rate = (step - self.since_step) / max(now - self.since, 1e-9)
         images = self.batch_size * trainer.accumulate_grad_batches * trainer.world_size
         left = int((self.steps - step) / rate)
-        text = (
+        self.progress.show(
             f"step {step}/{self.steps}  loss {float(outputs['loss']):.3f}  "
             f"{rate * images:.1f} images/s  {left // 60}:{left % 60:02d} left"
         )
-        if self.terminal:
-            done = 30 * step // self.steps
-            text = f"\r[{'#' * done}{'.' * (30 - done)}] {text}\033[K"
-        print(text, end="" if self.terminal else "\n", file=sys.stderr, flush=True)
         self.since, self.since_step = now, step
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -163,6 +158,10 @@ class Progress(pl.Callback):
         self.since += time.monotonic() - self.paused
         if trainer.is_global_zero and isinstance(pl_module, SegmentationModule):
             scores = "  ".join(f"{name} {score:.1f}" for name, score in pl_module.scores.items())
-            start = "\n" if self.terminal else ""
-            text = f"{start}step {trainer.global_step}/{self.steps}  validation  {scores}"
-            print(text, file=sys.stderr, flush=True)
+            self.progress.note(f"step {trainer.global_step}/{self.steps}  validation  {scores}")
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.progress.close()
+
+    def on_exception(self, trainer: pl.Trainer, *error: Any) -> None:
+        self.progress.close()

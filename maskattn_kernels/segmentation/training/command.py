@@ -27,8 +27,8 @@ from maskattn_kernels.segmentation.model.checkpoints import Checkpoint, load_mat
 from maskattn_kernels.segmentation.model.losses import SegmentationLoss
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.training.callbacks import (
-    Progress,
     SaveState,
+    ShowProgress,
     Stopped,
     StopRequest,
     save_network,
@@ -110,7 +110,7 @@ def _train(config: Namespace) -> dict[str, float]:
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         callbacks=[
-            Progress(config.steps, batches.batch_size, config.log_every),
+            ShowProgress(config.steps, batches.batch_size, config.log_every),
             SaveState(out, config.save_every, stop, config.log_every),
         ],
         logger=[
