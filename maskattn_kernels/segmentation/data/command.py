@@ -22,6 +22,7 @@ from maskattn_kernels.common.atomic import replace_file
 from maskattn_kernels.common.command_line import Parser, count
 from maskattn_kernels.segmentation.data.arguments import add_data_arguments, open_named
 from maskattn_kernels.segmentation.data.augmentation import fit
+from maskattn_kernels.segmentation.data.drawing import INK, PAPER, legend, overlay
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.opening import SPLITS
 from maskattn_kernels.segmentation.data.sample import VOID, Classes, Sample, SegmentationDataset
@@ -114,57 +115,31 @@ def report(split: str, found: Findings, classes: Classes) -> str:
 
 
 def sheet(samples: SegmentationDataset, count: int) -> Image.Image:
-    """``count`` samples evenly spread: the image, and under it the labels laid over it.
+    """Some samples evenly spread over a set: the image, and under it the labels laid over it.
 
     Objects have a white border, void is black.
     """
     count = min(count, len(samples))
-    height = 2 * PANEL + _LINE
-    picture = Image.new("RGB", (count * PANEL, height), "white")
-    draw = ImageDraw.Draw(picture)
-    shown = set()
+    tiles = Image.new("RGB", (count * PANEL, 2 * PANEL + _LINE), PAPER)
+    draw = ImageDraw.Draw(tiles)
+    shown: set[int] = set()
     for column in range(count):
         sample = samples[column * len(samples) // count]
         square = fit(sample, PANEL)
         shown |= set(np.unique(square.semantic).tolist())
         left = column * PANEL
-        draw.text((left + 2, 1), sample.name[: PANEL // 7], fill="black")
-        picture.paste(Image.fromarray(square.image), (left, _LINE))
-        colors = _overlay(square.image, square.semantic, square.instance, samples.classes)
-        picture.paste(Image.fromarray(colors), (left, _LINE + PANEL))
-    return _with_legend(picture, samples.classes, sorted(shown))
-
-
-def _overlay(
-    image: np.ndarray, semantic: np.ndarray, instance: np.ndarray, classes: Classes
-) -> np.ndarray:
-    table = np.zeros((VOID + 1, 3))
-    table[: len(classes)] = classes.colors
-    mixed = 0.35 * image + 0.65 * table[semantic]
-    mixed[semantic == VOID] = 0
-    border = np.zeros(instance.shape, dtype=bool)
-    border[:, 1:] |= instance[:, 1:] != instance[:, :-1]
-    border[1:] |= instance[1:] != instance[:-1]
-    mixed[border] = 255
-    return mixed.astype(np.uint8)
-
-
-def _with_legend(picture: Image.Image, classes: Classes, shown: Sequence[int]) -> Image.Image:
-    """The picture over the colours and names of the classes that it shows."""
-    names = [("void" if n == VOID else classes.names[n]) for n in shown]
-    cell = 24 + 7 * max(len(name) for name in names)
-    columns = max(1, picture.width // cell)
-    rows = -(-len(names) // columns)
-    full = Image.new("RGB", (picture.width, picture.height + rows * (_LINE + 4) + 4), "white")
-    full.paste(picture)
-    draw = ImageDraw.Draw(full)
-    for place, (number, name) in enumerate(zip(shown, names, strict=True)):
-        left = cell * (place % columns) + 4
-        top = picture.height + (_LINE + 4) * (place // columns) + 4
-        color = (0, 0, 0) if number == VOID else classes.colors[number]
-        draw.rectangle((left, top, left + 12, top + 12), fill=color)
-        draw.text((left + 17, top), name, fill="black")
-    return full
+        draw.text((left + 2, 1), sample.name[: PANEL // 7], fill=INK)
+        tiles.paste(Image.fromarray(square.image), (left, _LINE))
+        labels = overlay(square.image, square.semantic, square.instance, samples.classes)
+        labels[square.semantic == VOID] = 0
+        tiles.paste(Image.fromarray(labels), (left, _LINE + PANEL))
+    colors = dict(enumerate(zip(samples.classes.names, samples.classes.colors, strict=True)))
+    colors[VOID] = ("void", (0, 0, 0))
+    names = legend([colors[number] for number in sorted(shown)], tiles.width)
+    picture = Image.new("RGB", (tiles.width, tiles.height + names.height), PAPER)
+    picture.paste(tiles)
+    picture.paste(names, (0, tiles.height))
+    return picture
 
 
 def _former_name(text: str) -> str:

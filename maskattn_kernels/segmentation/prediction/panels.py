@@ -8,14 +8,21 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib import colormaps
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from maskattn_kernels.segmentation.data.drawing import (
+    INK,
+    PAPER,
+    font,
+    grey_levels,
+    legend,
+    overlay,
+)
 from maskattn_kernels.segmentation.data.sample import VOID, Classes
 
-__all__ = ["Attended", "attended_picture", "draw_panel", "error_picture", "overlay"]
+__all__ = ["Attended", "attended_picture", "draw_panel", "error_picture"]
 
 TILE, GAP, TITLE = 224, 12, 24
-INK, PAPER = (34, 40, 49), (255, 255, 255)
 RIGHT, WRONG, IGNORED = (222, 235, 228), (208, 48, 62), (236, 236, 236)
 HEAT = (colormaps["inferno"](np.linspace(0.25, 1, 256))[:, :3] * 255).astype(np.float32)
 
@@ -38,36 +45,6 @@ def _resized(pixels: np.ndarray, width: int, height: int, smooth: bool = False) 
     return np.asarray(Image.fromarray(pixels).resize((width, height), how))
 
 
-def _grey(image: np.ndarray) -> np.ndarray:
-    return np.asarray(Image.fromarray(image).convert("L"), dtype=np.float32)[..., None]
-
-
-def overlay(
-    image: np.ndarray, semantic: np.ndarray, instance: np.ndarray, classes: Classes
-) -> np.ndarray:
-    """Colours of the classes over the image, with a line around every object.
-
-    Args:
-        image: uint8 (H,W,3).
-        semantic: (H,W), class numbers or `VOID`, which stays uncoloured.
-        instance: (H,W), 0 = no object.
-        classes: gives the colours.
-
-    Returns:
-        uint8 (H,W,3).
-    """
-    palette = np.zeros((256, 3), dtype=np.float32)
-    palette[: len(classes)] = classes.colors
-    known = (semantic != VOID)[..., None]
-    grey = _grey(image)
-    mixed = np.where(known, 0.4 * grey + 0.6 * palette[semantic], image)
-    edge = np.zeros(instance.shape, dtype=bool)
-    edge[:, 1:] |= instance[:, 1:] != instance[:, :-1]
-    edge[1:] |= instance[1:] != instance[:-1]
-    mixed[edge] = 255
-    return mixed.astype(np.uint8)
-
-
 def error_picture(semantic: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Red where ``semantic`` is not the ``truth``, grey where that is void; uint8 (H,W,3)."""
     picture = np.where((semantic == truth)[..., None], RIGHT, WRONG)
@@ -79,7 +56,7 @@ def attended_picture(image: np.ndarray, attended: Attended) -> np.ndarray:
     """The ``image`` where a mask ``attended``, tinted by score, else dark; uint8 (H,W,3)."""
     height, width = image.shape[:2]
     chosen = _resized(attended.mask.astype(np.uint8), width, height).astype(bool)[..., None]
-    grey = _grey(image)
+    grey = grey_levels(image)
     if attended.score is None:
         return np.where(chosen, image, 0.16 * grey).astype(np.uint8)
     score = attended.score.astype(np.float32)
@@ -126,10 +103,10 @@ def draw_panel(
     ]  # fmt: skip
     columns = max(len(first), min(len(masks), 4), 2)
     shown = semantic if truth is None else np.concatenate([semantic, truth])
-    legend = _legend(shown, semantic, instance, classes, columns * (TILE + GAP) - GAP)
+    names = _legend(shown, semantic, instance, classes, columns * (TILE + GAP) - GAP)
     rows = [_row(first)]
-    if legend is not None:
-        rows.append(legend)
+    if names is not None:
+        rows.append(names)
     rows += [_row(masks[i : i + columns]) for i in range(0, len(masks), columns)]
     width = columns * (TILE + GAP) + GAP
     sheet = Image.new("RGB", (width, sum(r.height + GAP for r in rows) + GAP), PAPER)
@@ -156,7 +133,7 @@ def _row(tiles: Sequence[tuple[str, np.ndarray]]) -> Image.Image:
     draw = ImageDraw.Draw(row)
     for place, ((title, _), picture) in enumerate(zip(tiles, pictures, strict=True)):
         left = place * (TILE + GAP)
-        draw.text((left, 2), title, fill=INK, font=_font(15))
+        draw.text((left, 2), title, fill=INK, font=font(15))
         row.paste(picture, (left, TITLE))
     return row
 
@@ -168,23 +145,9 @@ def _legend(
     numbers, counts = np.unique(shown[shown != VOID], return_counts=True)
     if not len(numbers):
         return None
-    font, line, left, top = _font(14), 22, 0, 0
-    places = []
+    entries = []
     for number in numbers[np.argsort(-counts, kind="stable")]:
         objects = len(np.unique(instance[(semantic == number) & (instance > 0)]))
         text = classes.names[number] + (f" x {objects}" if objects else "")
-        needed = round(font.getlength(text)) + 38
-        if left and left + needed > width:
-            left, top = 0, top + line
-        places.append((left, top, text, classes.colors[number]))
-        left += needed
-    picture = Image.new("RGB", (width, top + line), PAPER)
-    draw = ImageDraw.Draw(picture)
-    for left, top, text, color in places:
-        draw.rectangle((left, top + 4, left + 14, top + 18), fill=tuple(color), outline=INK)
-        draw.text((left + 20, top + 2), text, fill=INK, font=font)
-    return picture
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+        entries.append((text, classes.colors[number]))
+    return legend(entries, width)
