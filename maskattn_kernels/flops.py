@@ -11,8 +11,6 @@ from torch import Tensor
 
 from maskattn_kernels.torch_compat import FakeTensor
 
-__all__ = ["bwd_flops", "fwd_flops", "infer_flops"]
-
 
 def fwd_flops(
     query: Tensor,

@@ -27,7 +27,7 @@ from maskattn_kernels.torch_compat import (
     in_functorch,
 )
 
-__all__ = ["OPS", "MaskedAttentionFunction", "attention"]
+__all__ = ["MaskedAttentionFunction"]
 
 
 class BackendOps(NamedTuple):

@@ -10,22 +10,9 @@ from typing import TypeVar
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
-from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._ops import OpOverload as OpOverload
+from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
 from torch.autograd import forward_ad
-
-__all__ = [
-    "FakeTensor",
-    "OpOverload",
-    "any_autocast_enabled",
-    "below_autograd",
-    "has_autocast",
-    "in_forward_mode",
-    "in_functorch",
-    "nested_from_padded",
-    "nested_lengths",
-    "register_tuple",
-]
 
 any_autocast_enabled = torch._C._is_any_autocast_enabled
 """Whether autocast is on for any device: cheaper than a look at one device."""

@@ -12,7 +12,7 @@ from maskattn_kernels.backends.reference import ReferenceBackend
 from maskattn_kernels.backends.triton_ops import TritonBackend
 from maskattn_kernels.problem import Problem
 
-__all__ = ["Backend", "by_name", "choose", "register", "registered"]
+__all__ = ["Backend", "register", "registered"]
 
 # Best first. A new backend of this package is one more entry here.
 BACKENDS: tuple[Backend, ...] = (
