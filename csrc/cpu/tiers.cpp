@@ -4,6 +4,7 @@
 // system offer, or a lower one named by the environment variable MASKATTN_CPU_TIER, which is read at every call so
 // that tests can switch.
 #include <cstdlib>
+#include <iterator>
 #include <stdexcept>
 #include <string>
 
@@ -17,17 +18,19 @@
 namespace maskattn {
 
 extern const Engine engine_generic;
-#ifdef MASKATTN_HAVE_AVX2
 extern const Engine engine_avx2;
-#endif
-#ifdef MASKATTN_HAVE_AVX512
 extern const Engine engine_avx512;
-#endif
-#ifdef MASKATTN_HAVE_AMX
+extern const Engine engine_avx512_bf16;
 extern const Engine engine_amx;
-#endif
 
 namespace {
+
+struct Tier {
+  const char* name;
+  const Engine& engine;
+  bool bfloat16_only;   // other dtypes are served by a tier before it
+  bool (*runs_here)();  // where all tiers before it run
+};
 
 #ifdef MASKATTN_HAVE_AMX
 // Linux hands out the tile registers on request only (Documentation/arch/x86/xstate.rst).
@@ -41,60 +44,62 @@ bool request_amx() {
 }
 #endif
 
-enum Tier { kGeneric, kAvx2, kAvx512, kAmx };
-constexpr const char* kNames[] = {"generic", "avx2", "avx512", "amx"};
-
-Tier detect() {
-  Tier best = kGeneric;
-#if defined(__x86_64__)
-  __builtin_cpu_init();
+// What was compiled, the best last.
+constexpr Tier kTiers[] = {
+    {"generic", engine_generic, false, [] { return true; }},
 #ifdef MASKATTN_HAVE_AVX2
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-    best = kAvx2;
+    {"avx2", engine_avx2, false,
+     [] {
+       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+     }},
 #endif
 #ifdef MASKATTN_HAVE_AVX512
-  if (best == kAvx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    best = kAvx512;
+    {"avx512", engine_avx512, false,
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+     }},
+#endif
+#ifdef MASKATTN_HAVE_AVX512_BF16
+    {"avx512_bf16", engine_avx512_bf16, true, [] { return bool(__builtin_cpu_supports("avx512bf16")); }},
 #endif
 #ifdef MASKATTN_HAVE_AMX
-  if (best == kAvx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("amx-tile") &&
-      __builtin_cpu_supports("amx-bf16") && request_amx())
-    best = kAmx;
+    {"amx", engine_amx, true,
+     [] { return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && request_amx(); }},
 #endif
+};
+
+// How many tiers run on this CPU.
+int count_tiers() {
+#ifdef __x86_64__
+  __builtin_cpu_init();
 #endif
-  return best;
+  int count = 0;
+  while (count < std::ssize(kTiers) && kTiers[count].runs_here()) ++count;
+  return count;
 }
 
-Tier current_tier() {
-  static const Tier best = detect();
+const Tier* current_tier() {
+  static const int count = count_tiers();
   const char* asked = std::getenv("MASKATTN_CPU_TIER");
-  if (asked == nullptr || *asked == '\0') return best;
-  for (int t = kGeneric; t <= best; ++t)
-    if (std::string(asked) == kNames[t]) return static_cast<Tier>(t);
-  std::string offered = kNames[0];
-  for (int t = 1; t <= best; ++t) offered += std::string(", ") + kNames[t];
+  if (asked == nullptr || *asked == '\0') return &kTiers[count - 1];
+  std::string offered;
+  for (int t = 0; t < count; ++t) {
+    if (std::string(asked) == kTiers[t].name) return &kTiers[t];
+    offered += std::string(t == 0 ? "" : ", ") + kTiers[t].name;
+  }
   throw std::runtime_error("MASKATTN_CPU_TIER: expected " + offered + " on this CPU with this build, got '" +
                            asked + "'");
 }
 
 }  // namespace
 
-const char* cpu_tier() { return kNames[current_tier()]; }
+const char* cpu_tier() { return current_tier()->name; }
 
 const Engine& choose_engine(DType dtype) {
-  const Tier tier = current_tier();
-#ifdef MASKATTN_HAVE_AMX
-  if (tier == kAmx && dtype == DType::kBFloat16) return engine_amx;
-#endif
-#ifdef MASKATTN_HAVE_AVX512
-  if (tier >= kAvx512) return engine_avx512;
-#endif
-#ifdef MASKATTN_HAVE_AVX2
-  if (tier >= kAvx2) return engine_avx2;
-#endif
-  (void)tier, (void)dtype;
-  return engine_generic;
+  const Tier* tier = current_tier();
+  while (tier->bfloat16_only && dtype != DType::kBFloat16) --tier;
+  return tier->engine;
 }
 
 }  // namespace maskattn

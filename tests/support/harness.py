@@ -44,12 +44,13 @@ class Target:
         return None if record.available else "; ".join(record.reasons)
 
 
-# AMX is used for bfloat16 only, so its other dtypes are the AVX-512 rows.
+# These multiply bfloat16 only: their other dtypes are the AVX-512 rows.
+BFLOAT16_TIERS = ("avx512_bf16", "amx")
 TARGETS = [Target("reference", dtype) for dtype in (torch.float64, *FLOATS)]
 TARGETS += [
     Target("cpu", dtype, tier) for tier in ("generic", "avx2", "avx512") for dtype in FLOATS
 ]
-TARGETS += [Target("cpu", torch.bfloat16, "amx")]
+TARGETS += [Target("cpu", torch.bfloat16, tier) for tier in BFLOAT16_TIERS]
 # The Triton kernels need a GPU, or TRITON_INTERPRET=1: `make test` runs pytest once more with it.
 TRITON_DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 TRITON_TARGETS = [
@@ -66,7 +67,7 @@ TARGETS += CUDA_TARGETS
 # One dtype a tier, for what does not depend on rounding.
 ONE_DTYPE_TARGETS = [Target("reference", torch.float32)]
 ONE_DTYPE_TARGETS += [Target("cpu", torch.float32, tier) for tier in ("generic", "avx2", "avx512")]
-ONE_DTYPE_TARGETS += [Target("cpu", torch.bfloat16, "amx")]
+ONE_DTYPE_TARGETS += [Target("cpu", torch.bfloat16, tier) for tier in BFLOAT16_TIERS]
 ONE_DTYPE_TARGETS += [t for t in TRITON_TARGETS[:1] if t.device == "cpu"]
 
 

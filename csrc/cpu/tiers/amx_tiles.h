@@ -17,6 +17,7 @@
 
 #include "../engine.h"
 #include "../integers.h"
+#include "bf16.h"
 #include "gemm.h"
 
 namespace maskattn {
@@ -100,9 +101,8 @@ inline void gather_tiles(const Slice& src, const TokenList& tokens, int64_t begi
     uint16_t* dst = tiles + (i / 16 * depth_tiles) * kTile + i % 16 * 32;
     for (int64_t c = 0; c < depth_tiles; ++c) {
       const int64_t left = i < count ? head_dim - c * 32 : 0;
-      const __mmask32 valid = left >= 32 ? ~__mmask32{0} : left <= 0 ? 0 : (__mmask32{1} << left) - 1;
-      const void* at = valid ? src.row(tokens[begin + i]) + c * 64 : nullptr;
-      _mm512_store_si512(dst + c * kTile, _mm512_maskz_loadu_epi16(valid, at));
+      const void* at = left > 0 ? src.row(tokens[begin + i]) + c * 64 : nullptr;
+      _mm512_store_si512(dst + c * kTile, load_bf16(at, left));
     }
   }
 }
@@ -112,11 +112,6 @@ inline void transpose_tiles(int64_t tiles, const uint16_t* src, uint16_t* dst) {
   for (int64_t t = 0; t < tiles; ++t)
     transpose_tile(reinterpret_cast<const float*>(src + t * kTile), 16, reinterpret_cast<float*>(dst + t * kTile),
                    16);
-}
-
-// (even[i], odd[i]) pairs of 16 bf16 each.
-inline __m512i interleave(__m256i even, __m256i odd) {
-  return _mm512_or_si512(_mm512_cvtepu16_epi32(even), _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
 }
 
 // A tiles (row tile, depth tile) -> pair-interleaved tiles (row chunk of 32, column tile of 16).
@@ -129,11 +124,6 @@ inline void interleave_tiles(int64_t rows, int64_t depth_tiles, const uint16_t* 
         _mm512_store_si512(out, interleave(_mm256_load_si256(reinterpret_cast<const __m256i*>(even)),
                                            _mm256_load_si256(reinterpret_cast<const __m256i*>(even + 32))));
       }
-}
-
-// 32 fp32 to 32 bf16, in order, rounded to nearest even.
-inline __m512i to_bf16(__m512 low, __m512 high) {
-  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
 }
 
 }  // namespace

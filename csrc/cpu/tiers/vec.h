@@ -27,8 +27,17 @@ typedef int32_t IVec __attribute__((vector_size(MASKATTN_VECTOR_BYTES)));
 typedef uint32_t UVec __attribute__((vector_size(MASKATTN_VECTOR_BYTES)));
 typedef float UnalignedVec __attribute__((vector_size(MASKATTN_VECTOR_BYTES), aligned(4), may_alias));
 
-inline Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
-inline void store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
+// A vector of floats or of other 32-bit values, moved bit by bit.
+template <class T>
+inline Vec load(const T* p) {
+  static_assert(sizeof(T) == 4);
+  return *reinterpret_cast<const UnalignedVec*>(p);
+}
+template <class T>
+inline void store(T* p, Vec v) {
+  static_assert(sizeof(T) == 4);
+  *reinterpret_cast<UnalignedVec*>(p) = v;
+}
 inline Vec splat(float x) { return x - Vec{}; }
 
 inline Vec as_float(IVec v) { return reinterpret_cast<Vec>(v); }
