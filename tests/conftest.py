@@ -13,7 +13,13 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 import pytest
 import torch
 import torch.utils.deterministic
-from harness import ONE_DTYPE_TARGETS, Target, activate
+from harness import ONE_DTYPE_TARGETS, Target, activate, untested_tiers
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says which CPU tiers no test has run: a green run says nothing about them."""
+    for tier, reason in untested_tiers().items():
+        terminalreporter.write_line(f"CPU tier not tested here: {tier}. {reason}", yellow=True)
 
 
 @pytest.fixture(autouse=True)

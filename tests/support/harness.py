@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Runs a case on a target (backend, instruction-set tier, dtype) and proves that it ran there."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -44,12 +46,11 @@ class Target:
         return None if record.available else "; ".join(record.reasons)
 
 
+VECTOR_TIERS = ("generic", "avx2", "avx512")
 # These multiply bfloat16 only: their other dtypes are the AVX-512 rows.
 BFLOAT16_TIERS = ("avx512_bf16", "amx")
 TARGETS = [Target("reference", dtype) for dtype in (torch.float64, *FLOATS)]
-TARGETS += [
-    Target("cpu", dtype, tier) for tier in ("generic", "avx2", "avx512") for dtype in FLOATS
-]
+TARGETS += [Target("cpu", dtype, tier) for tier in VECTOR_TIERS for dtype in FLOATS]
 TARGETS += [Target("cpu", torch.bfloat16, tier) for tier in BFLOAT16_TIERS]
 # The Triton kernels need a GPU, or TRITON_INTERPRET=1: `make test` runs pytest once more with it.
 TRITON_DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
@@ -66,9 +67,20 @@ CUDA_TARGETS = [
 TARGETS += CUDA_TARGETS
 # One dtype a tier, for what does not depend on rounding.
 ONE_DTYPE_TARGETS = [Target("reference", torch.float32)]
-ONE_DTYPE_TARGETS += [Target("cpu", torch.float32, tier) for tier in ("generic", "avx2", "avx512")]
+ONE_DTYPE_TARGETS += [Target("cpu", torch.float32, tier) for tier in VECTOR_TIERS]
 ONE_DTYPE_TARGETS += [Target("cpu", torch.bfloat16, tier) for tier in BFLOAT16_TIERS]
 ONE_DTYPE_TARGETS += [t for t in TRITON_TARGETS[:1] if t.device == "cpu"]
+
+
+def untested_tiers() -> dict[str, str]:
+    """The CPU tiers whose tests are skipped here, each with the reason."""
+    reasons = {}
+    for tier in VECTOR_TIERS + BFLOAT16_TIERS:
+        with patch.dict(os.environ, MASKATTN_CPU_TIER=tier):
+            reason = Target("cpu", torch.bfloat16, tier).missing()
+        if reason:
+            reasons[tier] = reason
+    return reasons
 
 
 def activate(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:

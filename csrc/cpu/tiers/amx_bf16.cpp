@@ -5,7 +5,7 @@
 // Scores lie as S[query][key]. Rows of a block are padded to 32 with zeros; a padded key has bias -inf and so
 // weight 0. Forward, 64 queries at a time against blocks of 128 keys (FlashAttention): a row of scores fits 8
 // vector registers, so scale, bias, maximum, exponential, sum and rounding to bf16 read it once. Backward as in
-// fp32_tier.cpp, with dK and dV kept transposed: dV^T[d][key] += dO^T[d][query] P[query][key], where P needs
+// vector_tier.cpp, with dK and dV kept transposed: dV^T[d][key] += dO^T[d][query] P[query][key], where P needs
 // only its neighbouring rows interleaved.
 #include "amx_tiles.h"
 #include "rows.h"
@@ -60,7 +60,7 @@ void pack_keys(const PackKeysBlock& block) {
 // ---- forward ----
 
 struct RowSoftmax {
-  float max[kForwardQ];  // in use; moves only when exceeded by 2^kSlack, see OnlineSoftmax in fp32_tier.cpp
+  float max[kForwardQ];  // in use; moves only when exceeded by 2^kSlack, see OnlineSoftmax in vector_tier.cpp
   alignas(64) float sum[kForwardQ][16];
 };
 
