@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from maskattn_kernels.segmentation.data.coco import CocoPanoptic
 from maskattn_kernels.segmentation.data.coco_format import (
     PanopticWriter,
     ids_from_rgb,
     instance_results,
     labels_from_segments,
 )
+from maskattn_kernels.segmentation.data.coco_panoptic import CocoPanoptic
 from maskattn_kernels.segmentation.data.command import main
 from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes
 from maskattn_kernels.segmentation.data.sample import VOID
@@ -158,8 +158,9 @@ def test_segments_say_what_the_picture_shows(tmp_path: Path) -> None:
         assert (x, y) == (columns.min(), rows.min())
         assert (x + width - 1, y + height - 1) == (columns.max(), rows.max())
         assert ("score" in segment) == DigitScenes.classes.is_thing[segment["category_id"]]
-    semantic, _ = labels_from_segments(ids, segments, DigitScenes.classes)
+    semantic, _, unseen = labels_from_segments(ids, segments, DigitScenes.classes)
     np.testing.assert_array_equal(semantic, scene.semantic)
+    assert not unseen
 
 
 def test_results_hold_the_masks() -> None:

@@ -8,15 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from maskattn_kernels.segmentation.data.ade20k_classes import ADE20K_CLASSES
+from maskattn_kernels.segmentation.data.coco_file import (
+    is_thing,
+    read_json,
+    rows_of,
+    text,
+    whole_number,
+)
 from maskattn_kernels.segmentation.data.coco_format import ids_from_rgb
 from maskattn_kernels.segmentation.data.errors import DataError
-from maskattn_kernels.segmentation.data.images import (
-    folder,
-    image_files,
-    read_image,
-    read_labels,
-)
-from maskattn_kernels.segmentation.data.label_maps import labelled, map_ids, matched, read_json
+from maskattn_kernels.segmentation.data.files import composed, folder, image_files
+from maskattn_kernels.segmentation.data.images import read_image, read_labels
+from maskattn_kernels.segmentation.data.label_maps import labelled, map_ids, matched
 from maskattn_kernels.segmentation.data.sample import VOID, Sample
 
 __all__ = ["ADE20K"]
@@ -100,13 +103,12 @@ def _colors(path: Path) -> np.ndarray:
 def _thing_segments(path: Path) -> dict[str, list[int]]:
     """Ids of the segments of thing classes, by image name."""
     content = read_json(path, ("annotations", "categories"))
-    try:
-        things = {row["id"] for row in content["categories"] if row["isthing"]}
-        return {
-            Path(row["file_name"]).stem: [
-                s["id"] for s in row["segments_info"] if s["category_id"] in things
-            ]
-            for row in content["annotations"]
-        }
-    except KeyError as missing:
-        raise DataError(f"{path}: an entry has no {missing}") from None
+    things = {whole_number(path, row, "id") for row in content["categories"] if is_thing(path, row)}
+    return {
+        composed(Path(text(path, row, "file_name")).stem): [
+            whole_number(path, segment, "id")
+            for segment in rows_of(path, row, "segments_info")
+            if whole_number(path, segment, "category_id") in things
+        ]
+        for row in content["annotations"]
+    }

@@ -8,12 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from maskattn_kernels.segmentation.data.errors import DataError
-from maskattn_kernels.segmentation.data.images import (
-    folder,
-    image_files,
-    read_image,
-    read_labels,
-)
+from maskattn_kernels.segmentation.data.files import folder, image_files
+from maskattn_kernels.segmentation.data.images import read_image, read_labels
 from maskattn_kernels.segmentation.data.label_maps import labelled, map_ids, matched
 from maskattn_kernels.segmentation.data.sample import VOID, Sample
 from maskattn_kernels.segmentation.data.street_classes import (

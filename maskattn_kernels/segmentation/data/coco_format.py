@@ -100,11 +100,12 @@ def segments_of(
 
 def labels_from_segments(
     ids: np.ndarray, segments: Sequence[dict[str, Any]], classes: Classes
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """The reverse of `segments_of`: labels of ``ids`` and their ``segments``; crowds become void.
 
     Returns:
-        semantic uint8 (H,W) and instance int32 (H,W); objects are counted from 1.
+        semantic uint8 (H,W) and instance int32 (H,W), objects counted from 1; and the ids of the
+        segments that have no pixel.
 
     Raises:
         KeyError: a category that `classes` does not have, or an id in the picture that
@@ -122,7 +123,8 @@ def labels_from_segments(
     present, places = np.unique(ids, return_inverse=True)
     table = np.array([known[int(number)] for number in present])
     labels = table[places.reshape(ids.shape)]
-    return labels[..., 0].astype(np.uint8), labels[..., 1].astype(np.int32)
+    unseen = sorted(known.keys() - {0} - set(present.tolist()))
+    return labels[..., 0].astype(np.uint8), labels[..., 1].astype(np.int32), unseen
 
 
 class PanopticWriter:

@@ -9,12 +9,8 @@ from typing import Any
 import yaml
 
 from maskattn_kernels.segmentation.data.errors import DataError
-from maskattn_kernels.segmentation.data.images import (
-    folder,
-    image_files,
-    read_image,
-    read_labels,
-)
+from maskattn_kernels.segmentation.data.files import folder, image_files
+from maskattn_kernels.segmentation.data.images import read_image, read_labels
 from maskattn_kernels.segmentation.data.label_maps import (
     labelled,
     map_ids,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,22 +14,19 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.data.files import folder, image_files, passed_over
 from maskattn_kernels.segmentation.data.pixels import orientation, rgb_pixels
 from maskattn_kernels.segmentation.data.sample import Classes, Sample
 
 __all__ = [
-    "IMAGE_ENDINGS",
     "ImageFiles",
     "count_frames",
-    "folder",
-    "image_files",
     "read_frames",
     "read_image",
     "read_labels",
     "turned_hint",
 ]
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 MAX_PIXELS = 100_000_000
 """Larger images are refused: they are mistakes, or made to fill the memory."""
 _FILMS = ("GIF", "PNG", "WEBP", "AVIF", "TIFF")  # the second picture of others is a thumbnail
@@ -187,48 +184,15 @@ def _check_size(picture: Image.Image, path: Path) -> None:
         )
 
 
-def folder(path: Path, layout: str) -> Path:
-    """The path, if it is a folder.
-
-    Args:
-        path: that must be there.
-        layout: the files that the data set must have, for the error.
-
-    Raises:
-        DataError: it is not there, or no folder.
-    """
-    if not path.is_dir():
-        what = "is no folder" if path.exists() else "no such folder"
-        raise DataError(f"{path}: {what}; expected the layout {layout}")
-    return path
-
-
-def image_files(where: Path, endings: Iterable[str] = IMAGE_ENDINGS) -> dict[str, Path]:
-    """The files with one of ``endings`` right in the folder ``where``, by name, sorted.
-
-    Raises:
-        DataError: none, or two of one name (a.jpg and a.png).
-    """
-    found: dict[str, Path] = {}
-    known = tuple(endings)
-    for path in sorted(where.iterdir()):
-        if path.suffix.lower() in known and not path.name.startswith("."):
-            if path.stem in found:
-                raise DataError(
-                    f"{where}: two files named {path.stem}: {found[path.stem].name} and {path.name}"
-                )
-            found[path.stem] = path
-    if not found:
-        raise DataError(f"{where}: no images there (files ending in {' '.join(known)})")
-    return found
-
-
 class ImageFiles:
     """Images without labels: one file, or all of a folder.
 
     Args:
         path: of an image or of a folder of images.
         classes: passed on.
+
+    Attributes:
+        notes: on the files of the folder that are passed over.
 
     Raises:
         DataError: nothing there, or no image.
@@ -237,10 +201,12 @@ class ImageFiles:
     def __init__(self, path: Path, classes: Classes) -> None:
         path = Path(path)
         self.classes = classes
+        self.notes: tuple[str, ...] = ()
         if path.is_file():
             self._files = [(path.stem, path)]
         else:
             self._files = list(image_files(folder(path, "of images, or give one image")).items())
+            self.notes = passed_over(path)
 
     def __len__(self) -> int:
         return len(self._files)

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +12,7 @@ from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.images import turned_hint
 from maskattn_kernels.segmentation.data.sample import Classes, Sample
 
-__all__ = ["labelled", "map_ids", "matched", "palette", "read_json", "share_out"]
+__all__ = ["labelled", "map_ids", "matched", "palette", "share_out"]
 
 
 def matched(
@@ -124,26 +122,6 @@ def labelled(
     if instance is not None:
         instance = np.where(np.isin(semantic, classes.things), instance, 0).astype(np.int32)
     return Sample(name, image, semantic, instance)
-
-
-def read_json(path: Path, lists: tuple[str, ...]) -> dict[str, Any]:
-    """The COCO JSON at ``path``, which has these ``lists``.
-
-    Raises:
-        DataError: missing, no JSON, or without one of them.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path}: cannot be read as JSON ({reason})") from None
-    for key in lists:
-        rows = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise DataError(f"{path}: expected a list of objects named {key!r}")
-    return content
 
 
 def palette(count: int) -> tuple[tuple[int, int, int], ...]:

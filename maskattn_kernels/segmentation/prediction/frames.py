@@ -12,9 +12,9 @@ from types import ModuleType
 import numpy as np
 
 from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.data.files import image_files
 from maskattn_kernels.segmentation.data.images import (
     count_frames,
-    image_files,
     read_frames,
     read_image,
 )
