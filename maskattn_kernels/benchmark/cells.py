@@ -20,6 +20,7 @@ from maskattn_kernels.benchmark.peers import (
 )
 from maskattn_kernels.benchmark.rows import Row
 from maskattn_kernels.benchmark.timing import captured, fastest, race
+from maskattn_kernels.common.text import first_line
 
 __all__ = ["measure", "peer_memory", "pick"]
 
@@ -143,7 +144,7 @@ def add_graphs(
         try:
             graphs[name] = captured(call)
         except RuntimeError as error:
-            rows[name]["graph"] = str(error).strip().splitlines()[0][:120]
+            rows[name]["graph"] = first_line(error)[:120]
     times = race(graphs, seconds, focus=(OURS.name,), device="cuda")
     for name in graphs:
         rows[name]["graph"] = asdict(times.timing(name))

@@ -18,6 +18,7 @@ from maskattn_kernels.benchmark.cases import FORWARD, TRAIN, Case, make_inputs
 from maskattn_kernels.benchmark.check import WrongResult, check, oracle
 from maskattn_kernels.benchmark.peers import make_call
 from maskattn_kernels.benchmark.timing import race
+from maskattn_kernels.common.text import first_line
 from maskattn_kernels.functional import masked_attention
 
 __all__ = ["HEAD_DIMS", "Ranking", "candidates", "measure_tiles", "tune_tiles"]
@@ -119,7 +120,7 @@ def measure_tiles(
         except WrongResult as wrong:
             failed[tile] = f"wrong result: {wrong}"
         except Exception as error:  # compilers' and drivers' errors have many types
-            failed[tile] = str(error).strip().splitlines()[0][:100]
+            failed[tile] = first_line(error)[:100]
         else:
             runs[name] = with_tile
     times = race(runs, 0.02 * len(runs), device=case.device) if runs else None

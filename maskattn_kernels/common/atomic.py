@@ -8,6 +8,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from maskattn_kernels.common.text import one_line
+
 __all__ = ["WriteError", "replace_file"]
 
 
@@ -44,6 +46,6 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     except Exception as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        reason = getattr(error, "strerror", None) or one_line(error)
         old = "; the one from before is still good" if path.exists() else ""
         raise WriteError(f"cannot write {path}: {reason}{old}") from error

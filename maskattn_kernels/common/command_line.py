@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 
 import torch
 
+from maskattn_kernels.common.text import first_line
+
 __all__ = [
     "CommandError",
     "Parser",
@@ -131,5 +133,5 @@ def torch_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"device: {name!r} cannot be used here: {reason}") from None

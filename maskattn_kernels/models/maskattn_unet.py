@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskattn_kernels.common.text import quoted
 from maskattn_kernels.models.blocks import ConvBlock, Down, Up
 from maskattn_kernels.nn import (
     AttentionCore,
@@ -173,8 +174,7 @@ class MaskAttnUNet(nn.Module):
             1417606
         """
         if name not in PRESETS:
-            names = ", ".join(f'"{known}"' for known in PRESETS)
-            raise ValueError(f"name: expected one of {names}, got {name!r}")
+            raise ValueError(f"name: expected one of {quoted(PRESETS)}, got {name!r}")
         return cls(**{**PRESETS[name], **arguments})
 
     @property

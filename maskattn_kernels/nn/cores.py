@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskattn_kernels.common.text import quoted
 from maskattn_kernels.functional import masked_attention
 from maskattn_kernels.token_index import TokenIndex, with_heads
 
@@ -228,7 +229,7 @@ def make_core(core: str | AttentionCore, backend: str | None = None) -> Attentio
     """
     if not isinstance(core, (str, AttentionCore)):
         raise TypeError(
-            f"core: expected one of {_names()} or an AttentionCore, got {type(core).__name__}"
+            f"core: expected one of {quoted(_CORES)} or an AttentionCore, got {type(core).__name__}"
         )
     if core == "sparse":
         return SparseAttentionCore(backend)
@@ -237,7 +238,9 @@ def make_core(core: str | AttentionCore, backend: str | None = None) -> Attentio
     if isinstance(core, AttentionCore):
         return core
     if core not in _CORES:
-        raise ValueError(f"core: expected one of {_names()} or an AttentionCore, got {core!r}")
+        raise ValueError(
+            f"core: expected one of {quoted(_CORES)} or an AttentionCore, got {core!r}"
+        )
     return _CORES[core]()
 
 
@@ -247,10 +250,6 @@ _CORES: dict[str, type[AttentionCore]] = {
     "sdpa": SDPAAttentionCore,
     "identity": IdentityAttentionCore,
 }
-
-
-def _names() -> str:
-    return ", ".join(f'"{name}"' for name in _CORES)
 
 
 def _as_bool(mask: Mask) -> Tensor:

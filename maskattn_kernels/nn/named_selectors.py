@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """`make_selector`: selectors by name, as configs give them."""
 
+from maskattn_kernels.common.text import quoted
 from maskattn_kernels.nn.gumbel_selectors import GumbelSelector, GumbelTopKSelector
 from maskattn_kernels.nn.score_selectors import LocalTopKSelector, ThresholdSelector, TopKSelector
 from maskattn_kernels.nn.selectors import RandomSelector, Selector
@@ -42,6 +43,5 @@ def make_selector(
         "gumbel": GumbelSelector,
     }
     if name not in learned:
-        names = ", ".join(f'"{known}"' for known in SELECTORS)
-        raise ValueError(f"selector: expected one of {names}, got {name!r}")
+        raise ValueError(f"selector: expected one of {quoted(SELECTORS)}, got {name!r}")
     return learned[name](keep, min_keep=min_keep)

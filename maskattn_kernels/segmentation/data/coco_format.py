@@ -77,9 +77,7 @@ def segments_of(
     Returns:
         int32 (H,W) ids from 1, 0 = no segment; and the list ``segments_info``.
     """
-    is_thing = np.zeros(256, dtype=bool)
-    is_thing[list(classes.things)] = True
-    thing = is_thing[semantic]
+    thing = classes.where_things(semantic)
     valid = (semantic != VOID) & (~thing | (instance > 0))
     key = np.where(valid, semantic + 256 * (np.where(thing, instance, 0).astype(np.int64) + 1), 0)
     keys, ids = np.unique(key, return_inverse=True)

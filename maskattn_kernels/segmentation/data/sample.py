@@ -38,6 +38,18 @@ class Classes:
         """Numbers of the classes whose objects are counted."""
         return tuple(number for number, thing in enumerate(self.is_thing) if thing)
 
+    def where_things(self, semantic: np.ndarray) -> np.ndarray:
+        """bool, in the shape of ``semantic`` (class numbers or `VOID`): where the class is a thing.
+
+        Example:
+            >>> classes = Classes(("sky", "car"), (False, True), ((0, 0, 255), (255, 0, 0)), (1, 2))
+            >>> classes.where_things(np.array([0, 1, VOID]))
+            array([False,  True, False])
+        """
+        table = np.zeros(VOID + 1, dtype=bool)
+        table[list(self.things)] = True
+        return table[semantic]
+
 
 @dataclass(frozen=True)
 class Sample:

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from maskattn_kernels.common.atomic import replace_file
+from maskattn_kernels.common.text import one_line
 from maskattn_kernels.segmentation.data.sample import Classes
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 
@@ -137,8 +138,9 @@ class Checkpoint:
             size = int(described["size"])
             metrics = {str(k): float(v) for k, v in described["metrics"].items()}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"{file}: not saved by save_pretrained ({reason})") from None
+            raise CheckpointError(
+                f"{file}: not saved by save_pretrained ({one_line(error)})"
+            ) from None
         try:
             network.load_state_dict(tensors)
         except RuntimeError as error:
@@ -163,8 +165,7 @@ class Checkpoint:
                 self.save_pretrained(folder)
                 done = huggingface_hub.upload_folder(repo_id=repo, folder_path=folder, token=token)
         except (HfHubHTTPError, HFValidationError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise RuntimeError(f"push_to_hub({repo!r}): {reason}") from None
+            raise RuntimeError(f"push_to_hub({repo!r}): {one_line(error)}") from None
         return str(done)
 
 
@@ -183,7 +184,7 @@ def _weights_file(source: str | Path) -> Path:
     try:
         return Path(huggingface_hub.hf_hub_download(str(source), WEIGHTS))
     except Exception as error:  # many kinds: no network, no such repository, no rights
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise CheckpointError(
             f"{source}: no such folder, and the hub does not give it ({reason})"
         ) from None

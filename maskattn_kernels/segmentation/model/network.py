@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskattn_kernels.common.text import quoted
 from maskattn_kernels.models import PRESETS, MaskAttnUNet
 from maskattn_kernels.models.maskattn_unet import Masks
 from maskattn_kernels.nn import Selection
@@ -200,11 +201,9 @@ _REACH = 16.0  # pixels per unit of the last convolution: offsets start at the s
 
 def _check(classes: Any, things: tuple[int, ...], task: Any, preset: Any, embedding: Any) -> None:
     if task not in TASKS:
-        names = ", ".join(f'"{known}"' for known in TASKS)
-        raise ValueError(f"task: expected one of {names}, got {task!r}")
+        raise ValueError(f"task: expected one of {quoted(TASKS)}, got {task!r}")
     if preset not in PRESETS:
-        names = ", ".join(f'"{known}"' for known in PRESETS)
-        raise ValueError(f"preset: expected one of {names}, got {preset!r}")
+        raise ValueError(f"preset: expected one of {quoted(PRESETS)}, got {preset!r}")
     if isinstance(classes, bool) or not isinstance(classes, int) or not 1 <= classes <= 255:
         raise ValueError(f"classes: expected an int from 1 to 255, got {classes!r}")
     if any(not 0 <= thing < classes for thing in things) or len(set(things)) < len(things):

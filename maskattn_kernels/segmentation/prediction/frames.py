@@ -11,6 +11,7 @@ from types import ModuleType
 
 import numpy as np
 
+from maskattn_kernels.common.text import first_line
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.files import image_files
 from maskattn_kernels.segmentation.data.images import (
@@ -141,5 +142,4 @@ def _with_imageio(path: Path) -> Iterator[Frame]:
         for number, picture in enumerate(v3.imiter(path)):
             yield Frame(f"{path.stem}-{number:06d}", partial(np.asarray, picture[..., :3]))
     except (ImportError, OSError) as error:  # no plugin of imageio's takes it
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path}: {hint} (imageio: {reason})") from None
+        raise DataError(f"{path}: {hint} (imageio: {first_line(error)})") from None

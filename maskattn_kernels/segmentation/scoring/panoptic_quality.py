@@ -56,9 +56,7 @@ class ClassQuality(PanopticQuality):
     def _segments(self, maps: np.ndarray) -> np.ndarray:
         """One number for each segment (H,W): class * 2**32 + object; `VOID` * 2**32 for void."""
         semantic, instance = maps[..., 0], maps[..., 1]
-        thing = np.zeros(256, dtype=bool)
-        thing[list(self.classes.things)] = True
-        counted = thing[semantic]
+        counted = self.classes.where_things(semantic)
         classes = np.where(counted & (instance == 0), VOID, semantic).astype(np.int64)
         return classes * _OBJECTS + np.where(counted, instance, 0)
 

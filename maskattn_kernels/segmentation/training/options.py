@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+from maskattn_kernels.common.text import one_line
 from maskattn_kernels.segmentation.data.arguments import add_data_arguments
 from maskattn_kernels.segmentation.data.batches import Batches
 from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
@@ -125,7 +126,7 @@ def parse(argv: Sequence[str]) -> Namespace:
             parser.set_defaults(defaults)
             config = parser.parse_args(argv)
     except argparse.ArgumentError as error:
-        raise ConfigError(_one_line(str(error))) from None
+        raise ConfigError(_plain(error)) from None
     _check(config)
     config.data.name = given.data or config.data.name
     config.data.root = given.root or config.data.root
@@ -198,8 +199,8 @@ def _check(config: Namespace) -> None:
     config.val_every = min(config.val_every, config.steps)
 
 
-def _one_line(text: str) -> str:
-    text = " ".join(text.split())
-    text = re.sub(r"<class '(\w+)'>", r"\1", text)
+def _plain(error: argparse.ArgumentError) -> str:
+    """What the parsers say, in the words of this package."""
+    text = re.sub(r"<class '(\w+)'>", r"\1", one_line(error))
     text = re.sub(r'^Parser key "([\w.]+)": ', r"\1: ", text)
     return re.sub(r": Expected an? (\w+)\. Got value: ", r": expected \1, got ", text)
