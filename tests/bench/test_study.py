@@ -10,7 +10,7 @@ import pytest
 from repository import ROOT
 
 from maskattn_kernels.benchmark.pages import fill
-from maskattn_kernels.segmentation.training.options import parse
+from maskattn_kernels.segmentation.training.options import parse, to_yaml
 
 STUDY = ROOT / "bench" / "study"
 MODULES = ("plan", "records", "tables", "study")
@@ -124,6 +124,17 @@ def test_a_config_comes_back_from_its_differences(records):
     del config["optimizer"]["lr"]
     with pytest.raises(ValueError, match=r"^the config has no optimizer\.lr"):
         records.differences(config)
+
+
+@recorded
+def test_the_config_that_train_saves_can_be_recorded(plan, records):
+    """Otherwise a run would be lost after its training."""
+    run = plan.Run("gumbel-topk-q+k-0.25", 1, "30-labelled")
+    config = records.yaml.safe_load(to_yaml(parse(run.options)))
+    found = records.differences(config)
+    assert found["network.selector"] == "gumbel-topk" and found["data.limit"] == 30
+    record = {"run": run.name, "seed": 1, "config": found}
+    assert records.config_of(record) == config | {"out": f"out/study/{run.name}"}
 
 
 def test_a_finished_run_is_not_trained_again(modules, records, monkeypatch, capsys):
