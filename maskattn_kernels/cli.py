@@ -41,18 +41,18 @@ COMMANDS = {
     ),
     "check-data": Command(
         "segmentation.data.command",
-        "segmentation",
+        "train",
         "look at a data set: what it holds, and whether it can be used",
     ),
     "train": Command(
-        "segmentation.training.command", "segmentation", "train a network that segments images"
+        "segmentation.training.command", "train", "train a network that segments images"
     ),
     "eval": Command(
-        "segmentation.scoring.command", "segmentation", "score a trained network on labelled images"
+        "segmentation.scoring.command", "train", "score a trained network on labelled images"
     ),
     "predict": Command(
         "segmentation.prediction.command",
-        "segmentation",
+        "predict",
         "segment images, a folder, a video or a camera",
     ),
 }
@@ -80,10 +80,9 @@ def run(command: Command, argv: Sequence[str]) -> int:
         CommandError: a package is not installed that an extra brings.
     """
     try:
-        module = importlib.import_module(f"maskattn_kernels.{command.module}")
-    except ModuleNotFoundError as error:
+        return importlib.import_module(f"maskattn_kernels.{command.module}").main(argv)
+    except ModuleNotFoundError as error:  # some are imported only when they are needed
         raise CommandError(f"cannot run: {missing_package(error, command.extra)}") from None
-    return module.main(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -30,8 +30,8 @@ from maskattn_kernels.benchmark.machine import machine_facts
 from maskattn_kernels.benchmark.memory import in_fresh_process, peak_growth
 from maskattn_kernels.benchmark.rows import Results, save
 from maskattn_kernels.benchmark.timing import race
+from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.data.batches import Batches
-from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.model.losses import SegmentationLoss
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.prediction.command import predict

@@ -31,8 +31,8 @@ from maskattn_kernels.benchmark.pages import fill
 def train_one(run: Run) -> None:
     """Train and score a run in this process, and add its results to the table."""
     from maskattn_kernels.benchmark.machine import git_commit, machine_facts
+    from maskattn_kernels.segmentation.checkpoints import Checkpoint
     from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes
-    from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
     from maskattn_kernels.segmentation.scoring.command import evaluate
     from maskattn_kernels.segmentation.training.command import train
     from maskattn_kernels.segmentation.training.options import parse

@@ -117,7 +117,7 @@ def writable_folder(name: str | Path) -> Path:
     return path
 
 
-def torch_device(name: str) -> torch.device:
+def torch_device(name: str | torch.device) -> torch.device:
     """A device by its name; "auto" is a GPU where there is one.
 
     Raises:

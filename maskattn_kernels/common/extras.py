@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The packages that extras bring, and the line about one that is missing."""
 
-__all__ = ["IMPORT_NAMES", "missing_package"]
+from importlib import import_module
+from typing import Any
+
+__all__ = ["IMPORT_NAMES", "import_attribute", "missing_package"]
 
 #: Distribution, as pyproject.toml names it, to the name that it is imported by. A test compares the
 #: two lists.
@@ -41,3 +44,25 @@ def missing_package(error: ModuleNotFoundError, extra: str) -> str:
     if package not in IMPORT_NAMES.values():
         raise error
     return f"{package} is not installed; pip install 'maskattn_kernels[{extra}]'"
+
+
+def import_attribute(place: str, extra: str) -> Any:
+    """Import what is at "module:attribute".
+
+    Args:
+        place: full name of the module, and the name in it.
+        extra: that brings the packages which the module imports.
+
+    Raises:
+        ModuleNotFoundError: a package is missing; the message says how to install it.
+
+    Example:
+        >>> from maskattn_kernels.common.extras import import_attribute
+        >>> import_attribute("math:pi", "train")
+        3.141592653589793
+    """
+    module, _, attribute = place.partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(missing_package(error, extra), name=error.name) from None

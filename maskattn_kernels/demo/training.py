@@ -6,17 +6,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
+from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes
-from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
-from maskattn_kernels.segmentation.prediction.command import predictions
-from maskattn_kernels.segmentation.prediction.frames import Frame
 from maskattn_kernels.segmentation.prediction.panels import draw_panel
-from maskattn_kernels.segmentation.prediction.writing import at_size
 from maskattn_kernels.segmentation.training.command import train
 from maskattn_kernels.segmentation.training.csv_log import read_log
 from maskattn_kernels.segmentation.training.options import parse
@@ -55,18 +51,7 @@ def learn(out: Path, step: Callable[[str], None]) -> Trained:
     step(f"trained {config.steps} steps on digit scenes: mIoU {scores['mIoU']:.1f}")
     checkpoint = Checkpoint.from_pretrained(out / "final")
     scenes = DigitScenes(split="val", count=PANELS)
-    samples = [scenes[i] for i in range(PANELS)]
-    source = [Frame(s.name, partial(getattr, s, "image")) for s in samples]
-    found = predictions(checkpoint, source, attended=PANELS)
-    panels = []
-    for prediction, sample in zip(found, samples, strict=True):
-        maps = (prediction.semantic, prediction.instance)
-        semantic, instance = (at_size(labels, *sample.image.shape[:2]) for labels in maps)
-        attended = prediction.attended
-        panels.append(
-            draw_panel(
-                sample.image, semantic, instance, checkpoint.classes, attended, sample.semantic
-            )
-        )
+    results = checkpoint.segment([scenes[i] for i in range(PANELS)], attended=True)
+    panels = [draw_panel(found, found.sample.semantic) for found in results]
     step("scenes predicted that it has not seen")
     return Trained(scores, read_log(out / "train.csv"), panels)

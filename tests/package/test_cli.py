@@ -199,9 +199,7 @@ def test_training_without_its_extra(monkeypatch, capsys):
     hide(monkeypatch, "pytorch_lightning", "maskattn_kernels.segmentation.training.command")
     assert cli.main(["train", "--help"]) == 1
     line = one_line(capsys)
-    assert (
-        "pytorch_lightning is not installed; pip install 'maskattn_kernels[segmentation]'" in line
-    )
+    assert "pytorch_lightning is not installed; pip install 'maskattn_kernels[train]'" in line
 
 
 def test_a_module_of_ours_that_is_missing_is_not_blamed_on_an_extra():

@@ -22,7 +22,8 @@ SOURCES = sorted(
 )
 
 # Extras whose packages the product imports; and those that only tests and tools need.
-TOLD, FOR_DEVELOPERS = ("bench", "demo", "segmentation"), ("docs", "test", "dev")
+TOLD = ("bench", "demo", "predict", "segmentation", "train")
+FOR_DEVELOPERS = ("docs", "test", "dev")
 
 # Lower layers first; a module imports only from its own layer or from lower ones.
 COMPAT = "torch_compat"
@@ -40,7 +41,14 @@ LAYERS = (
     ("cli",),
 )
 # The same for the wings of segmentation; its face, `__init__`, opens every one of them when asked.
-WINGS = (("data",), ("model",), ("infer",), ("scoring", "prediction"), ("training",))
+WINGS = (
+    ("data",),
+    ("model",),
+    ("infer",),
+    ("checkpoints",),
+    ("scoring", "prediction"),
+    ("training",),
+)
 WING_RANK = {name: rank for rank, wings in enumerate(WINGS) for name in wings}
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 # What each may import of the package besides: the public names are for those above functional.

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from segmentation_runs import CLASSES, tiny_checkpoint
 
 from maskattn_kernels.common.atomic import WriteError
-from maskattn_kernels.segmentation.model.checkpoints import (
+from maskattn_kernels.segmentation.checkpoints import (
     Checkpoint,
     CheckpointError,
     load_matching,

@@ -35,8 +35,8 @@ def test_images_are_read_as_viewers_show_them(tmp_path: Path, ending: str, turn:
     with Image.open(path) as picture:
         shown = np.array(ImageOps.exif_transpose(picture).convert("RGB"))
     np.testing.assert_array_equal(read_image(path), shown)
-    (frame,) = frames(str(path))
-    np.testing.assert_array_equal(frame.read(), shown)
+    (read,) = frames(path)
+    np.testing.assert_array_equal(read().image, shown)
     assert shown.shape[:2] == ((6, 4) if turn > 4 else (4, 6))
 
 
@@ -212,8 +212,8 @@ def test_films_have_frames_and_photographs_one(tmp_path: Path, ending: str, coun
     first.save(path, save_all=True, append_images=more, **options)
     found = list(frames(str(path)))
     names = ["a"] if count == 1 else [f"a-{n:06d}" for n in range(count)]
-    assert [frame.name for frame in found] == names
-    reds = [int(frame.read()[0, 0, 0]) for frame in found]
+    assert [read().name for read in found] == names
+    reds = [int(read().image[0, 0, 0]) for read in found]
     assert np.abs(np.array(reds) - [60, 120, 180][:count]).max() <= 2
     assert abs(int(read_image(path)[0, 0, 0]) - 60) <= 2, "a folder takes the first frame"
 
@@ -223,7 +223,7 @@ def test_thumbnails_in_a_tiff_are_no_frames(tmp_path: Path) -> None:
     first, second = pictures(2)
     second.encoderinfo = {"tiffinfo": {254: 1}}
     first.save(path, save_all=True, append_images=[second])
-    assert [frame.name for frame in frames(str(path))] == ["a"]
+    assert [read().name for read in frames(path)] == ["a"]
 
 
 def test_the_pixel_limit_holds_for_every_page(
@@ -233,9 +233,9 @@ def test_the_pixel_limit_holds_for_every_page(
     pictures(1)[0].save(path, save_all=True, append_images=[Image.new("RGB", (100, 100))])
     monkeypatch.setattr(image_files, "MAX_PIXELS", 1000)
     found = list(frames(str(path)))
-    assert found[0].read().shape == (6, 8, 3)
+    assert found[0]().image.shape == (6, 8, 3)
     with pytest.raises(DataError, match=r"a\.tif: 100 x 100 pixels; expected at most"):
-        found[1].read()
+        found[1]()
 
 
 def broken(ending: str, keep: float) -> bytes:
@@ -252,8 +252,8 @@ def test_a_film_that_breaks_off_names_its_file(tmp_path: Path, ending: str, keep
     path = tmp_path / f"a.{ending}"
     path.write_bytes(broken(ending, keep))
     with pytest.raises(DataError, match=rf"a\.{ending}: .+"):
-        for frame in frames(str(path)):
-            assert frame.read().shape == (40, 40, 3)
+        for read in frames(path):
+            assert read().image.shape == (40, 40, 3)
 
 
 def test_nothing_but_the_error_is_printed(tmp_path: Path) -> None:

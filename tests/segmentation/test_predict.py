@@ -77,7 +77,7 @@ def test_one_stream_or_two(tmp_path):
         for threads in (1, 2, 4):
             torch.set_num_threads(threads)
             source = frames(str(images))
-            found[threads] = list(predict.predictions(checkpoint, source, batch_size=2, attended=3))
+            found[threads] = list(checkpoint.segment_stream(source, batch_size=2, attended=3))
             # Threads that begin later have as many as before.
             assert list(map_ahead(lambda _: torch.get_num_threads(), [0], threads=1)) == [threads]
     finally:
@@ -95,9 +95,9 @@ def test_frames_of_a_film(tmp_path):
     pictures = [Image.new("RGB", (8, 6), color) for color in ("red", "green", "blue")]
     pictures[0].save(tmp_path / "film.gif", save_all=True, append_images=pictures[1:])
     found = list(frames(str(tmp_path / "film.gif")))
-    assert [frame.name for frame in found] == ["film-000000", "film-000001", "film-000002"]
-    assert [frame.read().reshape(-1, 3)[0].argmax() for frame in found] == [0, 1, 2]
-    assert all(frame.read().shape == (6, 8, 3) for frame in found)
+    assert [read().name for read in found] == ["film-000000", "film-000001", "film-000002"]
+    assert [read().image.reshape(-1, 3)[0].argmax() for read in found] == [0, 1, 2]
+    assert all(read().image.shape == (6, 8, 3) for read in found)
 
 
 @pytest.fixture
@@ -116,9 +116,9 @@ def video(tmp_path):
 
 
 def check_video(found, name):
-    assert [frame.name for frame in found] == [f"{name}-{number:06d}" for number in range(5)]
-    for number, frame in enumerate(found):
-        pixels = frame.read()
+    assert [read().name for read in found] == [f"{name}-{number:06d}" for number in range(5)]
+    for number, read in enumerate(found):
+        pixels = read().image
         assert pixels.shape == (48, 64, 3) and pixels.dtype == np.uint8
         assert pixels[24, 60].argmax() == 0 and pixels[24, 10 * number + 4].argmax() == 1
 
@@ -241,8 +241,8 @@ def test_evaluation_at_both_sizes(tmp_path):
 
 
 def test_eval_command(tmp_path, capsys):
+    from maskattn_kernels.segmentation.checkpoints import Checkpoint
     from maskattn_kernels.segmentation.data import open_dataset
-    from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
     from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 
     classes = open_dataset("digit-scenes", count=4).classes

@@ -14,7 +14,7 @@ from segmentation_runs import tiny_arguments
 
 from maskattn_kernels.common import atomic
 from maskattn_kernels.common.atomic import WriteError, replace_file
-from maskattn_kernels.segmentation.model.checkpoints import CheckpointError
+from maskattn_kernels.segmentation.checkpoints import CheckpointError
 from maskattn_kernels.segmentation.training import command as training
 from maskattn_kernels.segmentation.training.csv_log import read_log
 from maskattn_kernels.segmentation.training.module import SegmentationModule

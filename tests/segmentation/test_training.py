@@ -9,8 +9,8 @@ import yaml
 from safetensors.torch import load_file
 from segmentation_runs import tiny_arguments, tiny_checkpoint, write_images
 
+from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes
-from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.training import command as training
 from maskattn_kernels.segmentation.training.csv_log import read_log

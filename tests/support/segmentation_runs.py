@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.data.sample import Classes
-from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 
 TINY = """

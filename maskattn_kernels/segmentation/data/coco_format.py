@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_mask
 from scipy.ndimage import find_objects
 
 from maskattn_kernels.common.atomic import replace_file
@@ -192,6 +191,8 @@ class PanopticWriter:
 
 def encode_masks(masks: np.ndarray) -> list[dict[str, Any]]:
     """``masks``, bool (H,W,K), as K run-length records that JSON can hold."""
+    from pycocotools import mask as coco_mask  # for AP only; PNGs need no run lengths
+
     records = coco_mask.encode(np.asfortranarray(masks, dtype=np.uint8))
     return [{"size": r["size"], "counts": r["counts"].decode("ascii")} for r in records]
 

@@ -4,29 +4,25 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from maskattn_kernels.segmentation.data.ade20k import ADE20K
-from maskattn_kernels.segmentation.data.bdd100k import BDD100K
-from maskattn_kernels.segmentation.data.cityscapes import Cityscapes
-from maskattn_kernels.segmentation.data.coco import open_coco, open_coco_json
-from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes
+from maskattn_kernels.common.extras import import_attribute
 from maskattn_kernels.segmentation.data.errors import DataError
-from maskattn_kernels.segmentation.data.folder import Folder
 from maskattn_kernels.segmentation.data.sample import SegmentationDataset
 
 __all__ = ["NAMES", "SPLITS", "open_dataset"]
 
-_GENERATED: dict[str, Callable[..., SegmentationDataset]] = {"digit-scenes": DigitScenes}
-_READERS: dict[str, Callable[..., SegmentationDataset]] = {
-    "coco": open_coco,
-    "ade20k": ADE20K,
-    "cityscapes": Cityscapes,
-    "bdd100k": BDD100K,
-    "folder": Folder,
-    "coco-json": open_coco_json,
+#: Name of a data set to what opens it, beside this module. Imported when it is opened, so that a
+#: data set needs no packages of the others.
+_GENERATED = {"digit-scenes": "digit_scenes:DigitScenes"}
+_READERS = {
+    "coco": "coco:open_coco",
+    "ade20k": "ade20k:ADE20K",
+    "cityscapes": "cityscapes:Cityscapes",
+    "bdd100k": "bdd100k:BDD100K",
+    "folder": "folder:Folder",
+    "coco-json": "coco:open_coco_json",
 }
 NAMES = (*_GENERATED, *_READERS)
 SPLITS = ("train", "val")
@@ -45,6 +41,7 @@ def open_dataset(
 
     Raises:
         DataError: an unknown name, split or option, or files that cannot be used.
+        ModuleNotFoundError: a package is missing that this data set needs.
 
     Example:
         >>> len(open_dataset("digit-scenes", split="val", count=10))
@@ -54,7 +51,8 @@ def open_dataset(
         raise DataError(f"name: expected one of {', '.join(NAMES)}, got {name!r}")
     if split not in SPLITS:
         raise DataError(f"split: expected {' or '.join(SPLITS)}, got {split!r}")
-    kind = _GENERATED.get(name) or _READERS[name]
+    place = f"maskattn_kernels.segmentation.data.{(_GENERATED | _READERS)[name]}"
+    kind = import_attribute(place, extra="train")
     known = [key for key in inspect.signature(kind).parameters if key not in ("root", "split")]
     for key in options:
         if key not in known:

@@ -20,7 +20,7 @@ _EXIF_ORIENTATION, _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_LARGEST = 0x112, 258, 26
 _ALPHA_MODES = ("LA", "PA", "RGBA", "La", "RGBa")
 
 
-def rgb_pixels(picture: Image.Image, path: Path) -> np.ndarray:
+def rgb_pixels(picture: Image.Image, path: Path | str) -> np.ndarray:
     """A picture as uint8 (H,W,3) RGB, turned as its EXIF orientation says.
 
     - 16-bit values are divided by 257, so that 65535 becomes 255; if a TIFF declares a smaller
@@ -31,7 +31,7 @@ def rgb_pixels(picture: Image.Image, path: Path) -> np.ndarray:
 
     Args:
         picture: just opened or moved to a frame, its pixels not loaded yet.
-        path: of the file, for errors.
+        path: of the file, or another name for errors.
 
     Raises:
         DataError: one of the refusals above.
@@ -77,7 +77,7 @@ def _has_16_bits(picture: Image.Image) -> bool:
     return any(";16" in mode and "BGR" not in mode for mode in raw_modes)  # BGR;16: 5 + 6 + 5 bits
 
 
-def _grey_levels(picture: Image.Image, path: Path) -> np.ndarray:
+def _grey_levels(picture: Image.Image, path: Path | str) -> np.ndarray:
     values = np.array(picture)
     if picture.mode == "F":
         if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
@@ -116,7 +116,7 @@ def _declared(largest: object) -> int | None:
     )
 
 
-def _too_dark(path: Path) -> DataError:
+def _too_dark(path: Path | str) -> DataError:
     return DataError(
         f"{path}: 16-bit pixels below {DARKEST} only (12-bit values?), which would be black; scale "
         f"them to 0..65535 or save the picture with 8 bits"
@@ -129,7 +129,7 @@ def _has_alpha(picture: Image.Image) -> bool:
     return picture.palette is not None and picture.palette.mode.endswith("A")
 
 
-def _laid_over(picture: Image.Image, path: Path) -> np.ndarray:
+def _laid_over(picture: Image.Image, path: Path | str) -> np.ndarray:
     if picture.mode == "La":
         picture = picture.convert("LA")
     colors = picture.convert("RGBA")

@@ -1,139 +1,47 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``maskattn predict``: label maps, panoptic files and panels of images.
-
-While the network computes batches, threads read the images of the next ones and write the results
-of those before.
-"""
+"""``maskattn predict``: label maps, panoptic files and panels of images."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from maskattn_kernels.common.background import ahead, batched, map_ahead
 from maskattn_kernels.common.command_line import Parser, count, positive, torch_device
-from maskattn_kernels.segmentation.data.augmentation import fit
-from maskattn_kernels.segmentation.data.sample import Sample
-from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
+from maskattn_kernels.common.progress import Progress
+from maskattn_kernels.segmentation.checkpoints import Checkpoint, as_checkpoint
 from maskattn_kernels.segmentation.model.cost import measure_cost, peak_memory
-from maskattn_kernels.segmentation.model.grouping import Panoptic, group
-from maskattn_kernels.segmentation.model.network import Outputs
-from maskattn_kernels.segmentation.prediction.frames import Frame, frames
-from maskattn_kernels.segmentation.prediction.panels import Attended
-from maskattn_kernels.segmentation.prediction.prediction import Prediction
+from maskattn_kernels.segmentation.prediction.frames import frames
 from maskattn_kernels.segmentation.prediction.writing import Writer
 
-__all__ = ["main", "predict", "predictions", "summary_text"]
-
-
-def predictions(
-    checkpoint: Checkpoint,
-    source: Iterable[Frame],
-    *,
-    batch_size: int = 16,
-    attended: int = 0,
-    device: str | torch.device = "cpu",
-) -> Iterator[Prediction]:
-    """Predict images one after another.
-
-    Args:
-        checkpoint: the network; it is moved to the device.
-        source: images, as `frames` gives them; they are read in threads.
-        batch_size: images that go through the network together.
-        attended: for so many images, from the first, also give where the mask attends.
-        device: to compute on.
-
-    Raises:
-        DataError: an image cannot be read.
-    """
-    network = checkpoint.network.to(device).eval()
-    reader = _Reader(checkpoint.size)
-    # On a CPU two batches at a time with half of the threads each: what reads and writes beside
-    # them takes a core from one of them, and all threads of a single one would wait for it.
-    threads = torch.get_num_threads()
-    streams = 2 if threads > 1 and torch.device(device).type == "cpu" else 1
-
-    @torch.inference_mode()
-    def compute(batch: list[_Read]) -> tuple[list[_Read], Outputs, Panoptic]:
-        if streams > 1:
-            torch.set_num_threads(threads // streams)  # of this thread
-        outputs = network(torch.stack([pixels for _, _, pixels in batch]).to(device))
-        return batch, outputs, group(outputs, checkpoint.classes.things)
-
-    batches = ahead(batched(map_ahead(reader, source), batch_size))
-    done = 0
-    try:
-        for batch, outputs, found in map_ahead(compute, batches, streams):
-            shown = max(0, min(len(batch), attended - done))
-            yield from _single(batch, outputs, found, shown)
-            done += len(batch)
-    finally:
-        torch.set_num_threads(threads)  # for threads that begin later
-
-
-_Read = tuple[str, np.ndarray, torch.Tensor]
-
-
-class _Reader:
-    """Reads a frame and fits it to the network."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __call__(self, frame: Frame) -> _Read:
-        image = frame.read()
-        square = fit(Sample(frame.name, image), self.size).image
-        return frame.name, image, torch.from_numpy(square.transpose(2, 0, 1).copy())
-
-
-@torch.inference_mode()
-def _single(
-    batch: list[_Read], outputs: Outputs, found: Panoptic, attended: int
-) -> list[Prediction]:
-    """The predictions of a batch, with maps of where the masks attend for the first of them."""
-    semantic, instance, labels, scores = (part.cpu().numpy() for part in found)
-    maps = _attended(outputs, attended) + [{}] * (len(batch) - attended)
-    return [
-        Prediction(name, image, semantic[i], instance[i], labels[i], scores[i], maps[i])
-        for i, (name, image, _) in enumerate(batch)
-    ]
-
-
-def _attended(outputs: Outputs, count: int) -> list[dict[str, Attended]]:
-    """Where each scale attends in each of the first ``count`` images."""
-    maps: list[dict[str, Attended]] = [{} for _ in range(count)]
-    for name, selection in outputs.selections.items():
-        mask = selection.mask.expand(len(outputs.semantic), -1, -1)[:count].cpu().numpy()
-        score = None if selection.score is None else selection.score[:count].float().cpu().numpy()
-        for i in range(count):
-            maps[i][name] = Attended(mask[i], None if score is None else score[i])
-    return maps
+__all__ = ["main", "predict", "summary_text"]
 
 
 def predict(
-    source: str,
-    checkpoint: str | Path,
-    out: Path,
+    source: str | Path,
+    checkpoint: Checkpoint | str | Path,
+    out: str | Path,
     *,
-    truth: Path | None = None,
+    truth: str | Path | None = None,
     panels: int = 8,
     batch_size: int = 16,
     limit: int | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
+    progress: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
-    """Predict a source of images into a folder.
+    """Segment a source of images, and write the results into a folder.
+
+    While the network computes, threads read the next images and write the results before.
 
     Args:
         source: an image, a folder, a video, or the number of a camera; see `frames`.
-        checkpoint: folder or hub id; see `Checkpoint.from_pretrained`.
+        checkpoint: a `Checkpoint`, or a folder or hub id for `Checkpoint.from_pretrained`.
         out: gets ``labels/NAME.png``, ``panoptic/NAME.png``, ``panoptic.json``, ``panels/NAME.png``
             and ``summary.json``; labels have the size of their image.
         truth: folder of label PNGs of the same names, whose pixels are the classes' ids; panels
@@ -141,41 +49,38 @@ def predict(
         panels: how many images, from the first, get a panel.
         batch_size: images that go through the network together.
         limit: stop after so many images; a camera never stops by itself.
-        device: "auto" = a GPU if there is one.
+        device: to compute on; "auto" = a GPU if there is one. The network stays there.
+        progress: called with the number of images that are done, after each image.
 
     Returns:
-        the summary, as it is in ``summary.json``.
+        the summary, as it is in ``summary.json``: rates, memory, and the network's cost.
 
     Raises:
         ValueError: source, checkpoint or truth cannot be used.
         WriteError: the folder cannot be written to.
+        ModuleNotFoundError: matplotlib is missing, which panels need.
     """
     place = torch_device(device)
-    loaded = Checkpoint.from_pretrained(checkpoint)
-    loaded.network.to(place)
+    loaded = as_checkpoint(checkpoint)
+    loaded.network.to(place).eval()
     cost = measure_cost(loaded.network, loaded.size, batch_size)
     start, done = time.perf_counter(), 0
-    found = predictions(
-        loaded,
-        islice(frames(source), limit),
-        batch_size=batch_size,
-        attended=panels,
-        device=place,
+    results = loaded.segment_stream(
+        islice(frames(source), limit), batch_size=batch_size, device=place, attended=panels
     )
-    with Writer(out, loaded.classes, panels=panels, truth=truth) as writer:
+    with Writer(Path(out), loaded.classes, panels=panels, truth=truth) as writer:
         try:
-            for done, prediction in enumerate(found, start=1):
-                writer.add(prediction)
-                if done % 100 == 0:
-                    rate = done / (time.perf_counter() - start)
-                    print(f"{done} images, {rate:.1f} images/s", file=sys.stderr, flush=True)
+            for done, found in enumerate(results, start=1):
+                writer.add(found)
+                if progress is not None:
+                    progress(done)
         except KeyboardInterrupt:  # the usual end of a camera
-            print("\nstopped; finishing what was begun", file=sys.stderr)
+            print("\nstopped; writing the results so far", file=sys.stderr)
     rate = done / (time.perf_counter() - start)
     peak = peak_memory(place)
     summary = {
-        "source": source,
-        "checkpoint": str(checkpoint),
+        "source": str(source),
+        "checkpoint": None if isinstance(checkpoint, Checkpoint) else str(checkpoint),
         "images": done,
         "images_per_second": rate,
         "network": cost.as_dict(),
@@ -227,16 +132,18 @@ def main(argv: Sequence[str]) -> int:
     add("--limit", type=positive, metavar="N", help="stop after N images")
     add("--device", default="auto", help="cpu, cuda, .. (default: a GPU if there is one)")
     given = parser.parse_args(argv)
-    summary = predict(
-        given.source,
-        given.checkpoint,
-        given.out,
-        truth=given.truth,
-        panels=given.panels,
-        batch_size=given.batch_size,
-        limit=given.limit,
-        device=given.device,
-    )
+    with Progress() as progress:
+        summary = predict(
+            given.source,
+            given.checkpoint,
+            given.out,
+            truth=given.truth,
+            panels=given.panels,
+            batch_size=given.batch_size,
+            limit=given.limit,
+            device=given.device,
+            progress=lambda done: progress.show(f"{done} images"),
+        )
     print(summary_text(summary))
     print(f"written: {given.out}")
     return 0

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
+from os import PathLike, fspath
 from pathlib import Path
 from types import ModuleType
+from typing import TypeAlias
 
 import numpy as np
 
@@ -19,27 +20,19 @@ from maskattn_kernels.segmentation.data.images import (
     read_frames,
     read_image,
 )
+from maskattn_kernels.segmentation.data.sample import Sample
 
-__all__ = ["Frame", "frames"]
+__all__ = ["frames"]
 
 VIDEO_ENDINGS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 
 
-@dataclass(frozen=True)
-class Frame:
-    """An image that is there, or can be read at any time and in any thread.
-
-    Attributes:
-        name: unique in its source.
-        read: gives the image, uint8 (H,W,3), RGB.
-    """
-
-    name: str
-    read: Callable[[], np.ndarray]
+Read: TypeAlias = Callable[[], Sample]
+"""Gives an image whose name is unique in its source; it may be called in any thread."""
 
 
-def frames(source: str) -> Iterator[Frame]:
-    """All images of a source.
+def frames(source: str | PathLike[str]) -> Iterator[Read]:
+    """All images of a source, as functions that read them.
 
     Args:
         source: an image file, also one of many frames (an animation, a TIFF of many pages); a
@@ -57,9 +50,11 @@ def frames(source: str) -> Iterator[Frame]:
         >>> folder = Path(tempfile.mkdtemp())
         >>> for name in ("b.png", "a.png"):
         ...     Image.new("RGB", (8, 6)).save(folder / name)
-        >>> [(frame.name, frame.read().shape) for frame in frames(str(folder))]
+        >>> samples = [read() for read in frames(folder)]
+        >>> [(sample.name, sample.image.shape) for sample in samples]
         [('a', (6, 8, 3)), ('b', (6, 8, 3))]
     """
+    source = fspath(source)
     if source.isascii() and source.isdigit():
         return _with_opencv(_opencv(f"camera {source}"), int(source), f"camera{source}")
     path = Path(source)
@@ -72,34 +67,31 @@ def frames(source: str) -> Iterator[Frame]:
     return _file(path)
 
 
-def _folder(folder: Path) -> Iterator[Frame]:
+def _folder(folder: Path) -> Iterator[Read]:
     for name, file in image_files(folder).items():
-        yield Frame(name, partial(read_image, file))
+        yield partial(_file_sample, name, file)
 
 
-def _file(path: Path) -> Iterator[Frame]:
+def _file(path: Path) -> Iterator[Read]:
     try:
-        many = count_frames(path) > 1
-    except DataError as error:
-        yield Frame(path.stem, partial(_fail, error))
-        return
-    if not many:
-        yield Frame(path.stem, partial(read_image, path))
-        return
-    number = 0
-    try:
-        for pixels in read_frames(path):
-            yield Frame(f"{path.stem}-{number:06d}", partial(np.asarray, pixels))
-            number += 1
-    except DataError as error:
-        yield Frame(f"{path.stem}-{number:06d}", partial(_fail, error))
+        if count_frames(path) == 1:
+            yield partial(_file_sample, path.stem, path)
+            return
+        for number, pixels in enumerate(read_frames(path)):
+            yield partial(Sample, f"{path.stem}-{number:06d}", pixels)
+    except DataError as error:  # raised where it is read, after the images before it
+        yield partial(_fail, error)
 
 
-def _fail(error: DataError) -> np.ndarray:
+def _file_sample(name: str, path: Path) -> Sample:
+    return Sample(name, read_image(path))
+
+
+def _fail(error: DataError) -> Sample:
     raise error
 
 
-def _video(path: Path) -> Iterator[Frame]:
+def _video(path: Path) -> Iterator[Read]:
     try:
         import cv2
     except ModuleNotFoundError:
@@ -115,7 +107,7 @@ def _opencv(purpose: str) -> ModuleType:
     return cv2
 
 
-def _with_opencv(cv2: ModuleType, source: int | str, name: str) -> Iterator[Frame]:
+def _with_opencv(cv2: ModuleType, source: int | str, name: str) -> Iterator[Read]:
     capture = cv2.VideoCapture(source)
     if not capture.isOpened():
         raise DataError(f"{source}: OpenCV cannot open it")
@@ -126,13 +118,13 @@ def _with_opencv(cv2: ModuleType, source: int | str, name: str) -> Iterator[Fram
             if not there:
                 return
             pixels = np.ascontiguousarray(picture[..., ::-1])
-            yield Frame(f"{name}-{number:06d}", partial(np.asarray, pixels))
+            yield partial(Sample, f"{name}-{number:06d}", pixels)
             number += 1
     finally:
         capture.release()
 
 
-def _with_imageio(path: Path) -> Iterator[Frame]:
+def _with_imageio(path: Path) -> Iterator[Read]:
     hint = "reading videos needs OpenCV; pip install opencv-python-headless"
     try:
         from imageio import v3
@@ -140,6 +132,6 @@ def _with_imageio(path: Path) -> Iterator[Frame]:
         raise DataError(f"{path}: {hint}") from None
     try:
         for number, picture in enumerate(v3.imiter(path)):
-            yield Frame(f"{path.stem}-{number:06d}", partial(np.asarray, picture[..., :3]))
+            yield partial(Sample, f"{path.stem}-{number:06d}", np.asarray(picture[..., :3]))
     except (ImportError, OSError) as error:  # no plugin of imageio's takes it
         raise DataError(f"{path}: {hint} (imageio: {first_line(error)})") from None

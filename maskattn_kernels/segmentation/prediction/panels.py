@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
-from matplotlib import colormaps
 from PIL import Image, ImageDraw
 
 from maskattn_kernels.segmentation.data.drawing import (
@@ -18,26 +17,21 @@ from maskattn_kernels.segmentation.data.drawing import (
     legend,
     overlay,
 )
-from maskattn_kernels.segmentation.data.sample import VOID, Classes
+from maskattn_kernels.segmentation.data.sample import VOID
+from maskattn_kernels.segmentation.infer import Attended, Segmentation
 
-__all__ = ["Attended", "attended_picture", "draw_panel", "error_picture"]
+__all__ = ["attended_picture", "draw_panel", "error_picture", "heat_colors"]
 
 TILE, GAP, TITLE = 224, 12, 24
 RIGHT, WRONG, IGNORED = (222, 235, 228), (208, 48, 62), (236, 236, 236)
-HEAT = (colormaps["inferno"](np.linspace(0.25, 1, 256))[:, :3] * 255).astype(np.float32)
 
 
-@dataclass(frozen=True)
-class Attended:
-    """Where one scale attends.
+@cache
+def heat_colors() -> np.ndarray:
+    """Colours float32 (256,3), 0 to 255, of scores from the lowest to the highest."""
+    from matplotlib import colormaps  # by those who want panels only
 
-    Attributes:
-        mask: bool (h,w), True = takes part in attention.
-        score: float (h,w), how much its head wants each place; None where a mask has no scores.
-    """
-
-    mask: np.ndarray
-    score: np.ndarray | None = None
+    return (colormaps["inferno"](np.linspace(0.25, 1, 256))[:, :3] * 255).astype(np.float32)
 
 
 def _resized(pixels: np.ndarray, width: int, height: int, smooth: bool = False) -> np.ndarray:
@@ -62,32 +56,22 @@ def attended_picture(image: np.ndarray, attended: Attended) -> np.ndarray:
     score = attended.score.astype(np.float32)
     low, high = float(score.min()), float(score.max())
     places = ((score - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
-    heat = HEAT[_resized(places, width, height)]
+    heat = heat_colors()[_resized(places, width, height)]
     return np.where(chosen, 0.45 * grey + 0.55 * heat, 0.16 * grey).astype(np.uint8)
 
 
-def draw_panel(
-    image: np.ndarray,
-    semantic: np.ndarray,
-    instance: np.ndarray,
-    classes: Classes,
-    attended: Mapping[str, Attended],
-    truth: np.ndarray | None = None,
-) -> Image.Image:
-    """One picture of all there is to see of a prediction.
+def draw_panel(found: Segmentation, truth: np.ndarray | None = None) -> Image.Image:
+    """One picture of all there is to see of a segmentation.
 
     Args:
-        image: uint8 (H,W,3).
-        semantic: (H,W), class numbers or `VOID`.
-        instance: (H,W), 0 = no object.
-        classes: names and colours.
-        attended: masks by name of scale, in the order in which they run.
+        found: with ``attended``, whose masks are shown in the order in which they run.
         truth: (H,W), class numbers or `VOID`; None = not known, and no errors are drawn.
 
     Returns:
         an RGB picture: input, prediction and errors above, a legend, masks below.
     """
-    first = [("input", image), ("prediction", overlay(image, semantic, instance, classes))]
+    image, semantic, classes = found.image, found.semantic, found.classes
+    first = [("input", image), ("prediction", np.asarray(found.overlay()))]
     if truth is not None:
         truth_picture = overlay(image, truth, np.zeros_like(truth), classes)
         judged = truth != VOID
@@ -99,11 +83,11 @@ def draw_panel(
     masks = [
         (f"{name}, {a.mask.shape[0]} x {a.mask.shape[1]}: {a.mask.mean():.0%} kept",
          attended_picture(_tile(image), a))
-        for name, a in attended.items()
+        for name, a in found.attended.items()
     ]  # fmt: skip
     columns = max(len(first), min(len(masks), 4), 2)
     shown = semantic if truth is None else np.concatenate([semantic, truth])
-    names = _legend(shown, semantic, instance, classes, columns * (TILE + GAP) - GAP)
+    names = _legend(shown, found, columns * (TILE + GAP) - GAP)
     rows = [_row(first)]
     if names is not None:
         rows.append(names)
@@ -138,16 +122,14 @@ def _row(tiles: Sequence[tuple[str, np.ndarray]]) -> Image.Image:
     return row
 
 
-def _legend(
-    shown: np.ndarray, semantic: np.ndarray, instance: np.ndarray, classes: Classes, width: int
-) -> Image.Image | None:
+def _legend(shown: np.ndarray, found: Segmentation, width: int) -> Image.Image | None:
     """Names and colours of the classes that are shown, largest first, with counts of objects."""
     numbers, counts = np.unique(shown[shown != VOID], return_counts=True)
     if not len(numbers):
         return None
     entries = []
     for number in numbers[np.argsort(-counts, kind="stable")]:
-        objects = len(np.unique(instance[(semantic == number) & (instance > 0)]))
-        text = classes.names[number] + (f" x {objects}" if objects else "")
-        entries.append((text, classes.colors[number]))
+        objects = len(np.unique(found.instance[(found.semantic == number) & (found.instance > 0)]))
+        text = found.classes.names[number] + (f" x {objects}" if objects else "")
+        entries.append((text, found.classes.colors[number]))
     return legend(entries, width)

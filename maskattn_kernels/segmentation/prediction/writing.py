@@ -10,7 +10,6 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-import torch
 from PIL import Image
 
 from maskattn_kernels.common.atomic import WriteError, replace_file
@@ -18,28 +17,20 @@ from maskattn_kernels.segmentation.data.coco_format import PanopticWriter
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.images import read_labels
 from maskattn_kernels.segmentation.data.sample import VOID, Classes
-from maskattn_kernels.segmentation.model.label_sizes import resize_labels
-from maskattn_kernels.segmentation.prediction.panels import draw_panel
-from maskattn_kernels.segmentation.prediction.prediction import Prediction
+from maskattn_kernels.segmentation.infer import Segmentation
+from maskattn_kernels.segmentation.prediction.panels import draw_panel, heat_colors
 
-__all__ = ["Writer", "at_size"]
+__all__ = ["Writer"]
 
-WAITING = 32  # predictions that may wait for the thread: more would only fill the memory
-
-
-def at_size(labels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """``labels`` (h,w) as (``height``,``width``), each pixel the nearest label."""
-    if labels.shape == (height, width):
-        return labels
-    return resize_labels(torch.from_numpy(labels)[None], (height, width))[0].numpy()
+WAITING = 32  # results that may wait for the thread: more would only fill the memory
 
 
 class Writer:
-    """Writes predictions into a folder; a context, whose end waits for the last file.
+    """Writes segmentations into a folder; a context, whose end waits for the last file.
 
     Args:
         out: gets ``labels/``, ``panoptic/``, ``panoptic.json`` and ``panels/``.
-        classes: of the predictions.
+        classes: of the segmentations.
         panels: how many images, from the first, get a panel.
         truth: folder of label PNGs, named as the images, with the classes' ids as pixels.
 
@@ -49,10 +40,13 @@ class Writer:
     """
 
     def __init__(
-        self, out: Path, classes: Classes, *, panels: int = 0, truth: Path | None = None
+        self, out: Path, classes: Classes, *, panels: int = 0, truth: str | Path | None = None
     ) -> None:
+        truth = None if truth is None else Path(truth)
         if truth is not None and not truth.is_dir():
             raise DataError(f"truth: no such folder: {truth}")
+        if panels:
+            heat_colors()  # if matplotlib is missing, it is better to know before all the work
         self.out, self.classes, self.panels, self.truth = out, classes, panels, truth
         self.palette = np.zeros((256, 3), dtype=np.uint8)
         self.palette[: len(classes)] = classes.colors
@@ -70,11 +64,11 @@ class Writer:
             raise WriteError(f"cannot write {error.filename}: {error.strerror}") from None
         self.thread = ThreadPoolExecutor(1)
 
-    def add(self, prediction: Prediction) -> None:
-        """Write the files of a ``prediction``, soon; an error of an earlier one is raised here."""
+    def add(self, found: Segmentation) -> None:
+        """Write the files of one image, soon; an error of an earlier one is raised here."""
         with_panel = self.count < self.panels
         self.count += 1
-        self.waiting.append(self.thread.submit(self._write, prediction, with_panel))
+        self.waiting.append(self.thread.submit(self._write, found, with_panel))
         while len(self.waiting) > WAITING or (self.waiting and self.waiting[0].done()):
             self.waiting.popleft().result()
 
@@ -97,26 +91,20 @@ class Writer:
         """Write ``text`` into the small file ``name`` at once."""
         replace_file(self.out / name, lambda path: path.write_text(text, encoding="utf-8"))
 
-    def _write(self, prediction: Prediction, with_panel: bool) -> None:
-        self._guarded(lambda: self._write_files(prediction, with_panel))
+    def _write(self, found: Segmentation, with_panel: bool) -> None:
+        self._guarded(lambda: self._write_files(found, with_panel))
 
-    def _write_files(self, prediction: Prediction, with_panel: bool) -> None:
-        height, width = prediction.image.shape[:2]
-        semantic = at_size(prediction.semantic, height, width).astype(np.uint8)
-        instance = at_size(prediction.instance, height, width)
-        labels = Image.fromarray(semantic)
+    def _write_files(self, found: Segmentation, with_panel: bool) -> None:
+        labels = Image.fromarray(found.semantic)
         labels.putpalette(self.palette.tobytes())
         # Label maps shrink well at the fastest level too.
-        labels.save(self.out / "labels" / f"{prediction.name}.png", compress_level=1)
-        self.panoptic.add(prediction.name, semantic, instance, prediction.scores.tolist())
+        labels.save(self.out / "labels" / f"{found.name}.png", compress_level=1)
+        self.panoptic.add(found.name, found.semantic, found.instance, found.scores.tolist())
         if with_panel:
-            truth = self._truth(prediction.name, (height, width))
-            panel = draw_panel(
-                prediction.image, semantic, instance, self.classes, prediction.attended, truth
-            )
-            panel.save(self.out / "panels" / f"{prediction.name}.png", compress_level=1)
+            panel = draw_panel(found, self._truth(found.name, found.semantic.shape))
+            panel.save(self.out / "panels" / f"{found.name}.png", compress_level=1)
 
-    def _truth(self, name: str, shape: tuple[int, int]) -> np.ndarray | None:
+    def _truth(self, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
         if self.truth is None:
             return None
         path = self.truth / f"{name}.png"

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,16 @@ import numpy as np
 import torch
 
 from maskattn_kernels.common.atomic import replace_file
-from maskattn_kernels.common.background import ahead, batched, map_ahead
+from maskattn_kernels.common.background import batched
 from maskattn_kernels.common.command_line import Parser, positive, torch_device
+from maskattn_kernels.common.progress import Progress
+from maskattn_kernels.segmentation.checkpoints import Checkpoint, as_checkpoint
 from maskattn_kernels.segmentation.data.arguments import add_data_arguments, open_named
-from maskattn_kernels.segmentation.data.augmentation import fit
+from maskattn_kernels.segmentation.data.augmentation import Square
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.opening import SPLITS
 from maskattn_kernels.segmentation.data.sample import Sample, SegmentationDataset
-from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
-from maskattn_kernels.segmentation.model.grouping import Panoptic, group
-from maskattn_kernels.segmentation.model.label_sizes import resize_labels
+from maskattn_kernels.segmentation.model.grouping import Panoptic
 from maskattn_kernels.segmentation.scoring.metrics import SegmentationMetrics
 
 __all__ = ["evaluate", "main", "tables"]
@@ -32,19 +32,21 @@ Scores = dict[str, Any]
 
 
 def evaluate(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | str | Path,
     dataset: SegmentationDataset,
     *,
     batch_size: int = 16,
-    device: torch.device | str = "cpu",
+    device: str | torch.device = "auto",
+    progress: Callable[[int], object] | None = None,
 ) -> dict[str, Scores]:
-    """Score a checkpoint on a data set.
+    """Score a checkpoint on a labelled data set.
 
     Args:
-        checkpoint: its network is moved to the device.
-        dataset: labelled; of the classes of the checkpoint.
+        checkpoint: a `Checkpoint`, or a folder or hub id for `Checkpoint.from_pretrained`.
+        dataset: of the checkpoint's classes; see `open_dataset`.
         batch_size: images that go through the network together.
-        device: to compute on.
+        device: to compute on; "auto" = a GPU if there is one. The network stays there.
+        progress: called with the number of images that are done, after each batch.
 
     Returns:
         ``{"network size": scores, "original size": scores}``. At the first, labels are resized as
@@ -54,66 +56,69 @@ def evaluate(
 
     Raises:
         DataError: other classes, no labels, or a sample that cannot be read.
+        CheckpointError: the checkpoint cannot be read.
+
+    Example:
+        >>> from maskattn_kernels.segmentation import Checkpoint, SegmentationNetwork, evaluate
+        >>> from maskattn_kernels.segmentation import open_dataset
+        >>> dataset = open_dataset("digit-scenes", split="val", count=2)
+        >>> classes = dataset.classes
+        >>> network = SegmentationNetwork(len(classes), classes.things, width=4, depth=2)
+        >>> scores = evaluate(Checkpoint(network, classes, size=32), dataset)
+        >>> sorted(scores["original size"]["mean"])
+        ['AP', 'AP50', 'PQ', 'RQ', 'SQ', 'mIoU']
     """
+    checkpoint = as_checkpoint(checkpoint)
     _check_classes(checkpoint, dataset)
-    network = checkpoint.network.to(device).eval()
     metrics = {
-        size: SegmentationMetrics(checkpoint.classes, network.task)
+        size: SegmentationMetrics(checkpoint.classes, checkpoint.network.task)
         for size in ("network size", "original size")
     }
-    reader = _Reader(dataset, checkpoint.size)
+    reads = (partial(_labelled, dataset, index) for index in range(len(dataset)))
+    results = checkpoint.segment_stream(reads, batch_size=batch_size, device=device)
     done = 0
-    for batch in ahead(batched(map_ahead(reader, range(len(dataset))), batch_size)):
-        images = torch.stack([pixels for _, pixels, _, _ in batch]).to(device)
-        with torch.inference_mode():
-            found = group(network(images), checkpoint.classes.things)
-            labels = {
-                "semantic": torch.stack([s for _, _, s, _ in batch]),
-                "instance": torch.stack([i for _, _, _, i in batch]),
-            }
-            metrics["network size"].update(found, labels)
-            for i, (sample, *_) in enumerate(batch):
-                one = _at_own_size(found, i, sample.image.shape[:2])
-                metrics["original size"].update(one, _labels_of(sample))
+    for batch in batched(results, batch_size):
+        metrics["network size"].update(
+            _together([(r.square_semantic, r.square_instance, r.labels, r.scores) for r in batch]),
+            _labels([r.square for r in batch]),
+        )
+        for found in batch:
+            one = (found.semantic, found.instance, found.labels, found.scores)
+            metrics["original size"].update(_together([one]), _labels([found.sample]))
         done += len(batch)
-        print(f"\r{done}/{len(dataset)} images", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+        if progress is not None:
+            progress(done)
     return {
         size: {"mean": metric.compute(), "classes": metric.per_class()}
         for size, metric in metrics.items()
     }
 
 
-class _Reader:
-    """Reads a sample, whole and fitted to the network."""
-
-    def __init__(self, dataset: SegmentationDataset, size: int) -> None:
-        self.dataset, self.size = dataset, size
-
-    def __call__(self, index: int) -> tuple[Sample, torch.Tensor, torch.Tensor, torch.Tensor]:
-        sample = self.dataset[index]
-        if sample.semantic is None:
-            raise DataError(f"{sample.name}: has no labels, and without them there are no scores")
-        square = fit(sample, self.size)
-        image = torch.from_numpy(square.image.transpose(2, 0, 1).copy())
-        semantic = torch.from_numpy(square.semantic.astype(np.int64))
-        return sample, image, semantic, torch.from_numpy(square.instance.astype(np.int64))
+def _labelled(dataset: SegmentationDataset, index: int) -> Sample:
+    sample = dataset[index]
+    if sample.semantic is None:
+        raise DataError(f"{sample.name}: has no labels, and without labels there are no scores")
+    return sample
 
 
-def _at_own_size(found: Panoptic, index: int, size: tuple[int, int]) -> Panoptic:
-    one = Panoptic(*(part[index : index + 1] for part in found))
-    return one._replace(
-        semantic=resize_labels(one.semantic, size), instance=resize_labels(one.instance, size)
+def _together(found: Sequence[tuple[np.ndarray, ...]]) -> Panoptic:
+    """Semantic, instance, labels and scores of images of one size as a batch."""
+    semantic, instance, labels, scores = (
+        torch.from_numpy(np.stack(parts)) for parts in zip(*found, strict=True)
     )
+    return Panoptic(semantic.long(), instance.long(), labels.long(), scores)
 
 
-def _labels_of(sample: Sample) -> dict[str, torch.Tensor]:
-    semantic = np.asarray(sample.semantic, dtype=np.int64)
-    none = np.zeros_like(semantic)
-    instance = none if sample.instance is None else sample.instance.astype(np.int64)
+def _labels(samples: Sequence[Sample | Square]) -> dict[str, torch.Tensor]:
+    """The labels of images of one size as a batch."""
+    semantic = [np.asarray(sample.semantic, dtype=np.int64) for sample in samples]
+    instance = [
+        np.zeros_like(known) if sample.instance is None else sample.instance.astype(np.int64)
+        for sample, known in zip(samples, semantic, strict=True)
+    ]
     return {
-        "semantic": torch.from_numpy(semantic)[None],
-        "instance": torch.from_numpy(instance)[None],
+        "semantic": torch.from_numpy(np.stack(semantic)),
+        "instance": torch.from_numpy(np.stack(instance)),
     }
 
 
@@ -172,7 +177,14 @@ def main(argv: Sequence[str]) -> int:
     device = torch_device(given.device)
     checkpoint = Checkpoint.from_pretrained(given.checkpoint)
     dataset = open_named(given, given.split)
-    scores = evaluate(checkpoint, dataset, batch_size=given.batch_size, device=device)
+    with Progress() as progress:
+        scores = evaluate(
+            checkpoint,
+            dataset,
+            batch_size=given.batch_size,
+            device=device,
+            progress=lambda done: progress.show(f"{done}/{len(dataset)} images"),
+        )
     print(tables(scores, checkpoint.size))
     report = {
         "checkpoint": given.checkpoint,

@@ -13,7 +13,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from maskattn_kernels.common.progress import Progress
-from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
+from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.training.module import SegmentationModule, main_score
 
 __all__ = ["SaveState", "ShowProgress", "StopRequest", "Stopped"]

@@ -22,8 +22,8 @@ from jsonargparse import Namespace
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from maskattn_kernels.common.command_line import torch_device, writable_folder
+from maskattn_kernels.segmentation.checkpoints import Checkpoint, load_matching
 from maskattn_kernels.segmentation.data.batches import Batches
-from maskattn_kernels.segmentation.model.checkpoints import Checkpoint, load_matching
 from maskattn_kernels.segmentation.model.losses import SegmentationLoss
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.training.callbacks import (

@@ -13,8 +13,8 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from maskattn_kernels.nn import MaskHead
+from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.data.sample import Classes
-from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.model.grouping import group
 from maskattn_kernels.segmentation.model.losses import SegmentationLoss
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork

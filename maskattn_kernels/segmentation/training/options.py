@@ -16,9 +16,9 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from maskattn_kernels.common.text import one_line
+from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.data.arguments import add_data_arguments
 from maskattn_kernels.segmentation.data.batches import Batches
-from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.model.losses import SegmentationLoss
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.training.module import OptimizerOptions

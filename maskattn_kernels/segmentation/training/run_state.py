@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning.plugins import CheckpointIO
 
 from maskattn_kernels.common.atomic import replace_file
-from maskattn_kernels.segmentation.model.checkpoints import CheckpointError
+from maskattn_kernels.segmentation.checkpoints import CheckpointError
 
 __all__ = ["SafeStateIO", "read_state", "saved_batches"]
 

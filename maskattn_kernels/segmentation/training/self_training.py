@@ -5,17 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from maskattn_kernels.common.background import ahead, batched, map_ahead
-from maskattn_kernels.segmentation.data.augmentation import fit
+from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.data.images import ImageFiles
 from maskattn_kernels.segmentation.data.sample import VOID, Sample, SegmentationDataset
-from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
-from maskattn_kernels.segmentation.model.grouping import group
 from maskattn_kernels.segmentation.model.label_sizes import resize_labels
 
 __all__ = ["LabelledAndPseudo", "PseudoLabelled"]
@@ -45,22 +43,13 @@ class PseudoLabelled:
     ) -> None:
         self.images = ImageFiles(folder, checkpoint.classes)
         self.classes = checkpoint.classes
-        network = checkpoint.network.to(device).eval()
-        size, labels = checkpoint.size, []
-
-        def read(index: int) -> torch.Tensor:
-            return torch.from_numpy(fit(self.images[index], size).image.transpose(2, 0, 1).copy())
-
-        for batch in ahead(batched(map_ahead(read, range(len(self.images))), 16)):
-            with torch.inference_mode():
-                outputs = network(torch.stack(batch).to(device))
-                found = group(outputs, self.classes.things)
-                unsure = outputs.semantic.float().softmax(1).amax(1) < confidence
-                semantic = found.semantic.masked_fill(unsure, VOID)
-                instance = found.instance.masked_fill(unsure, 0)
-            labels.append(torch.stack([semantic, instance], 1).to(torch.uint8).cpu())
+        reads = (partial(self.images.__getitem__, index) for index in range(len(self.images)))
+        labels = [
+            np.stack([found.square_semantic, found.square_instance]).astype(np.uint8)
+            for found in checkpoint.segment_stream(reads, device=device, confidence=confidence)
+        ]
         # Two bytes a pixel at the network's size: small enough to keep.
-        self.labels = torch.cat(labels)
+        self.labels = torch.from_numpy(np.stack(labels))
 
     @property
     def kept(self) -> float:

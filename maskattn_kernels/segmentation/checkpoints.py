@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`Checkpoint`: a trained network with all that its use needs, in a folder that is safe to load.
+"""`Checkpoint`: a trained network, ready to use, in a folder that is safe to load.
 
 The folder holds ``model.safetensors`` (weights, and in its header the constructor's arguments, the
 classes and the scores) and ``config.json`` (a copy of that header for people). Neither can hold
@@ -11,25 +11,26 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, overload
 
-import huggingface_hub
+import numpy as np
 import torch
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from maskattn_kernels.common.atomic import replace_file
 from maskattn_kernels.common.text import one_line
+from maskattn_kernels.segmentation.data.inputs import AnyImage, OneImage, listed
 from maskattn_kernels.segmentation.data.sample import Classes
+from maskattn_kernels.segmentation.infer import Pipeline, Segmentation
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 
-__all__ = ["Checkpoint", "CheckpointError", "load_matching"]
+__all__ = ["Checkpoint", "CheckpointError", "as_checkpoint", "load_matching"]
 
 WEIGHTS, CONFIG, FORMAT = "model.safetensors", "config.json", 1
 #: What depends on classes, task and selector; all else is common to one width and depth.
@@ -52,9 +53,7 @@ class Checkpoint:
 
     Example:
         >>> import tempfile
-        >>> from maskattn_kernels.segmentation.model.checkpoints import Checkpoint
-        >>> from maskattn_kernels.segmentation.model.network import SegmentationNetwork
-        >>> from maskattn_kernels.segmentation.data.sample import Classes
+        >>> from maskattn_kernels.segmentation import Checkpoint, Classes, SegmentationNetwork
         >>> classes = Classes(("sky", "car"), (False, True), ((0, 0, 255), (255, 0, 0)), (0, 1))
         >>> network = SegmentationNetwork(2, classes.things, width=4, depth=2)
         >>> folder = tempfile.mkdtemp()
@@ -98,6 +97,138 @@ class Checkpoint:
         header = {"maskattn": text}
         replace_file(folder / WEIGHTS, lambda path: save_file(plain, path, metadata=header))
         replace_file(folder / CONFIG, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+
+    def segment_stream(
+        self,
+        images: Iterable[AnyImage],
+        *,
+        batch_size: int = 16,
+        device: str | torch.device = "auto",
+        confidence: float = 0.0,
+        attended: int = 0,
+    ) -> Iterator[Segmentation]:
+        """Segment any number of images one after another, in bounded memory.
+
+        Threads read the next images while the network computes.
+
+        Args:
+            images: any iterable, also an endless one; each as in `segment`, or a function without
+                arguments that returns a `Sample` and is called in a thread.
+            batch_size, device, confidence: as in `segment`.
+            attended: for so many images, from the first, also give where each scale attends.
+
+        Returns:
+            an iterator of a `Segmentation` for each image, in order.
+
+        Raises:
+            ValueError, TypeError: as `segment`; for an image, when the iterator reaches it.
+        """
+        pipeline = Pipeline(
+            self.network,
+            self.classes,
+            self.size,
+            batch_size=batch_size,
+            device=device,
+            confidence=confidence,
+            attended=attended,
+        )
+        return pipeline.stream(images)
+
+    @overload
+    def segment(
+        self,
+        images: OneImage,
+        *,
+        batch_size: int = ...,
+        device: str | torch.device = ...,
+        confidence: float = ...,
+        attended: bool = ...,
+    ) -> Segmentation: ...
+
+    @overload
+    def segment(
+        self,
+        images: list[Any] | tuple[Any, ...],
+        *,
+        batch_size: int = ...,
+        device: str | torch.device = ...,
+        confidence: float = ...,
+        attended: bool = ...,
+    ) -> list[Segmentation]: ...
+
+    @overload
+    def segment(
+        self,
+        images: np.ndarray | Tensor,
+        *,
+        batch_size: int = ...,
+        device: str | torch.device = ...,
+        confidence: float = ...,
+        attended: bool = ...,
+    ) -> Any: ...
+
+    def segment(
+        self,
+        images: Any,
+        *,
+        batch_size: int = 16,
+        device: str | torch.device = "auto",
+        confidence: float = 0.0,
+        attended: bool = False,
+    ) -> Segmentation | list[Segmentation]:
+        """Segment one image or a list of images, of any sizes.
+
+        Args:
+            images: one image, or a list or tuple of images; kinds and sizes may differ in a list.
+                An image is a path, a PIL image, an array (H,W), (H,W,1), (H,W,3) or (H,W,4), a
+                tensor (1,H,W), (3,H,W) or (4,H,W), or a `Sample`. An array or a tensor of four
+                dimensions is a list. Arrays and tensors are uint8, or floating point from 0 to 1.
+                Colours are RGB; transparent pixels are laid over white; EXIF turns are applied.
+            batch_size: images that go through the network together.
+            device: to compute on; "auto" = a GPU if there is one. The network stays there.
+            confidence: 0 to 1; pixels whose class has a lower probability become `VOID` (255), and
+                belong to no object.
+            attended: whether to give also where each scale attends.
+
+        Returns:
+            a `Segmentation` for one image, else a list of them in the same order; all maps have the
+            image's own size. They hold no gradients.
+
+        Raises:
+            TypeError: an image is of another type or dtype.
+            ValueError: an image has another shape or values that are not allowed, a file cannot be
+                read, or an option is wrong. The message names the image.
+
+        Example:
+            >>> import numpy as np
+            >>> from maskattn_kernels.segmentation import Checkpoint, Classes, SegmentationNetwork
+            >>> classes = Classes(("sky", "car"), (False, True), ((0, 0, 255), (255, 0, 0)), (0, 1))
+            >>> network = SegmentationNetwork(2, classes.things, width=4, depth=2)
+            >>> checkpoint = Checkpoint(network, classes, size=32)  # or Checkpoint.from_pretrained
+            >>> found = checkpoint.segment(np.zeros((40, 60, 3), np.uint8))
+            >>> found.semantic.shape, found.instance.shape
+            ((40, 60), (40, 60))
+            >>> classes.names[found.semantic[0, 0]] in ("sky", "car")
+            True
+            >>> masks = {thing.number: found.instance == thing.number for thing in found.objects}
+            >>> found.overlay().size  # a PIL image
+            (60, 40)
+            >>> len(checkpoint.segment([np.zeros((8, 8), np.uint8), found.overlay()]))
+            2
+        """
+        items, is_one = listed(images)
+        pipeline = Pipeline(
+            self.network,
+            self.classes,
+            self.size,
+            batch_size=batch_size,
+            device=device,
+            confidence=confidence,
+            attended=len(items) if attended else 0,
+        )
+        few = 0 < len(items) <= batch_size
+        results = pipeline.batch(items) if few else list(pipeline.stream(items))
+        return results[0] if is_one else results
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> Checkpoint:
@@ -159,6 +290,9 @@ class Checkpoint:
         Raises:
             RuntimeError: the hub refused, in one line.
         """
+        import huggingface_hub  # by those who share checkpoints only
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
         try:
             huggingface_hub.create_repo(repo, private=private, token=token, exist_ok=True)
             with TemporaryDirectory() as folder:
@@ -167,6 +301,13 @@ class Checkpoint:
         except (HfHubHTTPError, HFValidationError, OSError) as error:
             raise RuntimeError(f"push_to_hub({repo!r}): {one_line(error)}") from None
         return str(done)
+
+
+def as_checkpoint(checkpoint: Checkpoint | str | Path) -> Checkpoint:
+    """The checkpoint itself, or the one that `Checkpoint.from_pretrained` reads."""
+    if isinstance(checkpoint, Checkpoint):
+        return checkpoint
+    return Checkpoint.from_pretrained(checkpoint)
 
 
 def _weights_file(source: str | Path) -> Path:
@@ -181,6 +322,8 @@ def _weights_file(source: str | Path) -> Path:
         )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise CheckpointError(f"{source}: no such folder")
+    import huggingface_hub  # a folder needs no hub
+
     try:
         return Path(huggingface_hub.hf_hub_download(str(source), WEIGHTS))
     except Exception as error:  # many kinds: no network, no such repository, no rights
