@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from maskattn_kernels.segmentation.data.augmentation import Augmentation, Square, fit
 from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.data.judge import differing
 from maskattn_kernels.segmentation.data.opening import open_dataset
 from maskattn_kernels.segmentation.data.order import PADDING, Draw, RunOrder, ValidationOrder
 from maskattn_kernels.segmentation.data.sample import VOID, Classes, SegmentationDataset
@@ -90,10 +91,11 @@ class Batches:
         """
         if split not in self._sets:
             found = open_dataset(self.dataset_name, self.root, split, **self.options[split])
-            for other in self._sets.values():
-                if other.classes != found.classes:
-                    raise DataError(f"{self.root}: the classes of train and val differ")
             self._sets[split] = found
+            if len(self._sets) == 2:
+                train, val = (self._sets[name].classes for name in ("train", "val"))
+                for fault in differing(train, val):
+                    raise DataError(f"{self.root}: {fault}")
         return self._sets[split]
 
     @property

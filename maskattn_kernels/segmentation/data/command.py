@@ -2,16 +2,15 @@
 """``maskattn check-data``: what is in a data set, before any training.
 
 Prints images, sizes, objects, void and a histogram of classes for each split, and writes sheets of
-samples with their labels. Exit codes: 0 = usable, 2 = not, with a line on stderr for each fault.
+samples with their labels. Lines that begin with "note:" say what a user should know, such as files
+that are passed over. Exit codes: 0 = usable, 2 = not, with a line on stderr for each fault.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -24,65 +23,17 @@ from maskattn_kernels.segmentation.data.arguments import add_data_arguments, ope
 from maskattn_kernels.segmentation.data.augmentation import fit
 from maskattn_kernels.segmentation.data.drawing import INK, PAPER, legend, overlay
 from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.data.findings import Findings, Survey, survey
 from maskattn_kernels.segmentation.data.opening import SPLITS
-from maskattn_kernels.segmentation.data.sample import VOID, Classes, Sample, SegmentationDataset
+from maskattn_kernels.segmentation.data.sample import VOID, Classes, SegmentationDataset
 
-__all__ = ["Findings", "examine", "main", "sheet"]
+__all__ = ["main", "sheet"]
 
 PANEL = 256
 MAX_FAULTS = 10
 _BAR = 24
 _LINE = 14
 _PROGRAM = "maskattn check-data"
-
-
-@dataclass
-class Findings:
-    """What a split holds.
-
-    Attributes:
-        pixels: (256,) by class number; the last is void.
-        images: by class number, images that show it.
-        sizes: images by (width, height).
-        objects: of each image that was read.
-        faults: one line for each image that cannot be used.
-        read: images that were read, of `total`.
-    """
-
-    total: int
-    pixels: np.ndarray = field(default_factory=lambda: np.zeros(VOID + 1, dtype=np.int64))
-    images: np.ndarray = field(default_factory=lambda: np.zeros(VOID + 1, dtype=np.int64))
-    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    objects: list[int] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-    read: int = 0
-
-    def add(self, sample: Sample) -> None:
-        """Count one image, ``sample``."""
-        if sample.semantic is None:
-            self.faults.append(f"{sample.name}: no labels")
-            return
-        counts = np.bincount(sample.semantic.ravel(), minlength=VOID + 1)
-        self.pixels += counts
-        self.images += counts > 0
-        height, width = sample.semantic.shape
-        self.sizes[width, height] += 1
-        if sample.instance is not None:
-            self.objects.append(len(np.setdiff1d(sample.instance, [0])))
-        self.read += 1
-
-
-def examine(samples: SegmentationDataset, most: int) -> Findings:
-    """Read ``samples``, or ``most`` of them evenly spread (0 = all)."""
-    total = len(samples)
-    count = total if most == 0 else min(most, total)
-    found = Findings(total)
-    for step in range(count):
-        try:
-            found.add(samples[step * total // count])
-        except DataError as error:
-            found.faults.append(str(error))
-    return found
 
 
 def report(split: str, found: Findings, classes: Classes) -> str:
@@ -189,16 +140,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         classes = next(iter(sets.values())).classes
         things, stuff = len(classes.things), len(classes) - len(classes.things)
         print(f"{given.data}: {len(classes)} classes, {things} things, {stuff} stuff")
-    for split, samples in sets.items():
-        found = examine(samples, given.images)
+    surveyed = survey(sets, given.images) if sets else Survey({}, (), ())
+    for split, found in surveyed.splits.items():
+        samples = sets[split]
         print(report(split, found, samples.classes))
-        faults += found.faults
         if given.samples and not found.faults:
             path = given.out / f"{given.data}-{split}.png"
             picture = sheet(samples, given.samples)
             replace_file(path, partial(picture.save, format="PNG"))
             print(f"  written: {path}")
-    faults = list(dict.fromkeys(faults))
+    for note in surveyed.notes:
+        print(f"note: {note}")
+    faults = list(dict.fromkeys([*faults, *surveyed.faults]))
     for fault in faults[:MAX_FAULTS]:
         print(f"{_PROGRAM}: {fault}", file=sys.stderr)
     if len(faults) > MAX_FAULTS:

@@ -24,6 +24,9 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from maskattn_kernels.common.command_line import torch_device, writable_folder
 from maskattn_kernels.segmentation.checkpoints import Checkpoint, load_matching
 from maskattn_kernels.segmentation.data.batches import Batches
+from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.data.findings import survey
+from maskattn_kernels.segmentation.data.opening import SPLITS
 from maskattn_kernels.segmentation.model.losses import SegmentationLoss
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.training.callbacks import (
@@ -42,6 +45,9 @@ from maskattn_kernels.segmentation.training.self_training import LabelledAndPseu
 from maskattn_kernels.segmentation.training.sync_norm import share_batch_norm
 
 __all__ = ["main", "train"]
+
+#: Images of each split whose labels are read and judged before training.
+LABELS_READ = 100
 
 #: Sections that a resumed run must share with the one that was stopped.
 FIXED = ("seed", "steps", "data", "network", "loss", "optimizer", "freeze_encoder", "unlabelled")
@@ -163,9 +169,22 @@ def _batches(config: Namespace) -> Batches:
     options = arguments.pop("options")
     batches = Batches(**arguments, seed=config.seed, **options)
     batches.open()
+    _judge_labels(batches)
     if config.unlabelled:
         _learn_from_unlabelled(config, batches)
     return batches
+
+
+def _judge_labels(batches: Batches) -> None:
+    """Look at some labels of files, so that a run that cannot learn ends before it starts."""
+    if batches.root is None or "LOCAL_RANK" in os.environ:
+        return
+    sets = {split: batches.dataset(split) for split in SPLITS}
+    found = survey(sets, LABELS_READ, {"train": batches.labelled()})
+    for note in found.notes:
+        _say(f"note: {note}")
+    for fault in found.faults:
+        raise DataError(f"{batches.root}: {fault}")
 
 
 def _module(config: Namespace, batches: Batches) -> SegmentationModule:
