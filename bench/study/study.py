@@ -34,13 +34,13 @@ def train_one(run: Run) -> None:
     from maskattn_kernels.segmentation.checkpoints import Checkpoint
     from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes
     from maskattn_kernels.segmentation.scoring.command import evaluate
-    from maskattn_kernels.segmentation.training.command import train
+    from maskattn_kernels.segmentation.training.command import run as run_training
     from maskattn_kernels.segmentation.training.options import parse
 
     folder = WORK / run.name
     start = time.monotonic()
     resumed = ["--ckpt_path=last"] if (folder / "last.ckpt").exists() else []
-    train(parse([*run.options, *resumed]))
+    run_training(parse([*run.options, *resumed]))
     checkpoint = Checkpoint.from_pretrained(folder / "final")
     found = {}
     for textures in ("plain", "shifted"):

@@ -13,7 +13,7 @@ from PIL import Image
 from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes
 from maskattn_kernels.segmentation.prediction.panels import draw_panel
-from maskattn_kernels.segmentation.training.command import train
+from maskattn_kernels.segmentation.training.command import run
 from maskattn_kernels.segmentation.training.csv_log import read_log
 from maskattn_kernels.segmentation.training.options import parse
 
@@ -47,7 +47,7 @@ def learn(out: Path, step: Callable[[str], None]) -> Trained:
     """
     shutil.rmtree(out, ignore_errors=True)
     config = parse([*OPTIONS, "--out", str(out)])
-    scores = train(config)
+    scores = run(config)
     step(f"trained {config.steps} steps on digit scenes: mIoU {scores['mIoU']:.1f}")
     checkpoint = Checkpoint.from_pretrained(out / "final")
     scenes = DigitScenes(split="val", count=PANELS)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from maskattn_kernels.segmentation.model.network import SegmentationNetwork
     from maskattn_kernels.segmentation.prediction.command import predict
     from maskattn_kernels.segmentation.scoring.command import evaluate
+    from maskattn_kernels.segmentation.training.command import train
 
 __all__ = [
     "VOID",
@@ -38,6 +39,7 @@ __all__ = [
     "evaluate",
     "open_dataset",
     "predict",
+    "train",
 ]
 
 #: Public name to its place in this package, by the extra that brings the packages it needs.
@@ -57,6 +59,7 @@ _PLACES = {
     "train": {
         "evaluate": "scoring.command",
         "open_dataset": "data.opening",
+        "train": "training.command",
     },
 }
 

@@ -118,5 +118,5 @@ def _converted(picture: Image.Image, where: str) -> np.ndarray:
     except DataError:
         raise
     except Exception as error:  # PIL decodes a file only now, and decoders raise whatever comes up
-        reason = one_line(error) or type(error).__name__
+        reason = one_line(error)
         raise DataError(f"{where}: cannot be read ({reason})") from None

@@ -38,13 +38,13 @@ from maskattn_kernels.segmentation.training.callbacks import (
 )
 from maskattn_kernels.segmentation.training.csv_log import CSVLog
 from maskattn_kernels.segmentation.training.module import OptimizerOptions, SegmentationModule
-from maskattn_kernels.segmentation.training.options import ConfigError, parse, to_yaml
+from maskattn_kernels.segmentation.training.options import ConfigError, as_arguments, parse, to_yaml
 from maskattn_kernels.segmentation.training.run_data import RunData
 from maskattn_kernels.segmentation.training.run_state import SafeStateIO, read_state, saved_batches
 from maskattn_kernels.segmentation.training.self_training import LabelledAndPseudo, PseudoLabelled
 from maskattn_kernels.segmentation.training.sync_norm import share_batch_norm
 
-__all__ = ["main", "train"]
+__all__ = ["main", "run", "train"]
 
 #: Images of each split whose labels are read and judged before training.
 LABELS_READ = 100
@@ -58,18 +58,60 @@ FREE = ("data.workers", "data.root")
 def main(argv: Sequence[str]) -> int:
     """Run ``maskattn train`` with the arguments ``argv``; returns the exit code."""
     config = parse(argv)
-    scores = train(config)
+    scores = run(config)
     print("  ".join(f"{name} {score:.2f}" for name, score in scores.items()))
     for name in ("best", "final"):
         print(f"written: {Path(config.out) / name}")
     return 0
 
 
-def train(config: Namespace) -> dict[str, float]:
+def train(config: str | Path | None = None, **options: Any) -> Checkpoint:
+    """Train a network as ``maskattn train`` does.
+
+    Args:
+        config: a YAML file, or the name of a preset such as "digit-scenes-small"; None = defaults.
+        options: of ``maskattn train`` by name, over those of the config; those of a section (data,
+            network, loss, optimizer, trainer) in a dict under the section's name. Most used:
+
+            - ``out``: folder of the run (default "out/train"); it keeps the logs, the state to
+              resume from, and the checkpoints ``best`` and ``final``.
+            - ``data``, ``root``: name and folder of the data set, see `open_dataset`;
+              or ``data={"name": .., "root": .., "size": .., "batch_size": ..}``.
+            - ``steps``: optimizer steps.
+            - ``init_from``: a checkpoint to start from.
+            - ``ckpt_path``: "last" to resume the run in ``out``.
+
+    Returns:
+        the checkpoint of the best validation, as in the folder ``best``.
+
+    Raises:
+        ValueError: an option, the data or a checkpoint cannot be used, in one line.
+        KeyboardInterrupt: after Ctrl-C, with a line on how to resume.
+        RuntimeError: what fails while running, a full disk among it.
+
+    Example:
+        >>> import tempfile
+        >>> from maskattn_kernels.segmentation import train
+        >>> checkpoint = train(
+        ...     data={"name": "digit-scenes", "size": 32, "batch_size": 2, "options": {"count": 4}},
+        ...     network={"width": 4, "depth": 2},
+        ...     trainer={"accelerator": "cpu"},
+        ...     steps=1,
+        ...     out=tempfile.mkdtemp(),
+        ... )
+        >>> sorted(checkpoint.metrics)
+        ['AP', 'AP50', 'PQ', 'RQ', 'SQ', 'mIoU']
+    """
+    parsed = parse(as_arguments(config, options))
+    run(parsed)
+    return Checkpoint.from_pretrained(Path(parsed.out) / "best")
+
+
+def run(config: Namespace) -> dict[str, float]:
     """Train as a config says; returns the scores of the last validation.
 
     Args:
-        config: from `train_options.parse`.
+        config: from `options.parse`.
 
     Raises:
         ValueError: the config, the data or a checkpoint cannot be used.

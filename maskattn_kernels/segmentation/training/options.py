@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -23,7 +23,7 @@ from maskattn_kernels.segmentation.model.losses import SegmentationLoss
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.training.module import OptimizerOptions
 
-__all__ = ["ConfigError", "TrainerOptions", "parse", "preset_names", "to_yaml"]
+__all__ = ["ConfigError", "TrainerOptions", "as_arguments", "parse", "preset_names", "to_yaml"]
 
 PRESETS = files("maskattn_kernels.segmentation.training") / "configs"
 
@@ -132,6 +132,28 @@ def parse(argv: Sequence[str]) -> Namespace:
     config.data.root = given.root or config.data.root
     config.data.options.update(given.set)
     return config
+
+
+def as_arguments(config: str | Path | None, options: Mapping[str, Any]) -> list[str]:
+    """Options of Python as arguments of the command, for `parse`.
+
+    Args:
+        config: a YAML file or the name of a preset.
+        options: by name; those of a section in a dict under the section's name.
+
+    Example:
+        >>> from maskattn_kernels.segmentation.training.options import as_arguments
+        >>> as_arguments("coco", {"steps": 9, "data": {"root": "coco", "options": {"a": [1]}}})
+        ['--config=coco', '--steps=9', '--data.root=coco', '--data.options={"a": [1]}']
+    """
+    flat: dict[str, Any] = {} if config is None else {"config": config}
+    for name, value in options.items():
+        section = value if isinstance(value, Mapping) else None
+        flat |= {name: value} if section is None else {f"{name}.{k}": v for k, v in section.items()}
+    return [
+        f"--{name}={value if isinstance(value, str | Path) else json.dumps(value)}"
+        for name, value in flat.items()
+    ]
 
 
 def to_yaml(config: Namespace) -> str:
