@@ -58,6 +58,19 @@ def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().split()) <= 900
 
 
+@pytest.mark.parametrize(
+    ("page", "answer"),
+    [
+        ("CONTRIBUTING.md", "csrc/cpu/tiers/fp32_tier.cpp"),  # the arithmetic of one block
+        ("docs/extending.md", "## Add a data set"),
+        ("docs/segmentation.md", "`predict` needs a checkpoint and images, and nothing else"),
+    ],
+)
+def test_strangers_find_answers_in_two_clicks(page: str, answer: str) -> None:
+    assert f"]({page}" in (ROOT / "README.md").read_text()
+    assert answer in (ROOT / page).read_text()
+
+
 def test_figures_of_the_readme_are_those_of_the_benchmarks() -> None:
     section = (ROOT / "README.md").read_text().partition("## How fast")[2].partition("\n## ")[0]
     figures = set(re.findall(r"\b\d[\d.]*(?:x| MiB)(?!\w)", section)) - {"128 x"}
