@@ -46,11 +46,11 @@ sanitize: $(VENV)/.dev ## run the tests of the C++ library under the address and
 	$(BIN)/cmake --build build/sanitize
 	tools/sanitized.sh build/sanitize $(BIN) $(SANITIZE_TESTS)
 
-wheel: $(VENV)/.dev ## build a wheel into dist/
-	MASKATTN_BUILD=cpu $(PIP) wheel --no-build-isolation --no-deps -w dist .
+wheel: $(VENV)/.dev ## build a wheel into dist/, for every Python of this platform
+	PATH=$(abspath $(BIN)):$$PATH tools/wheel.sh dist
 
 clean: ## remove what was built (.venv stays)
-	rm -rf build dist out *.egg-info maskattn_kernels/_C*.so maskattn_kernels/_build_report.json
+	rm -rf build dist out *.egg-info maskattn_kernels/*.so maskattn_kernels/_build_report.json
 	rm -f $(VENV)/.built $(VENV)/.dev
 
 preflight:

@@ -16,9 +16,6 @@ elif ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
   lacks "python >= 3.10 ('$python' is $("$python" -V 2>&1)): make PYTHON=/path/to/python3.10"
 else
   "$python" -c 'import ensurepip, venv' 2>/dev/null || lacks "python's venv module: apt install python3-venv"
-  "$python" -c 'import pathlib, sys, sysconfig
-sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())' ||
-    lacks "python's headers (Python.h): apt install python3-dev"
 fi
 
 found=

@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "../arguments.h"
+#include "../schemas.h"
 #include "params.h"
 #include "schedule.h"
 
@@ -122,6 +123,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cpu_bwd(
   if (key_bias.has_value()) p.dbias = row_view(dbias);
   launch_cpu_bwd(p, torch_threads());
   return {dq, dk, dv, dbias};
+}
+
+STABLE_TORCH_LIBRARY(maskattn, m) {
+  m.def("cpu_select_tokens" MASKATTN_SELECT_TOKENS_SCHEMA);
+  m.def("cpu_fwd" MASKATTN_FWD_SCHEMA);
+  m.def("cpu_infer" MASKATTN_INFER_SCHEMA);
+  m.def("cpu_bwd" MASKATTN_BWD_SCHEMA);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(maskattn, CPU, m) {

@@ -1,51 +1,71 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The compiled backends. The only module that imports the compiled libraries, and it never fails
-to import.
+"""The compiled backends. The only module that loads the compiled libraries, and it never fails to
+import.
 
-Importing `maskattn_kernels._C` registers the CPU ops, `maskattn_kernels._cuda` those for NVIDIA
-GPUs; the latter is loaded only into a torch that has CUDA. When that is not possible, the reason is
-kept in words for `backends()` and for the error of a call that asks for the backend.
+Loading `libmaskattn_cpu.so` registers the CPU ops, `libmaskattn_cuda.so` those for NVIDIA GPUs; the
+latter is loaded only into a torch that has CUDA. There is no Python in either: what they say of
+themselves comes through C functions. When a library cannot be loaded, the reason is kept in words
+for `backends()` and for the error of a call that asks for the backend.
 """
 
+import ctypes
 import json
-from importlib import resources
+from pathlib import Path
 
 import torch
 
 from maskattn_kernels.backends.base import SCHEMAS, Backend, kernel_limits, too_old
 from maskattn_kernels.problem import Problem
 
-try:
-    from maskattn_kernels import _C
-
-    _IMPORT_ERROR: Exception | None = None
-except (ImportError, OSError, RuntimeError) as error:  # absent; cannot be loaded; ops refused
-    _C = None  # type: ignore[assignment]
-    _IMPORT_ERROR = error
-
-_CUDA_ERROR: Exception | None = None
-if torch.version.cuda:
-    try:
-        from maskattn_kernels import _cuda
-    except (ImportError, OSError, RuntimeError) as error:
-        _CUDA_ERROR = error
+PACKAGE = Path(__file__).parents[1]
 
 
-def _why_not_loaded(library: str, error: Exception | None, prefix: str, report: str) -> list[str]:
-    """Why a library is not there with all ops of its backend; `report` is the key of the build's
-    own words."""
-    if error is not None:
-        if isinstance(error, ImportError) and error.name == "maskattn_kernels":
-            return [f"the {library} is not built{_build_report(report)}"]
-        text = " ".join(str(error).split())
-        return [f"the {library} does not load with torch {torch.__version__}: {text}"]
-    missing = [f"{prefix}_{n}" for n in SCHEMAS if not hasattr(torch.ops.maskattn, f"{prefix}_{n}")]
-    return [f"the {library} lacks the ops {', '.join(missing)}"] if missing else []
+class Library:
+    """The compiled library of one backend, or the reasons why it is not loaded."""
+
+    def __init__(self, backend: str, words: str, report_key: str) -> None:
+        """`report_key` is where the build report says why this library was not built."""
+        self.backend = backend
+        self.not_loaded: list[str] = []
+        path = PACKAGE / f"libmaskattn_{backend}.so"
+        if not path.is_file():
+            self.not_loaded.append(f"the {words} is not built{_build_report(report_key)}")
+            return
+        try:
+            torch.ops.load_library(path)
+            self._functions = ctypes.CDLL(str(path))
+        except (OSError, RuntimeError) as error:  # cannot be loaded; ops refused
+            text = " ".join(str(error.__cause__ or error).split())
+            version = torch.__version__
+            self.not_loaded.append(f"the {words} does not load with torch {version}: {text}")
+            return
+        ops = [f"{backend}_{name}" for name in SCHEMAS]
+        missing = [name for name in ops if not hasattr(torch.ops.maskattn, name)]
+        if missing:
+            self.not_loaded.append(f"the {words} lacks the ops {', '.join(missing)}")
+
+    def build_info(self) -> dict[str, str]:
+        """What was compiled; empty where the library is not loaded."""
+        if self.not_loaded:
+            return {}
+        function = self._functions[f"maskattn_{self.backend}_build_info"]
+        function.restype = ctypes.c_char_p
+        return dict(line.split(": ", 1) for line in function().decode().splitlines())
+
+    def tier(self) -> str:
+        """The instruction-set tier of a call now. RuntimeError if it cannot run here."""
+        function = self._functions["maskattn_cpu_tier"]
+        function.restype = ctypes.c_char_p
+        error = ctypes.c_char_p()
+        tier = function(ctypes.byref(error))
+        if tier is None:
+            raise RuntimeError((error.value or b"").decode())
+        return tier.decode()
 
 
 def _build_report(key: str) -> str:
     """What the build left in words when it built nothing, as ': reason'."""
-    report = resources.files("maskattn_kernels") / "_build_report.json"
+    report = PACKAGE / "_build_report.json"
     if not report.is_file():
         return ""
     reason = json.loads(report.read_text()).get(key, "")
@@ -56,31 +76,27 @@ class CpuBackend(Backend):
     name = "cpu"
 
     def __init__(self) -> None:
-        self._not_loaded = _why_not_loaded("compiled library", _IMPORT_ERROR, "cpu", "reason")
+        self._library = Library("cpu", "compiled library", "reason")
 
     def unavailable(self) -> list[str]:
-        if self._not_loaded:
-            return self._not_loaded
+        if self._library.not_loaded:
+            return self._library.not_loaded
         try:
-            _C.cpu_tier()
+            self._library.tier()
         except RuntimeError as error:  # MASKATTN_CPU_TIER names a tier that cannot run here
-            return [" ".join(str(error).split())]
+            return [str(error)]
         return []
 
     def reasons(self, problem: Problem) -> list[str]:
         # A wrong MASKATTN_CPU_TIER is left to the op, which reads it at every call and raises.
-        why = list(self._not_loaded)
+        why = list(self._library.not_loaded)
         if problem.device_type != "cpu":
             why.append(f"runs on cpu tensors, got {problem.device_type}")
         return why + kernel_limits(problem)
 
     def build(self) -> dict[str, str]:
-        if self._not_loaded:
-            return {}
-        facts = dict(_C.build_info())
-        if not self.unavailable():
-            facts["tier"] = _C.cpu_tier()
-        return facts
+        facts = self._library.build_info()
+        return facts if self.unavailable() else facts | {"tier": self._library.tier()}
 
 
 class CudaBackend(Backend):
@@ -88,24 +104,24 @@ class CudaBackend(Backend):
     by_name_only = "it has not been measured on a GPU yet"
 
     def __init__(self) -> None:
-        self._not_loaded: list[str] = []
+        self._library: Library | None = None
         if torch.version.cuda:
-            self._not_loaded = _why_not_loaded("CUDA library", _CUDA_ERROR, "cuda", "cuda_reason")
+            self._library = Library("cuda", "CUDA library", "cuda_reason")
 
     def unavailable(self) -> list[str]:
-        if not torch.version.cuda:
+        if self._library is None:
             return [f"needs an NVIDIA GPU, and torch {torch.__version__} is built without CUDA"]
         if not torch.cuda.is_available():
-            return [*self._not_loaded, f"torch {torch.__version__} finds no GPU"]
-        return self._not_loaded + too_old()
+            return [*self._library.not_loaded, f"torch {torch.__version__} finds no GPU"]
+        return self._library.not_loaded + too_old()
 
     def reasons(self, problem: Problem) -> list[str]:
-        why = list(self._not_loaded)
-        if problem.device_type != "cuda" or not torch.version.cuda:
+        why = list(self._library.not_loaded) if self._library else []
+        if problem.device_type != "cuda" or not self._library:
             why.append(f"runs on tensors on an NVIDIA GPU, got {problem.device_type}")
         else:
             why += too_old()
         return why + kernel_limits(problem)
 
     def build(self) -> dict[str, str]:
-        return {} if self._not_loaded or not torch.version.cuda else dict(_cuda.build_info())
+        return self._library.build_info() if self._library else {}

@@ -241,12 +241,11 @@ def test_cuda_library_that_is_not_there_is_a_reason() -> None:
 
 BROKEN = """
     import sys
-    class Finder:
-        def find_spec(self, name, path=None, target=None):
-            if name == "maskattn_kernels._C":
-                raise {error}
-    sys.meta_path.insert(0, Finder())
-    import torch, maskattn_kernels
+    import torch
+    def refuse(path):
+        raise {error}
+    torch.ops.load_library = refuse
+    import maskattn_kernels
     record = maskattn_kernels.backends()[0]
     q = torch.randn(1, 1, 4, 8)
     assert maskattn_kernels.masked_attention(q, q, q).shape == q.shape
@@ -262,13 +261,13 @@ BROKEN = """
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        ("ImportError('undefined symbol: aoti_torch_abi_version', name='_C')", "undefined symbol"),
-        ("OSError('libgomp.so.1: cannot open shared object file')", "libgomp.so.1: cannot open"),
+        ("OSError('Could not load') from OSError('undefined symbol: f')", "undefined symbol: f"),
+        ("OSError('libtorch_cpu.so: cannot open shared object file')", "cannot open shared object"),
         ("RuntimeError('built for another torch')", "built for another torch"),
-        ("ModuleNotFoundError(\"No module named '_C'\", name='maskattn_kernels._C')", "not built"),
     ],
-    ids=["symbol", "library", "torch", "absent"],
+    ids=["symbol", "library", "torch"],
 )
+@pytest.mark.skipif(not available("cpu"), reason="no compiled library to refuse")
 def test_library_that_does_not_load_is_a_reason(error: str, words: str) -> None:
     """The package imports and runs, and says in words what it lacks."""
     *messages, record = run_python(BROKEN.format(error=error)).splitlines()

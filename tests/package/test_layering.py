@@ -29,7 +29,7 @@ FOR_DEVELOPERS = ("docs", "test", "dev")
 COMPAT = "torch_compat"
 LAYERS = (
     (COMPAT,),
-    ("problem", "token_index", "_version", "common", "_C", "_cuda"),
+    ("problem", "token_index", "_version", "common"),
     ("backends", "flops"),
     ("ops",),
     ("functional",),
@@ -98,7 +98,6 @@ def imports(path: Path) -> list[tuple[str, bool]]:
             for alias in node.names:
                 submodule = PACKAGE.parent / base.replace(".", "/") / alias.name
                 is_module = submodule.is_dir() or submodule.with_suffix(".py").exists()
-                is_module |= alias.name in ("_C", "_cuda")
                 found.append((f"{base}.{alias.name}" if is_module else base, id(node) in inside))
     return found
 
@@ -146,8 +145,7 @@ def test_imports_between_the_wings_of_segmentation_run_one_way(path: Path) -> No
 def test_outside_imports_stay_in_their_place(path: Path) -> None:
     name = own_name(path)
     for module, _ in imports(path):
-        if module in ("maskattn_kernels._C", "maskattn_kernels._cuda"):
-            assert name == "maskattn_kernels.backends.native", f"{name} imports the library"
+        assert module != "maskattn_kernels._dev", f"{name} needs what wheels lack"
         if module.split(".")[0] == "triton":
             assert name.startswith("maskattn_kernels.backends.triton_"), f"{name} imports triton"
         if part(name) in (*CORE, "nn", "models", "swap", ""):
@@ -173,6 +171,11 @@ def test_private_names_of_torch_are_in_one_module(path: Path) -> None:
     assert not private, f"{path.name} uses {private}"
 
 
+def test_one_module_loads_the_libraries() -> None:
+    loads = [own_name(path) for path in MODULES if "load_library" in path.read_text()]
+    assert loads == ["maskattn_kernels.backends.native"]
+
+
 def includes(path: Path) -> list[str]:
     return re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', path.read_text(), flags=re.MULTILINE)
 
@@ -191,8 +194,8 @@ def library(path: Path) -> str:
     """The library that a C++ file belongs to; '' for what both share."""
     if TWIN in path.parents:
         return "cuda"
-    folder = path.relative_to(CSRC).parts[0]
-    return folder if folder in ("cpu", "cuda") else ""
+    folders = {"cpu": "cpu", "cuda": "cuda", "python": "cpu"}
+    return folders.get(path.relative_to(CSRC).parts[0], "")
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -204,7 +207,9 @@ def test_includes(path: Path) -> None:
             assert path.name in ("device.cuh", "gpu.h"), f"{path.name} knows of the tests"
     for header in includes(path):
         if path.suffix in (".cu", ".cuh") or path.name == "params.h":
-            assert not re.match(r"(torch|ATen|c10|pybind11)/", header), header
+            assert not re.match(r"(torch|ATen|c10)/", header), header
+        if re.match(r"pybind11/|Python\.h", header):
+            assert path.parent == CSRC / "python", "no library depends on Python"
         if header.startswith("torch/"):
             stable = re.match(r"torch/(csrc/stable|headeronly|csrc/inductor/aoti_torch)/", header)
             assert stable, f"{header} is outside torch's stable ABI"

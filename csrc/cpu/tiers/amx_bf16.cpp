@@ -310,7 +310,7 @@ void key_chunk(const KeyChunk& chunk, void* scratch) {
     float* dq = chunk.dq_partial + b * kBackwardQ * width;
     if (total == 0) std::memset(dq, 0, sizeof(float) * query_rows * width);
     for (int64_t begin = 0; begin < padded_keys; begin += kBlockK) {
-      const int64_t chunks = (min_of(padded_keys - begin, kBlockK)) / 32;
+      const int64_t chunks = min_of(padded_keys - begin, kBlockK) / 32;
       // As in the forward pass, the next step's S and dP are issued between this step's rows.
       const auto score_block = [&](int64_t step, int64_t c) {
         if (step >= query_rows || c >= chunks) return;

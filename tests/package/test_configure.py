@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Every build configures itself from today's environment, and says why it could not."""
+
+import json
+import os
+import runpy
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import setuptools
+from building import COMPILER
+from repository import ROOT
+
+pytestmark = pytest.mark.skipif(
+    not ((ROOT / "setup.py").exists() and COMPILER and shutil.which("ninja")),
+    reason="needs the source tree, a C++ compiler, cmake and ninja",
+)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """What a configuration reads of the source tree."""
+    folder = tmp_path / "checkout"
+    shutil.copytree(ROOT / "csrc", folder / "csrc")
+    for name in ("setup.py", "CMakeLists.txt"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+@pytest.fixture
+def configure(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str]:
+    """Configures a checkout in its build folder, as setup.py does, and returns the error."""
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    for name in ("CXX", "CXXFLAGS", "MASKATTN_BUILD"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(folder: Path) -> str:
+        return runpy.run_path(str(folder / "setup.py"))["configure"](folder / "build")
+
+    return run
+
+
+def compilers(folder: Path) -> set[str]:
+    """The compilers of all objects that the configured build would make."""
+    commands = json.loads((folder / "build" / "compile_commands.json").read_text())
+    return {entry["command"].split()[0] for entry in commands}
+
+
+def test_a_moved_checkout_builds(checkout: Path, configure: Callable[[Path], str]) -> None:
+    assert configure(checkout) == ""
+    moved = checkout.rename(checkout.with_name("moved"))
+    assert configure(moved) == ""
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("CXXFLAGS", "-mnosuchflag", "-mnosuchflag"),
+        ("CXX", "g++ -mnosuchflag", "-mnosuchflag"),
+        ("CXX", "g++ -m32", ""),
+        ("CXX", "/nowhere/g++", "/nowhere/g++"),
+    ],
+)
+def test_a_mended_environment_builds(
+    variable: str,
+    value: str,
+    words: str,
+    checkout: Path,
+    configure: Callable[[Path], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The error is CMake's own, in one line with the cause, and the next build forgets it."""
+    monkeypatch.setenv(variable, value)
+    error = configure(checkout)
+    if not error:
+        pytest.skip(f"this compiler takes {value}")
+    assert error.startswith("CMake Error at ") and words in error and "\n" not in error
+    assert "compiler" in error and len(error) < 500, error
+    monkeypatch.delenv(variable)
+    assert configure(checkout) == ""
+
+
+def test_another_compiler_is_used_at_once(
+    checkout: Path, configure: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert configure(checkout) == ""
+    first = compilers(checkout)
+    other = checkout.parent / "other-c++"
+    other.write_text(f'#!/bin/sh\nexec {COMPILER} "$@"\n')
+    other.chmod(0o755)
+    monkeypatch.setenv("CXX", str(other))
+    assert configure(checkout) == ""
+    assert compilers(checkout) == {str(other)} and str(other) not in first
+
+
+def test_objects_stay(checkout: Path, configure: Callable[[Path], str]) -> None:
+    assert configure(checkout) == ""
+    kept = checkout / "build" / "CMakeFiles" / "baseline.dir" / "kept.o"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_bytes(b"")
+    assert configure(checkout) == "" and kept.exists()
+
+
+def test_the_libraries_need_no_python(checkout: Path, configure: Callable[[Path], str]) -> None:
+    """Python's headers are neither asked for nor on the path of any source."""
+    assert configure(checkout) == ""
+    commands = (checkout / "build" / "compile_commands.json").read_text()
+    assert "include/python3" not in commands and "csrc/cpu/forward.cpp" in commands
+    cache = (checkout / "build" / "CMakeCache.txt").read_text()
+    assert "Python_INCLUDE_DIR" not in cache, "CMake looked for Python's headers"
+    assert os.fspath(checkout) in commands
