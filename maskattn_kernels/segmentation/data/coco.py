@@ -9,6 +9,7 @@ from maskattn_kernels.segmentation.data.coco_json import CocoJson
 from maskattn_kernels.segmentation.data.coco_panoptic import CocoPanoptic
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.files import folder
+from maskattn_kernels.segmentation.data.splits import name_of_split
 
 __all__ = ["open_coco", "open_coco_json"]
 
@@ -17,6 +18,14 @@ LAYOUT = (
     "annotations/panoptic_{train,val}2017/ or panoptic_{train,val}2017/"
 )
 OWN_LAYOUT = "images/* and annotations.json (or train/*, val/*, train.json and val.json)"
+# Ours, Datumaro's and Roboflow's; and ours, CVAT's and Roboflow's without splits.
+OWN_SPLITS = (
+    "{}.json",
+    "annotations/{}.json",
+    "annotations/instances_{}.json",
+    "{}/_annotations.coco.json",
+)
+OWN_WHOLE = ("annotations.json", "annotations/instances_default.json", "_annotations.coco.json")
 
 
 def open_coco(
@@ -53,19 +62,28 @@ def open_coco_json(root: Path, split: str = "train") -> CocoJson:
     """Own data as COCO JSON.
 
     Args:
-        root: the folder with the JSON. Without ``train.json`` and ``val.json``, a fifth of the
-            images of ``annotations.json`` is for validation, always the same.
+        root: the folder with the JSON: `OWN_SPLITS`, with "train" and "val" (or "valid"); or
+            `OWN_WHOLE`, of which about a fifth of the images is for validation, chosen by a hash of
+            their names.
         split: "train" or "val".
 
     Raises:
         DataError: another layout, or files that cannot be used.
     """
     folder(root, OWN_LAYOUT)
-    images = root / split if (root / split).is_dir() else folder(root / "images", OWN_LAYOUT)
-    for path in (root / f"{split}.json", root / "annotations" / f"{split}.json"):
+    for form in OWN_SPLITS:
+        name = name_of_split(root, split, form)
+        if name is not None:
+            places = (root / name, root / "images" / name, root / "images")
+            return CocoJson(root / form.format(name), _first_folder(places))
+    for path in (root / name for name in OWN_WHOLE):
         if path.is_file():
-            return CocoJson(path, images)
-    path = root / "annotations.json"
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; expected the layout {OWN_LAYOUT}")
-    return CocoJson(path, images, split)
+            places = (root / "images" / "default", root / "images", path.parent)
+            return CocoJson(path, _first_folder(places), split)
+    raise DataError(f"{root / OWN_WHOLE[0]}: no such file; expected the layout {OWN_LAYOUT}")
+
+
+def _first_folder(places: tuple[Path, ...]) -> Path:
+    return next((place for place in places if place.is_dir()), None) or folder(
+        places[-1], OWN_LAYOUT
+    )

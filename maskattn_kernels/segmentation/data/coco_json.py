@@ -13,8 +13,9 @@ import numpy as np
 from maskattn_kernels.segmentation.data.coco_file import CocoFile, Picture, flag
 from maskattn_kernels.segmentation.data.coco_masks import Box, Shape, box, outline
 from maskattn_kernels.segmentation.data.errors import DataError, Tally, shown
-from maskattn_kernels.segmentation.data.label_maps import labelled, share_out
+from maskattn_kernels.segmentation.data.label_maps import labelled
 from maskattn_kernels.segmentation.data.sample import VOID, Sample
+from maskattn_kernels.segmentation.data.splits import share_out
 
 __all__ = ["CocoJson"]
 

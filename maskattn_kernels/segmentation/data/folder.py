@@ -16,9 +16,9 @@ from maskattn_kernels.segmentation.data.label_maps import (
     map_ids,
     matched,
     palette,
-    share_out,
 )
 from maskattn_kernels.segmentation.data.sample import VOID, Classes, Sample
+from maskattn_kernels.segmentation.data.splits import name_of_split, share_out
 
 __all__ = ["Folder", "read_classes"]
 
@@ -36,8 +36,8 @@ class Folder:
           - {id: 1, name: car, thing: true, color: [0, 0, 142]}
         void: [255]
 
-    Where there are no folders ``train`` and ``val``, a fifth of the images is for validation,
-    chosen by chance but always the same.
+    Where there are no folders ``train`` and ``val`` (or ``valid``), about a fifth of the images is
+    for validation, chosen by a hash of their names; see `splits.share_out`.
 
     Args:
         root: the folder with ``classes.yaml``.
@@ -53,13 +53,13 @@ class Folder:
         self.classes, void = read_classes(root / "classes.yaml")
         self._numbers = dict.fromkeys(void, VOID)
         self._numbers |= {number: place for place, number in enumerate(self.classes.ids)}
-        apart = (root / split).is_dir()
-        place = root / split if apart else root
+        own = name_of_split(root, split)
+        place = root / own if own else root
         self._images = image_files(folder(place / "images", LAYOUT))
         masks = folder(place / "masks", LAYOUT)
         self._masks = image_files(masks, (".png",))
         names = matched(self._images, self._masks, masks, "mask")
-        self._names = names if apart else share_out(names, split, place / "images")
+        self._names = names if own else share_out(names, split, place / "images")
         self._objects: dict[str, Path] = {}
         if (place / "instances").is_dir():
             self._objects = image_files(place / "instances", (".png",))

@@ -12,7 +12,7 @@ from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.images import turned_hint
 from maskattn_kernels.segmentation.data.sample import Classes, Sample
 
-__all__ = ["labelled", "map_ids", "matched", "palette", "share_out"]
+__all__ = ["labelled", "map_ids", "matched", "palette"]
 
 
 def matched(
@@ -42,26 +42,6 @@ def matched(
             f"{missing[0]!r}; add them or remove the images"
         )
     return list(images)
-
-
-def share_out(names: list[str], split: str, where: Path, val_share: float = 0.2) -> list[str]:
-    """The part of a split, where files do not say: the same for the same names.
-
-    Args:
-        names: of all images.
-        split: "train" or "val".
-        where: the images are, for the error.
-        val_share: the fraction that is for validation.
-
-    Raises:
-        DataError: fewer than two names.
-    """
-    if len(names) < 2:
-        raise DataError(f"{where}: one image only; two are needed, to train and to validate")
-    order = np.random.Generator(np.random.PCG64(0)).permutation(len(names))
-    cut = max(1, round(val_share * len(names)))
-    chosen = order[:cut] if split == "val" else order[cut:]
-    return [names[number] for number in sorted(chosen)]
 
 
 def map_ids(
