@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A run that was stopped, wherever, goes on to the very result of one that was not."""
+"""A run that was stopped, wherever, can be resumed to the very result of one that was not."""
 
 import multiprocessing
 import os
@@ -59,7 +59,7 @@ def test_a_stopped_run_goes_on_to_the_same_result(
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         press_ctrl_c(patch, during, call)
-        with pytest.raises(KeyboardInterrupt, match=f"step {stopped_at}; go on with: maskattn"):
+        with pytest.raises(KeyboardInterrupt, match=f"step {stopped_at}; resume with: maskattn"):
             training.main(tiny_arguments(out, steps=STEPS))
     assert read_state(out / "last.ckpt")["global_step"] == stopped_at
     training.main(["--config", str(out / "config.yaml"), "--ckpt_path", "last"])
@@ -101,7 +101,7 @@ def test_a_resumed_run_must_be_the_same_run(unbroken):
     config = ["--config", str(unbroken / "config.yaml"), "--ckpt_path", "last"]
     with pytest.raises(ConfigError, match=r"^optimizer.lr: .* has 0.001, got 0.5$"):
         training.main([*config, "--optimizer.lr", "0.5"])
-    with pytest.raises(ConfigError, match=r"holds a run; go on with --ckpt_path last"):
+    with pytest.raises(ConfigError, match=r"holds a run; resume it with --ckpt_path last"):
         training.main(config[:2])
 
 

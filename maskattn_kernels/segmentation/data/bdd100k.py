@@ -77,7 +77,7 @@ class BDD100K:
         if bits.ndim != 3 or bits.shape[-1] != 4:
             raise DataError(f"{path}: expected a bitmask of 4 channels (RGBA)")
         number = map_ids(bits[..., 0], self._numbers, path, "expected BDD100K's categories")
-        thing = np.isin(number, STREET.things)
+        thing = STREET.where_things(number)
         left_out = thing & ((bits[..., 1] & _CROWD_OR_IGNORED) > 0)
         objects = (bits[..., 2].astype(np.int32) << 8) + bits[..., 3]
         instance = np.where(thing & ~left_out, objects, 0).astype(np.int32)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from maskattn_kernels.common.text import one_line
 from maskattn_kernels.segmentation.data.errors import DataError, shown
 from maskattn_kernels.segmentation.data.files import Files, composed
 from maskattn_kernels.segmentation.data.images import read_image, turned_hint
@@ -131,8 +132,7 @@ def read_json(path: Path, lists: tuple[str, ...]) -> dict[str, Any]:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path}: cannot be read as JSON ({reason[:200]})") from None
+        raise DataError(f"{path}: cannot be read as JSON ({one_line(error)[:200]})") from None
     for key in lists:
         rows = content.get(key) if isinstance(content, dict) else None
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

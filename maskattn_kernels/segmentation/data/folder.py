@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from maskattn_kernels.common.text import one_line
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.files import folder, image_files
 from maskattn_kernels.segmentation.data.images import read_image, read_labels
@@ -94,8 +95,7 @@ def read_classes(path: Path) -> tuple[Classes, tuple[int, ...]]:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; expected the layout {LAYOUT}") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path}: cannot be read as YAML ({reason})") from None
+        raise DataError(f"{path}: cannot be read as YAML ({one_line(error)})") from None
     rows = content.get("classes") if isinstance(content, dict) else None
     if not isinstance(rows, list) or not 1 <= len(rows) <= VOID:
         raise DataError(f"{path}: expected a list `classes` of 1 to {VOID} entries")

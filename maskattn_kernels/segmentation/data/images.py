@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from maskattn_kernels.common.text import one_line
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.files import folder, image_files, passed_over
 from maskattn_kernels.segmentation.data.pixels import orientation, rgb_pixels
@@ -172,8 +173,9 @@ def _errors_name(path: Path) -> Iterator[None]:
             f"{path}: not an image that can be read; remove it or save it again"
         ) from None
     except Exception as error:  # decoders raise whatever comes up, IndexError and struct.error too
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path}: cannot be read ({reason}); remove it or save it again") from None
+        raise DataError(
+            f"{path}: cannot be read ({one_line(error)}); remove it or save it again"
+        ) from None
 
 
 def _check_size(picture: Image.Image, path: Path) -> None:

@@ -100,7 +100,7 @@ def labelled(
                 f"{path}: labels of {width} x {height} pixels for an image of {wide} x {high}{cure}"
             )
     if instance is not None:
-        instance = np.where(np.isin(semantic, classes.things), instance, 0).astype(np.int32)
+        instance = np.where(classes.where_things(semantic), instance, 0).astype(np.int32)
     return Sample(name, image, semantic, instance)
 
 

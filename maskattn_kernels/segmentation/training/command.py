@@ -2,7 +2,7 @@
 """``maskattn train``: from a config to a run's folder.
 
 The folder holds ``config.yaml`` (every option as it was), ``train.csv`` and ``validation.csv``,
-``tensorboard/``, ``last.ckpt`` (state to go on from), ``best/`` and ``final/`` (checkpoints).
+``tensorboard/``, ``last.ckpt`` (state to resume from), ``best/`` and ``final/`` (checkpoints).
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def run(config: Namespace) -> dict[str, float]:
 
     Raises:
         ValueError: the config, the data or a checkpoint cannot be used.
-        KeyboardInterrupt: after Ctrl-C, with a line on how to go on.
+        KeyboardInterrupt: after Ctrl-C, with the command that resumes.
         RuntimeError: what fails while running, a full disk among it.
     """
     with warnings.catch_warnings():
@@ -127,21 +127,51 @@ def run(config: Namespace) -> dict[str, float]:
 
 def _train(config: Namespace) -> dict[str, float]:
     out = Path(config.out)
-    state_path = _state_path(config.ckpt_path, out)
-    state = read_state(state_path) if state_path else None
-    if state is not None:
-        _check_same(config, state)
-    elif (out / "last.ckpt").exists() and "LOCAL_RANK" not in os.environ:
-        raise ConfigError(
-            f"out: {out} holds a run; go on with --ckpt_path last, or choose another folder"
-        )
+    state_path, state = _saved_state(config, out)
     batches = _batches(config)
     module = _module(config, batches)
-    stop = StopRequest()
-    options = config.trainer
-    resumed_at = int(state["global_step"]) if state else 0
     writable_folder(out)
-    trainer = pl.Trainer(
+    stop = StopRequest()
+    trainer = _trainer(config, out, batches.batch_size, stop, int(state.get("global_step", 0)))
+    if trainer.world_size > 1:
+        share_batch_norm(module.network)
+    if trainer.is_global_zero:
+        (out / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    total = config.steps * config.trainer.accumulate_grad_batches
+    data = RunData(batches, total, start=saved_batches(state) if state else 0)
+    try:
+        with stop.listen():
+            trainer.fit(module, datamodule=data, ckpt_path=state_path, weights_only=True)
+            if module.scored_at != trainer.global_step:  # no validation was due at the last step
+                trainer.validate(module, datamodule=data, verbose=False)
+    except Stopped as stopped:
+        raise KeyboardInterrupt(
+            f"stopped after step {stopped}; resume with: "
+            f"maskattn train --config {out / 'config.yaml'} --ckpt_path last"
+        ) from None
+    save_network(trainer, module, out / "final")
+    return module.scores
+
+
+def _saved_state(config: Namespace, out: Path) -> tuple[Path | None, dict[str, Any]]:
+    """The file to resume from, and what it holds; None and nothing for a new run."""
+    if config.ckpt_path is None:
+        if (out / "last.ckpt").exists() and "LOCAL_RANK" not in os.environ:
+            raise ConfigError(
+                f"out: {out} holds a run; resume it with --ckpt_path last, or choose another folder"
+            )
+        return None, {}
+    path = out / "last.ckpt" if config.ckpt_path == "last" else Path(config.ckpt_path)
+    state = read_state(path)
+    _check_same(config, state)
+    return path, state
+
+
+def _trainer(
+    config: Namespace, out: Path, batch_size: int, stop: StopRequest, resumed_at: int
+) -> pl.Trainer:
+    options = config.trainer
+    return pl.Trainer(
         accelerator=options.accelerator,
         devices=options.devices,
         num_nodes=options.num_nodes,
@@ -158,7 +188,7 @@ def _train(config: Namespace) -> dict[str, float]:
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         callbacks=[
-            ShowProgress(config.steps, batches.batch_size, config.log_every),
+            ShowProgress(config.steps, batch_size, config.log_every),
             SaveState(out, config.save_every, stop, config.log_every),
         ],
         logger=[
@@ -170,26 +200,6 @@ def _train(config: Namespace) -> dict[str, float]:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    if trainer.world_size > 1:
-        share_batch_norm(module.network)
-    if trainer.is_global_zero:
-        (out / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    total = config.steps * options.accumulate_grad_batches
-    data = RunData(batches, total, start=saved_batches(state) if state else 0)
-    try:
-        with stop.listen():
-            trainer.fit(module, datamodule=data, ckpt_path=state_path, weights_only=True)
-            if (
-                module.scored_at != trainer.global_step
-            ):  # the last step was none of those that validate
-                trainer.validate(module, datamodule=data, verbose=False)
-    except Stopped as stopped:
-        raise KeyboardInterrupt(
-            f"stopped after step {stopped}; go on with: "
-            f"maskattn train --config {out / 'config.yaml'} --ckpt_path last"
-        ) from None
-    save_network(trainer, module, out / "final")
-    return module.scores
 
 
 def _learn_from_unlabelled(config: Namespace, batches: Batches) -> None:
@@ -254,18 +264,12 @@ def _module(config: Namespace, batches: Batches) -> SegmentationModule:
     )
 
 
-def _state_path(ckpt_path: str | None, out: Path) -> Path | None:
-    if ckpt_path is None:
-        return None
-    return out / "last.ckpt" if ckpt_path == "last" else Path(ckpt_path)
-
-
 def _check_same(config: Namespace, state: dict[str, Any]) -> None:
     """A resumed run gives the result of an unbroken one only if it is the same run."""
     before = state.get("run", {})
     for name, value in _run_options(config).items():
         if before.get(name, value) != value:
-            raise ConfigError(f"{name}: the run to go on with has {before[name]}, got {value}")
+            raise ConfigError(f"{name}: the run to resume has {before[name]}, got {value}")
 
 
 def _run_options(config: Namespace) -> dict[str, str]:
