@@ -26,7 +26,7 @@ from torch import Tensor
 from maskattn_kernels.common.atomic import replace_file
 from maskattn_kernels.common.text import one_line
 from maskattn_kernels.segmentation.data.inputs import AnyImage, OneImage, listed
-from maskattn_kernels.segmentation.data.sample import Classes
+from maskattn_kernels.segmentation.data.sample import VOID, Classes
 from maskattn_kernels.segmentation.infer import Pipeline, Segmentation
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 
@@ -264,6 +264,7 @@ class Checkpoint:
                 tuple(map(bool, names["is_thing"])),
                 tuple((int(r), int(g), int(b)) for r, g, b in names["colors"]),
                 tuple(map(int, names["ids"])),
+                tuple(map(int, names.get("void_ids", (VOID,)))),
             )
             network = SegmentationNetwork(**described["network"])
             size = int(described["size"])

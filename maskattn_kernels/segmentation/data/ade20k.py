@@ -20,7 +20,7 @@ from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.files import composed, folder, image_files
 from maskattn_kernels.segmentation.data.images import read_image, read_labels
 from maskattn_kernels.segmentation.data.label_maps import labelled, map_ids, matched
-from maskattn_kernels.segmentation.data.sample import VOID, Sample
+from maskattn_kernels.segmentation.data.sample import Sample
 
 __all__ = ["ADE20K"]
 
@@ -29,7 +29,6 @@ LAYOUT = (
     "ade20k_panoptic_{train,val}.json with a folder of PNGs of that name, or "
     "annotations_instance/{training,validation}/*.png"
 )
-_NUMBERS = {0: VOID} | {number: number - 1 for number in range(1, 151)}
 
 
 class ADE20K:
@@ -76,7 +75,7 @@ class ADE20K:
         name = self._names[index]
         path = self._masks[name]
         advice = "expected 0 (void) to 150, as in ADEChallengeData2016/annotations"
-        semantic = map_ids(read_labels(path), _NUMBERS, path, advice)
+        semantic = map_ids(read_labels(path), self.classes.number_of, path, advice)
         file, objects = self._images[name], self._objects(name)
         return labelled(name, read_image(file), semantic, objects, self.classes, path, file)
 

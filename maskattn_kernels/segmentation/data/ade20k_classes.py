@@ -38,4 +38,5 @@ ADE20K_CLASSES = Classes(
     is_thing=tuple(number not in _STUFF for number in range(len(_NAMES))),
     colors=palette(len(_NAMES) + 1)[1:],
     ids=tuple(range(1, len(_NAMES) + 1)),
+    void_ids=(0,),
 )

@@ -25,7 +25,6 @@ LAYOUT = (
     "labels/pan_seg/bitmasks/{train,val}/*.png or labels/ins_seg/bitmasks/{train,val}/*.png"
 )
 _KINDS = {"pan_seg": BDD_NUMBERS, "ins_seg": BDD_OBJECT_NUMBERS}
-_SEMANTIC = {number: number for number in (*range(len(STREET)), VOID)}
 _CROWD_OR_IGNORED = 0b11
 
 
@@ -69,7 +68,7 @@ class BDD100K:
         image = read_image(file)
         path = self._masks[name]
         advice = "expected trainIds from 0 to 18, or 255"
-        semantic = map_ids(read_labels(path), _SEMANTIC, path, advice)
+        semantic = map_ids(read_labels(path), STREET.number_of, path, advice)
         if not self._objects:
             return labelled(name, image, semantic, None, self.classes, path, file)
         path = self._objects[name]

@@ -12,7 +12,7 @@ from maskattn_kernels.segmentation.data.files import folder
 from maskattn_kernels.segmentation.data.images import read_image, read_labels
 from maskattn_kernels.segmentation.data.label_maps import labelled, map_ids, matched
 from maskattn_kernels.segmentation.data.sample import Sample
-from maskattn_kernels.segmentation.data.street_classes import CITYSCAPES_NUMBERS, STREET
+from maskattn_kernels.segmentation.data.street_classes import CITYSCAPES
 
 __all__ = ["Cityscapes"]
 
@@ -38,7 +38,7 @@ class Cityscapes:
         DataError: another layout, or files that cannot be used.
     """
 
-    classes = STREET
+    classes = CITYSCAPES
 
     def __init__(self, root: Path, split: str = "train") -> None:
         folder(root, LAYOUT)
@@ -58,7 +58,7 @@ class Cityscapes:
         name = self._names[index]
         path = self._labels[name]
         advice = "expected labelIds from 0 to 33, as Cityscapes publishes them (never trainIds)"
-        semantic = map_ids(read_labels(path), CITYSCAPES_NUMBERS, path, advice)
+        semantic = map_ids(read_labels(path), self.classes.number_of, path, advice)
         objects = read_labels(path.with_name(f"{name}_gtFine_instanceIds.png"))
         # An object's number is 1000 * labelId + its count; smaller numbers are stuff and groups.
         instance = np.where(objects >= 1000, objects, 0)

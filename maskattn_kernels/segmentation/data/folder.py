@@ -51,9 +51,7 @@ class Folder:
     def __init__(self, root: Path, split: str = "train") -> None:
         folder(root, LAYOUT)
         self._advice = f"add it to classes or to void in {root / 'classes.yaml'}"
-        self.classes, void = read_classes(root / "classes.yaml")
-        self._numbers = dict.fromkeys(void, VOID)
-        self._numbers |= {number: place for place, number in enumerate(self.classes.ids)}
+        self.classes = read_classes(root / "classes.yaml")
         own = name_of_split(root, split)
         place = root / own if own else root
         self._images = image_files(folder(place / "images", LAYOUT))
@@ -74,7 +72,7 @@ class Folder:
         file = self._images[name]
         image = read_image(file)
         path = self._masks[name]
-        semantic = map_ids(read_labels(path), self._numbers, path, self._advice)
+        semantic = map_ids(read_labels(path), self.classes.number_of, path, self._advice)
         if not self._objects:
             return labelled(name, image, semantic, None, self.classes, path, file)
         instance = read_labels(self._objects[name])
@@ -84,7 +82,7 @@ class Folder:
         return labelled(name, image, semantic, instance, self.classes, self._objects[name], file)
 
 
-def read_classes(path: Path) -> tuple[Classes, tuple[int, ...]]:
+def read_classes(path: Path) -> Classes:
     """The classes and the void ids of the ``classes.yaml`` at ``path``; see `Folder`.
 
     Raises:
@@ -109,7 +107,7 @@ def read_classes(path: Path) -> tuple[Classes, tuple[int, ...]]:
         twice = [value for value in values if values.count(value) > 1]
         if twice:
             raise DataError(f"{path}: {what} {twice[0]!r} stands there twice")
-    return Classes(names, things, chosen, ids), tuple(void)
+    return Classes(names, things, chosen, ids, tuple(void))
 
 
 def _is_id(value: object) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.images import turned_hint
-from maskattn_kernels.segmentation.data.sample import Classes, Sample
+from maskattn_kernels.segmentation.data.sample import Classes, Sample, numbers_from_ids
 
 __all__ = ["labelled", "map_ids", "matched", "palette"]
 
@@ -63,13 +63,10 @@ def map_ids(
             f"{path}: expected one number a pixel (greyscale or palette), got "
             f"{values.shape[-1]} channels; save class ids, not colours"
         )
-    present, places = np.unique(values, return_inverse=True)
-    unknown = [int(value) for value in present if int(value) not in number_of]
-    if unknown:
-        shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
-        raise DataError(f"{path}: unknown id {shown}; {advice}")
-    table = np.array([number_of[int(value)] for value in present], dtype=np.uint8)
-    return table[places.reshape(values.shape)]
+    try:
+        return numbers_from_ids(values, number_of)
+    except ValueError as unknown:
+        raise DataError(f"{path}: {unknown}; {advice}") from None
 
 
 def labelled(

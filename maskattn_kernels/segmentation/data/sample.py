@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-__all__ = ["VOID", "Classes", "Sample", "SegmentationDataset"]
+__all__ = ["VOID", "Classes", "Sample", "SegmentationDataset", "numbers_from_ids"]
 
 VOID = 255
 """The class of pixels that have none: ignored by losses and metrics."""
@@ -23,12 +24,14 @@ class Classes:
         is_thing: whether its objects are counted one by one (car), or not (sky).
         colors: RGB, 0 to 255, for pictures.
         ids: what the data set's own files call the class (a COCO category id, a grey value).
+        void_ids: what they call pixels of no class; may be empty.
     """
 
     names: tuple[str, ...]
     is_thing: tuple[bool, ...]
     colors: tuple[tuple[int, int, int], ...]
     ids: tuple[int, ...]
+    void_ids: tuple[int, ...] = (VOID,)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -37,6 +40,48 @@ class Classes:
     def things(self) -> tuple[int, ...]:
         """Numbers of the classes whose objects are counted."""
         return tuple(number for number, thing in enumerate(self.is_thing) if thing)
+
+    @property
+    def number_of(self) -> dict[int, int]:
+        """The class number, or `VOID`, of each id that the data set's own files may hold."""
+        return dict.fromkeys(self.void_ids, VOID) | {there: n for n, there in enumerate(self.ids)}
+
+    def to_ids(self, labels: np.ndarray) -> np.ndarray:
+        """Class numbers as the ids of the data set's own files, which its tools and readers expect.
+
+        Args:
+            labels: class numbers or `VOID`, in any shape.
+
+        Returns:
+            the ids, uint8, or wider where one of `ids` is above 255, in the shape of ``labels``.
+            `VOID` becomes the first of `void_ids`; if there are none, the largest number of the
+            type, or the largest below it, that is the id of no class.
+
+        Example:
+            >>> classes = Classes(("a", "b"), (False, True), ((0, 0, 9), (9, 0, 0)), (7, 26), (0,))
+            >>> classes.to_ids(np.array([[0, 1, VOID]]))
+            array([[ 7, 26,  0]], dtype=uint8)
+        """
+        void = self.void_ids[:1]
+        kind = np.min_scalar_type(max((*self.ids, *void)))
+        largest = np.iinfo(kind).max
+        table = np.empty(VOID + 1, dtype=kind)
+        table[:] = void[0] if void else max({*range(largest - VOID, largest + 1)} - {*self.ids})
+        table[: len(self)] = self.ids
+        return table[labels]
+
+    def from_ids(self, values: np.ndarray) -> np.ndarray:
+        """The reverse of `to_ids`: ids ``values`` as class numbers or `VOID`, uint8.
+
+        Raises:
+            ValueError: ids that are neither of a class nor void.
+
+        Example:
+            >>> classes = Classes(("a", "b"), (False, True), ((0, 0, 9), (9, 0, 0)), (7, 26), (0,))
+            >>> classes.from_ids(np.array([[7, 26, 0]]))
+            array([[  0,   1, 255]], dtype=uint8)
+        """
+        return numbers_from_ids(values, self.number_of)
 
     def where_things(self, semantic: np.ndarray) -> np.ndarray:
         """bool, in the shape of ``semantic`` (class numbers or `VOID`): where the class is a thing.
@@ -49,6 +94,25 @@ class Classes:
         table = np.zeros(VOID + 1, dtype=bool)
         table[list(self.things)] = True
         return table[semantic]
+
+
+def numbers_from_ids(values: np.ndarray, number_of: Mapping[int, int]) -> np.ndarray:
+    """Ids as class numbers or `VOID`, uint8.
+
+    Args:
+        values: whole numbers, in any shape.
+        number_of: the class number, or `VOID`, of each id that may occur.
+
+    Raises:
+        ValueError: ids that are not in ``number_of``.
+    """
+    present, places = np.unique(values, return_inverse=True)
+    unknown = [int(value) for value in present if int(value) not in number_of]
+    if unknown:
+        shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+        raise ValueError(f"unknown id {shown}")
+    table = np.array([number_of[int(value)] for value in present], dtype=np.uint8)
+    return table[places.reshape(values.shape)]
 
 
 @dataclass(frozen=True)

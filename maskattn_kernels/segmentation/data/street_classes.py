@@ -4,9 +4,11 @@
 Sources: cityscapesscripts/helpers/labels.py, and bdd100k/label/label.py.
 """
 
+from dataclasses import replace
+
 from maskattn_kernels.segmentation.data.sample import VOID, Classes
 
-__all__ = ["BDD_NUMBERS", "BDD_OBJECT_NUMBERS", "CITYSCAPES_NUMBERS", "STREET"]
+__all__ = ["BDD_NUMBERS", "BDD_OBJECT_NUMBERS", "CITYSCAPES", "STREET"]
 
 # name, colour, id in Cityscapes, id in BDD100K's panoptic bitmasks; the place is the trainId.
 _ROWS = (
@@ -39,10 +41,13 @@ STREET = Classes(
     ids=tuple(range(len(_ROWS))),
 )
 
-CITYSCAPES_NUMBERS = dict.fromkeys((*range(34), 255), VOID) | {
-    row[2]: number for number, row in enumerate(_ROWS)
-}
-"""trainId of each labelId; 255 is -1 (license plate) in a byte."""
+_LABEL_IDS = tuple(row[2] for row in _ROWS)
+CITYSCAPES = replace(
+    STREET,
+    ids=_LABEL_IDS,
+    void_ids=tuple(label for label in (*range(34), 255) if label not in _LABEL_IDS),
+)
+"""The same classes under Cityscapes' labelIds; 255 is -1 (license plate) in a byte."""
 
 BDD_NUMBERS = dict.fromkeys(range(41), VOID) | {row[3]: number for number, row in enumerate(_ROWS)}
 """trainId of each category of the panoptic bitmasks."""
