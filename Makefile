@@ -50,7 +50,7 @@ wheel: $(VENV)/.dev ## build a wheel into dist/, for every Python of this platfo
 	PATH=$(abspath $(BIN)):$$PATH tools/wheel.sh dist
 
 clean: ## remove what was built (.venv stays)
-	rm -rf build dist out *.egg-info maskattn_kernels/*.so maskattn_kernels/_build_report.json
+	rm -rf build dist out *.egg-info maskattn_kernels/lib maskattn_kernels/_dev*.so maskattn_kernels/_build_report.json
 	rm -f $(VENV)/.built $(VENV)/.dev
 
 preflight:

@@ -141,12 +141,14 @@ class BuildPy(build_py):
         error = {"cpu": cpu, "cuda": cuda}.get(MODE)
         if error:
             sys.exit(f"MASKATTN_BUILD={MODE}: {error}")
-        libraries = {"libmaskattn_cpu.so": cpu, "libmaskattn_cuda.so": cuda}
+        # In a folder of their own: beside modules, Python would take them for extension modules.
+        libraries = {"lib/libmaskattn_cpu.so": cpu, "lib/libmaskattn_cuda.so": cuda}
         libraries[f"_dev{sysconfig.get_config_var('EXT_SUFFIX')}"] = cpu or dev
         for library, reason in libraries.items():
             (folder / library).unlink(missing_ok=True)  # never write into a library that is loaded
             if not reason:
-                shutil.copy(build / library, folder)
+                (folder / library).parent.mkdir(exist_ok=True)
+                shutil.copy(build / Path(library).name, folder / library)
         if cpu:
             print(f"\n*** {PACKAGE} has no compiled library: {cpu}\n", file=sys.stderr)
         outcome = {"built": not cpu, "reason": cpu, "cuda_reason": cuda, "dev_reason": cpu or dev}

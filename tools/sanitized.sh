@@ -10,8 +10,7 @@ site=$build/site
 rm -rf "$site"
 mkdir -p "$site"
 cp -r maskattn_kernels "$site"
-rm -f "$site"/maskattn_kernels/*.so
-cp "$build"/libmaskattn_cpu.so "$site/maskattn_kernels/"
+"$bin/cmake" --install "$build" --prefix "$site/maskattn_kernels"
 
 # Python itself is not sanitized, so the runtimes come first; libstdc++ too, or a thrown exception is not caught.
 preload=

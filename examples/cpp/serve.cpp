@@ -2,7 +2,7 @@
 //
 // Masked attention in a program without Python. Loading the library registers its ops with torch:
 //
-//     serve .../maskattn_kernels/libmaskattn_cpu.so
+//     serve .../maskattn_kernels/lib/libmaskattn_cpu.so
 //
 // The ops and their schemas are in csrc/schemas.h. A package of AOTInductor that calls them needs the same dlopen,
 // before it is loaded.

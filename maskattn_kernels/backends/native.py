@@ -2,9 +2,9 @@
 """The compiled backends. The only module that loads the compiled libraries, and it never fails to
 import.
 
-Loading `libmaskattn_cpu.so` registers the CPU ops, `libmaskattn_cuda.so` those for NVIDIA GPUs; the
-latter is loaded only into a torch that has CUDA. There is no Python in either: what they say of
-themselves comes through C functions. When a library cannot be loaded, the reason is kept in words
+Loading `lib/libmaskattn_cpu.so` registers the CPU ops, `lib/libmaskattn_cuda.so` those for NVIDIA
+GPUs; the latter is loaded only into a torch that has CUDA. There is no Python in either: their
+build facts come through C functions. When a library cannot be loaded, the reason is kept in words
 for `backends()` and for the error of a call that asks for the backend.
 """
 
@@ -27,7 +27,7 @@ class Library:
         """`report_key` is where the build report says why this library was not built."""
         self.backend = backend
         self.not_loaded: list[str] = []
-        path = PACKAGE / f"libmaskattn_{backend}.so"
+        path = PACKAGE / "lib" / f"libmaskattn_{backend}.so"
         if not path.is_file():
             self.not_loaded.append(f"the {words} is not built{_build_report(report_key)}")
             return

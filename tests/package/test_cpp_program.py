@@ -14,7 +14,7 @@ import maskattn_kernels
 from maskattn_kernels import backends
 
 EXAMPLE = ROOT / "examples" / "cpp"
-LIBRARY = Path(maskattn_kernels.__path__[0]) / "libmaskattn_cpu.so"
+LIBRARY = Path(maskattn_kernels.__path__[0]) / "lib" / "libmaskattn_cpu.so"
 pytestmark = [
     pytest.mark.skipif(not EXAMPLE.exists(), reason="needs the source tree"),
     pytest.mark.skipif(not (COMPILER and shutil.which("cmake")), reason="needs c++ and cmake"),

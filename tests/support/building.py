@@ -11,7 +11,7 @@ from pathlib import Path
 from repository import ROOT
 
 PACKAGE = "maskattn_kernels"
-LIBRARY = f"{PACKAGE}/libmaskattn_cpu.so"
+LIBRARY = f"{PACKAGE}/lib/libmaskattn_cpu.so"
 REPORT = f"{PACKAGE}/_build_report.json"
 COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or ""
 
