@@ -77,7 +77,13 @@ class Segmentation:
         attended: where each scale attends, by its name; empty if that was not asked for.
 
     Example:
-        See `Checkpoint.segment`.
+        >>> import numpy as np
+        >>> from maskattn_kernels.segmentation import Checkpoint, Classes, SegmentationNetwork
+        >>> classes = Classes(("sky", "sea"), (False, False), ((0, 0, 255), (0, 90, 90)), (0, 1))
+        >>> network = SegmentationNetwork(2, task="semantic", width=4, depth=2)
+        >>> found = Checkpoint(network, classes, size=32).segment(np.zeros((40, 60, 3), np.uint8))
+        >>> found.name, found.semantic.shape, found.objects, found.overlay().size
+        ('image-000000', (40, 60), (), (60, 40))
     """
 
     sample: Sample

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """mIoU, PQ and AP: cases counted by hand, ground truth as prediction, and the libraries' own."""
 
-from typing import NamedTuple
-
 import numpy as np
 import pytest
 import torch
@@ -11,6 +9,7 @@ from torchmetrics.detection import PanopticQuality
 
 from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes
 from maskattn_kernels.segmentation.data.sample import VOID, Classes
+from maskattn_kernels.segmentation.model.grouping import Panoptic
 from maskattn_kernels.segmentation.model.label_sizes import resize_labels
 from maskattn_kernels.segmentation.scoring.metrics import SegmentationMetrics
 from maskattn_kernels.segmentation.scoring.panoptic_quality import ClassQuality
@@ -21,17 +20,10 @@ CLASSES = Classes(
 SKY, CAR, SEA, DOG = range(4)
 
 
-class Prediction(NamedTuple):
-    semantic: Tensor
-    instance: Tensor
-    labels: Tensor
-    scores: Tensor
-
-
-def predict(semantic, instance=None, labels=(), scores=()) -> Prediction:
+def predict(semantic, instance=None, labels=(), scores=()) -> Panoptic:
     semantic = torch.as_tensor(semantic)
     instance = torch.zeros_like(semantic) if instance is None else torch.as_tensor(instance)
-    return Prediction(
+    return Panoptic(
         semantic[None],
         instance[None],
         torch.tensor([[*labels, VOID]]),
@@ -44,7 +36,7 @@ def truth(semantic, instance=None) -> dict[str, Tensor]:
     return {"semantic": prediction.semantic, "instance": prediction.instance}
 
 
-def scores(prediction: Prediction, batch: dict, task: str = "panoptic") -> SegmentationMetrics:
+def scores(prediction: Panoptic, batch: dict, task: str = "panoptic") -> SegmentationMetrics:
     metrics = SegmentationMetrics(CLASSES, task)
     metrics.update(prediction, batch)
     return metrics

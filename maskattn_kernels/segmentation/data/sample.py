@@ -25,6 +25,12 @@ class Classes:
         colors: RGB, 0 to 255, for pictures.
         ids: what the data set's own files call the class (a COCO category id, a grey value).
         void_ids: what they call pixels of no class; may be empty.
+
+    Example:
+        >>> from maskattn_kernels.segmentation import Classes
+        >>> classes = Classes(("sky", "car"), (False, True), ((0, 0, 255), (255, 0, 0)), (0, 1))
+        >>> len(classes), classes.things
+        (2, (1,))
     """
 
     names: tuple[str, ...]
@@ -125,6 +131,14 @@ class Sample:
         semantic: uint8 (H,W), class numbers or `VOID`; None where there are no labels.
         instance: int32 (H,W), 0 = no object, else the number of an object, unique within the image;
             None where the data set has no objects.
+
+    Example:
+        >>> import numpy as np
+        >>> from maskattn_kernels.segmentation import VOID, Sample
+        >>> image = np.zeros((24, 32, 3), np.uint8)
+        >>> sample = Sample("street", image, semantic=np.full((24, 32), VOID, np.uint8))
+        >>> sample.instance is None
+        True
     """
 
     name: str
@@ -135,7 +149,22 @@ class Sample:
 
 @runtime_checkable
 class SegmentationDataset(Protocol):
-    """A map-style data set of `Sample`s."""
+    """A map-style data set of `Sample`s: what `evaluate` takes.
+
+    Example:
+        >>> import numpy as np
+        >>> from maskattn_kernels.segmentation import Classes, Sample, SegmentationDataset
+        >>> class Night:
+        ...     classes = Classes(("sky",), (False,), ((0, 0, 40),), (0,))
+        ...
+        ...     def __len__(self):
+        ...         return 1
+        ...
+        ...     def __getitem__(self, index):
+        ...         return Sample("sky", np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8))
+        >>> isinstance(Night(), SegmentationDataset)
+        True
+    """
 
     classes: Classes
 

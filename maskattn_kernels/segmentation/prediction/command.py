@@ -59,6 +59,21 @@ def predict(
         ValueError: source, checkpoint or truth cannot be used.
         WriteError: the folder cannot be written to.
         ModuleNotFoundError: matplotlib is missing, which panels need.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> from maskattn_kernels.segmentation import Checkpoint, Classes, SegmentationNetwork
+        >>> from maskattn_kernels.segmentation import predict
+        >>> classes = Classes(("sky", "car"), (False, True), ((0, 0, 255), (255, 0, 0)), (0, 1))
+        >>> network = SegmentationNetwork(2, classes.things, width=4, depth=2)
+        >>> checkpoint = Checkpoint(network, classes, size=32)  # or its folder
+        >>> out = Path(tempfile.mkdtemp())
+        >>> Image.new("RGB", (60, 40)).save(out / "street.png")
+        >>> predict(out / "street.png", checkpoint, out, panels=0)["images"]
+        1
+        >>> sorted(path.name for path in out.iterdir())
+        ['labels', 'panoptic', 'panoptic.json', 'street.png', 'summary.json']
     """
     place = torch_device(device)
     loaded = as_checkpoint(checkpoint)

@@ -65,7 +65,7 @@ class Writer:
         self.thread = ThreadPoolExecutor(1)
 
     def add(self, found: Segmentation) -> None:
-        """Write the files of one image, soon; an error of an earlier one is raised here."""
+        """Write the files of ``found``, soon; an error of an earlier image is raised here."""
         with_panel = self.count < self.panels
         self.count += 1
         self.waiting.append(self.thread.submit(self._write, found, with_panel))

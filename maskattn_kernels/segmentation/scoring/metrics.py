@@ -10,34 +10,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from maskattn_kernels.segmentation.data.sample import VOID, Classes
+from maskattn_kernels.segmentation.model.grouping import Panoptic
 from maskattn_kernels.segmentation.model.network import TASKS
 from maskattn_kernels.segmentation.scoring.average_precision import AveragePrecision
 from maskattn_kernels.segmentation.scoring.panoptic_quality import ClassQuality
 
 __all__ = ["SegmentationMetrics"]
-
-
-class Prediction(Protocol):
-    """What is read of a prediction: maps (B,H,W) int64, and the objects (B,K) they show."""
-
-    @property
-    def semantic(self) -> Tensor: ...
-
-    @property
-    def instance(self) -> Tensor: ...
-
-    @property
-    def labels(self) -> Tensor: ...
-
-    @property
-    def scores(self) -> Tensor: ...
 
 
 class SegmentationMetrics(nn.Module):
@@ -53,12 +38,11 @@ class SegmentationMetrics(nn.Module):
         ValueError: another task.
 
     Example:
-        >>> from collections import namedtuple
         >>> classes = Classes(("sky", "sea"), (False, False), ((0, 0, 9), (0, 9, 9)), (0, 1))
         >>> metrics = SegmentationMetrics(classes, "semantic")
-        >>> Prediction = namedtuple("Prediction", "semantic")
-        >>> labels = torch.tensor([[[0, 0, 1, 255]]])
-        >>> metrics.update(Prediction(torch.tensor([[[0, 1, 1, 1]]])), {"semantic": labels})
+        >>> labels, none = torch.tensor([[[0, 0, 1, 255]]]), torch.zeros(1, 1, 4)
+        >>> found = Panoptic(torch.tensor([[[0, 1, 1, 1]]]), none, none[0], none[0])
+        >>> metrics.update(found, {"semantic": labels})
         >>> metrics.compute()
         {'mIoU': 50.0}
     """
@@ -73,11 +57,11 @@ class SegmentationMetrics(nn.Module):
         self.quality = ClassQuality(classes) if task == "panoptic" else None
         self.precision = None if task == "semantic" else AveragePrecision(classes)
 
-    def update(self, prediction: Prediction, batch: Mapping[str, Any]) -> None:
+    def update(self, prediction: Panoptic, batch: Mapping[str, Any]) -> None:
         """Add a batch; maps of labels and predictions have the same H and W.
 
         Args:
-            prediction: see `Prediction`; the semantic task needs only its ``semantic``.
+            prediction: the semantic task needs only its ``semantic``.
             batch: ``semantic`` (B,H,W), ``instance`` (B,H,W).
         """
         device = prediction.semantic.device
