@@ -10,6 +10,7 @@ of one network beside the description of another.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -74,7 +75,7 @@ class Checkpoint:
             "network": dict(self.network.config),
             "classes": asdict(self.classes),
             "size": self.size,
-            "metrics": self.metrics,
+            "metrics": {k: None if math.isnan(v) else v for k, v in self.metrics.items()},
         }
 
     def save_pretrained(
@@ -92,7 +93,7 @@ class Checkpoint:
         """
         tensors = self.network.state_dict() if state is None else state
         plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-        text = json.dumps(self.description(), indent=2)
+        text = json.dumps(self.description(), indent=2, allow_nan=False)
         folder = Path(folder)
         header = {"maskattn": text}
         replace_file(folder / WEIGHTS, lambda path: save_file(plain, path, metadata=header))
@@ -268,7 +269,9 @@ class Checkpoint:
             )
             network = SegmentationNetwork(**described["network"])
             size = int(described["size"])
-            metrics = {str(k): float(v) for k, v in described["metrics"].items()}
+            metrics = {
+                str(k): math.nan if v is None else float(v) for k, v in described["metrics"].items()
+            }
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(
                 f"{file}: not saved by save_pretrained ({one_line(error)})"
@@ -278,6 +281,12 @@ class Checkpoint:
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
             raise CheckpointError(f"{file}: weights do not fit the network ({reason})") from None
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise CheckpointError(
+                    f"{file}: {name} holds NaN or infinity, so the network can tell nothing; take "
+                    "an earlier checkpoint, or train again with a lower learning rate"
+                )
         return cls(network.eval(), classes, size, metrics)
 
     def push_to_hub(self, repo: str, *, private: bool = False, token: str | None = None) -> str:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What happens beside training: progress on stderr, saved state, and a stop by Ctrl-C."""
 
+import math
 import signal
 import sys
 import time
@@ -62,7 +63,7 @@ class SaveState(pl.Callback):
     def __init__(self, out: Path, every: int, stop: StopRequest, log_every: int = 1) -> None:
         self.path, self.best_folder = out / "last.ckpt", out / "best"
         self.every, self.stop, self.log_every = every, stop, log_every
-        self.best: float | None = None
+        self.best: tuple[bool, float] | None = None
         self.stopping = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -88,9 +89,9 @@ class SaveState(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or not isinstance(pl_module, SegmentationModule):
             return
-        score = pl_module.scores[main_score(pl_module.network.task)]
-        if self.best is None or score > self.best:
-            self.best = score
+        rank = _rank(pl_module.scores, pl_module.network.task)
+        if self.best is None or rank > self.best:
+            self.best = rank
             save_network(trainer, pl_module, self.best_folder)
         trainer.save_checkpoint(self.path)
         if self._stop_requested(trainer) and trainer.global_step < trainer.max_steps:
@@ -103,6 +104,14 @@ class SaveState(pl.Callback):
         if trainer.validating or trainer.global_step % self.log_every == 0:
             return trainer.strategy.reduce_boolean_decision(self.stop.made, all=False)
         return False
+
+
+def _rank(scores: dict[str, float], task: str) -> tuple[bool, float]:
+    """For comparison: by the task's main score, or below all of those by mIoU if it is NaN."""
+    main, fallback = scores[main_score(task)], scores["mIoU"]
+    if not math.isnan(main):
+        return True, main
+    return False, -1.0 if math.isnan(fallback) else fallback
 
 
 def save_network(trainer: pl.Trainer, module: SegmentationModule, folder: Path) -> None:

@@ -37,6 +37,7 @@ from maskattn_kernels.segmentation.training.callbacks import (
     save_network,
 )
 from maskattn_kernels.segmentation.training.csv_log import CSVLog
+from maskattn_kernels.segmentation.training.finite import StopIfNotFinite
 from maskattn_kernels.segmentation.training.module import OptimizerOptions, SegmentationModule
 from maskattn_kernels.segmentation.training.options import ConfigError, as_arguments, parse, to_yaml
 from maskattn_kernels.segmentation.training.run_data import RunData
@@ -189,6 +190,7 @@ def _trainer(
         use_distributed_sampler=False,
         callbacks=[
             ShowProgress(config.steps, batch_size, config.log_every),
+            StopIfNotFinite(config.log_every, _rates(config)),
             SaveState(out, config.save_every, stop, config.log_every),
         ],
         logger=[
@@ -200,6 +202,11 @@ def _trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+
+
+def _rates(config: Namespace) -> dict[str, float]:
+    names = ("lr", "muon_lr") if config.optimizer.name == "muon" else ("lr",)
+    return {f"optimizer.{name}": config.optimizer[name] for name in names}
 
 
 def _learn_from_unlabelled(config: Namespace, batches: Batches) -> None:
