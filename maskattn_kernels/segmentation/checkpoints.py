@@ -116,7 +116,7 @@ class Checkpoint:
             images: any iterable, also an endless one; each as in `segment`, or a function without
                 arguments that returns a `Sample` and is called in a thread.
             batch_size, device, confidence: as in `segment`.
-            attended: for so many images, from the first, also give where each scale attends.
+            attended: number of images, from the first, that also get where each scale attends.
 
         Returns:
             an iterator of a `Segmentation` for each image, in order.

@@ -176,7 +176,7 @@ class Pipeline:
         device: to compute on; "auto" = a GPU if there is one.
         confidence: 0 to 1; pixels whose class has a lower probability become `VOID`, and belong to
             no object.
-        attended: for so many images, from the first, also give where each scale attends.
+        attended: number of images, from the first, that also get where each scale attends.
 
     Raises:
         ValueError: an argument is outside of its range, or the device cannot be used.

@@ -195,7 +195,7 @@ FAULTS = {
     ),
     "id twice": (
         lambda root: (root / "classes.yaml").write_text("classes: [{id: 255, name: a}]"),
-        r"classes\.yaml: id 255 stands there twice",
+        r"classes\.yaml: id 255 appears twice",
     ),
 }
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Muon: its steps are orthogonal, the rest is torch's AdamW, and a saved state goes on the same."""
+"""Muon: its steps are orthogonal, the rest is torch's AdamW, and saved states are resumed."""
 
 import copy
 

@@ -228,7 +228,7 @@ class Scenes:
 def test_evaluation_at_both_sizes(tmp_path):
     checkpoint = tiny_checkpoint(tmp_path, task="semantic")
     head = checkpoint.network.unet.head
-    with torch.no_grad():  # whatever it sees, it says road
+    with torch.no_grad():  # it calls everything road
         head.weight.zero_()
         head.bias.copy_(torch.tensor([0.0, 9.0, 0.0]))
     scores = evaluate.evaluate(checkpoint, Scenes(), batch_size=2)

@@ -54,7 +54,7 @@ def test_folders_may_be_called_otherwise(tmp_path: Path, other: str) -> None:
 @pytest.mark.parametrize(("gone", "there"), [("val", "train"), ("train", "val")])
 @pytest.mark.parametrize("beside", [False, True])
 def test_one_folder_alone_is_refused(tmp_path: Path, gone: str, there: str, beside: bool) -> None:
-    """Half of an answer to which images are for what is none."""
+    """A folder for one split alone leaves open which images are for the other."""
     trees.folder(tmp_path, 3, apart=True)
     (tmp_path / gone).rename(tmp_path / "elsewhere")
     if beside:

@@ -40,7 +40,7 @@ def test_logs_and_the_folder_of_a_run(tmp_path):
     rows = read_log(out / "train.csv")
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert {"loss/loss", "loss/center", "keep/down1 queries", "keep/up2 keys"} <= rows[0].keys()
-    # Every 3 steps, and at the end, which is none of them.
+    # Every 3 steps, and after the last one.
     assert [row["step"] for row in read_log(out / "validation.csv")] == [3, 4]
     assert Checkpoint.from_pretrained(out / "final").metrics.keys() >= {"mIoU", "PQ", "AP"}
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""From a `Sample` of any size to arrays of one size, as it is or at random (training)."""
+"""From a `Sample` of any size to arrays of one size: unchanged, or augmented for training."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def fit(sample: Sample, size: int) -> Square:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random zoom, place, mirror image, brightness and contrast: cheap, and enough for few labels.
+    """Random zoom, place, mirroring, brightness and contrast: cheap, and enough for few labels.
 
     Attributes:
         zoom: least and largest; above 1 a part of the image fills the square, below 1 the image
             lies in a frame of `VOID`.
-        mirror: whether left and right may change places (not for digits: a mirrored 2 is no 2).
+        mirror: whether left and right may change places (not for digits: a mirrored 2 is not a 2).
         light: brightness and contrast change by up to this share.
     """
 

@@ -39,7 +39,7 @@ class Batches:
         batch_size: images per process.
         workers: processes that load; 0 = the training process itself.
         seed: of order, augmentation and of the choice under `limit`.
-        limit: train with so many images; those of a smaller limit are among those of a larger one.
+        limit: number of images to train with; a smaller limit takes some of those of a larger one.
         augment: whether training images are changed at random.
         val_options: options for the validation set where they differ (``{"textures": "shifted"}``).
         options: for the data set, see `open_dataset`.
@@ -135,7 +135,7 @@ class Batches:
             start: the first one to give, where a run is resumed.
             rank, world: of this process, and how many share the batches.
         """
-        # A mirrored digit is another sign, and a legend must not be cut off.
+        # Mirroring would change digits, and zooming in could cut off a legend.
         digits, legend = self.dataset_name == "digit-scenes", self.options["train"].get("legend")
         changes = Augmentation((0.8, 1.0 if legend else 1.3), mirror=not digits)
         chosen = self.labelled()

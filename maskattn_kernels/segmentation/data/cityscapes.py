@@ -28,7 +28,7 @@ class Cityscapes:
     """A split of Cityscapes.
 
     The files hold labelIds, 0 to 33; classes are trainIds, 0 to 18, the rest is void. A group of
-    objects that nobody told apart has its class but no object.
+    objects that is annotated as one has its class but no object.
 
     Args:
         root: the folder with ``leftImg8bit`` and ``gtFine``.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``maskattn check-data``: what is in a data set, before any training.
+"""``maskattn check-data``: what a data set holds, and whether it can be used.
 
 Prints images, sizes, objects, void and a histogram of classes for each split, and writes sheets of
 samples with their labels. Lines that begin with "note:" say what a user should know, such as files
@@ -109,7 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=count,
         default=500,
         metavar="N",
-        help="read so many of each split, evenly spread; 0 = all (default 500)",
+        help="images to read of each split, evenly spread; 0 = all (default 500)",
     )
     add(
         "--out",

@@ -7,11 +7,11 @@ the pictures scikit-image's; both come with the packages, nothing is downloaded.
 light paper of any size and shape, each with a digit in dark ink, that hide parts of each other; and
 scratches and blots of any colour that belong to no object. Train and val share no digit and no
 pixel of a picture. Labels are those of the pixel on top: an object is its paper, its class the
-digit. A scene depends on nothing but (seed, split, index).
+digit. A scene depends on (seed, split, index) alone.
 
-With a legend, what a slip is stands elsewhere: papers have two or three colours, one slip of each
-colour has a digit, and the blank ones are of the digit on the slip of their colour. No patch of the
-picture says what a blank slip is.
+With a legend, the class of a slip is written elsewhere: papers have two or three colours, one slip
+of each colour has a digit, and blank slips have the class of the written slip of their colour. No
+patch around a blank slip shows its class.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class DigitScenes:
         count: scenes; None = 2048 to train and 256 to validate.
         seed: of all scenes. Scene i of a seed and split is the same whatever the count.
         textures: "plain", or "shifted": other colours, less contrast and a blur in all stuff.
-        legend: whether one slip of each colour says what the blank ones are.
+        legend: whether one slip of each colour shows the class of the blank ones.
 
     Raises:
         DataError: an option that is not as above.

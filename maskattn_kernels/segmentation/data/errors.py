@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is said of data: the error of data that cannot be used, and notes on data that can."""
+"""Errors about data that cannot be used, and notes about data that can."""
 
 from __future__ import annotations
 

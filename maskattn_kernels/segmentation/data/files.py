@@ -47,7 +47,7 @@ def folder(path: Path, layout: str) -> Path:
         DataError: it is not there, or no folder.
     """
     if not path.is_dir():
-        what = "is no folder" if path.exists() else "no such folder"
+        what = "not a folder" if path.exists() else "no such folder"
         raise DataError(f"{path}: {what}; expected the layout {layout}")
     return path
 

@@ -106,7 +106,7 @@ def read_classes(path: Path) -> Classes:
     for what, values in (("name", names), ("id", (*ids, *void))):
         twice = [value for value in values if values.count(value) > 1]
         if twice:
-            raise DataError(f"{path}: {what} {twice[0]!r} stands there twice")
+            raise DataError(f"{path}: {what} {twice[0]!r} appears twice")
     return Classes(names, things, chosen, ids, tuple(void))
 
 

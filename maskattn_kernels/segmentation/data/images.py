@@ -43,7 +43,7 @@ def read_image(path: Path) -> np.ndarray:
     floating-point numbers, and with transparent pixels.
 
     Raises:
-        DataError: missing, truncated, no image, of more than `MAX_PIXELS`, or with pixels that
+        DataError: missing, truncated, not an image, of more than `MAX_PIXELS`, or with pixels that
             have no clear meaning as colours.
     """
     with _opened(path) as picture:
@@ -98,7 +98,7 @@ def read_labels(path: Path) -> np.ndarray:
     """A PNG of numbers as it is stored: (H,W) grey values or palette entries, or (H,W,2 to 4).
 
     Raises:
-        DataError: as `read_image`, or a file whose pixels are no whole numbers.
+        DataError: as `read_image`, or pixels that are not whole numbers.
     """
     with _opened(path) as picture:
         values = np.array(picture)
@@ -191,7 +191,7 @@ class ImageFiles:
 
     Args:
         path: of an image or of a folder of images.
-        classes: passed on.
+        classes: kept as ``classes``.
 
     Attributes:
         notes: on the files of the folder that are passed over.

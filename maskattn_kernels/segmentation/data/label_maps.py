@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What all readers do with names, ids and maps, and the errors that belong to it."""
+"""Steps that all readers share: match names, map ids, check maps."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def labelled(
     path: Path,
     file: Path,
 ) -> Sample:
-    """A `Sample` whose maps fit its image; where there is no thing, there is no object either.
+    """A `Sample` whose maps fit its image; pixels without a thing class get object 0.
 
     Args:
         name, image, semantic, instance: of the sample; ``instance`` may be None.

@@ -15,7 +15,7 @@ __all__ = ["Slips", "between", "paint", "split_digits", "write_digits", "write_l
 DIGITS = (3, 8)
 SIDES = (16, 48)
 VAL_SHARE = 0.2
-#: A slip is not laid where it would leave less than this share of another one in sight.
+#: A slip is not laid where it would leave less than this share of another one visible.
 IN_SIGHT = 0.6
 #: Lowest and highest value of each colour channel.
 PAPER, INK = (190.0, 255.0), (0.0, 90.0)
@@ -133,8 +133,8 @@ def write_digits(rng: np.random.Generator, digits: _Digits, slips: Slips) -> Non
 def write_legend(rng: np.random.Generator, digits: _Digits, slips: Slips) -> None:
     """Lay ``slips`` of a few colours: one of each has one of ``digits``, the others are blank.
 
-    A blank slip is of the digit that is written on the slip of its colour; that one is in full
-    sight. ``rng`` draws everything.
+    The class of a blank slip is the digit on the written slip of its colour, which nothing covers.
+    ``rng`` draws everything.
     """
     count = int(rng.integers(HUES[0], HUES[1] + 1))
     hue, legend = rng.random(), rng.permutation(10)[:count]

@@ -18,7 +18,7 @@ __all__ = ["Cost", "measure_cost", "peak_memory"]
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a network at one input size, alone: no reading, no grouping, no writing.
+    """Of a network alone, at one input size: without reading, grouping and writing.
 
     Attributes:
         parameters: of the network.

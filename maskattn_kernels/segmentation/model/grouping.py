@@ -31,7 +31,7 @@ class Panoptic(NamedTuple):
         instance: int64 (B,H,W), the number of the object here, 0 = none. A thing pixel has 0 only
             where no centre was found in the whole image.
         labels: int64 (B,K), the class of object 1 to K; `VOID` for numbers without a pixel.
-        scores: float32 (B,K), 0 to 1, how sure that object is: the peak of its centre times the
+        scores: float32 (B,K), 0 to 1, its confidence: the peak of its centre times the
             mean probability of its class over its pixels.
     """
 
@@ -50,13 +50,13 @@ def group(
     window: int = 7,
     max_instances: int = MAX_INSTANCES,
 ) -> Panoptic:
-    """Groups pixels of things into objects.
+    """Group pixels of things into objects.
 
     Args:
         outputs: of a `SegmentationNetwork`; without ``center`` there are no objects.
         things: classes whose objects are counted.
         threshold: a centre's heatmap is above it.
-        window: odd; a centre is the highest of so many pixels by so many.
+        window: odd; a centre is the highest of window x window pixels.
         max_instances: K; the highest centres.
 
     Returns:
@@ -86,7 +86,7 @@ def group(
     instance = _nearest(outputs.offset.float(), heights > 0, places)
     instance = torch.where(is_thing(semantic, things), instance, 0)
 
-    # Votes: how many pixels of each object (row 0: of none) have each class.
+    # Votes: how many pixels of each object (row 0: background) have each class.
     flat, objects = instance.flatten(1), max_instances + 1
     votes = torch.zeros(batch, objects * classes, dtype=torch.int64, device=flat.device)
     votes.scatter_add_(1, flat * classes + semantic.flatten(1), torch.ones_like(flat))
@@ -96,9 +96,9 @@ def group(
 
     powers = (logits - highest.unsqueeze(1)).exp_()
     own = powers.flatten(2).gather(1, merged.unsqueeze(1)).squeeze(1)
-    surety = own / powers.flatten(2).sum(1)  # softmax, of one class
+    certainty = own / powers.flatten(2).sum(1)  # softmax, of one class
     sums = torch.zeros(batch, objects, device=flat.device, dtype=torch.float64)
-    sums.scatter_add_(1, flat, surety.double())
+    sums.scatter_add_(1, flat, certainty.double())
     mean = (sums / area.clamp_min(1)).float()[:, 1:]
     found = area[:, 1:] > 0
     labels = torch.where(found, winners[:, 1:], VOID)
@@ -139,7 +139,7 @@ def _highest_around(x: Tensor, window: int) -> Tensor:
 
 
 def _nearest(offset: Tensor, exists: Tensor, places: Tensor) -> Tensor:
-    """For each pixel the centre, 1 to K, nearest to where its offset points; 0 if there is none."""
+    """For each pixel the centre, 1 to K, nearest to where its offset points; 0 without one."""
     if offset.device.type == "cpu" and len(offset) > 1:  # an image's planes stay in the caches
         images = zip(offset.split(1), exists.split(1), places.split(1), strict=True)
         return torch.cat([_nearest(*image) for image in images])

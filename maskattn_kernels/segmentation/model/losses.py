@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskattn_kernels.common.text import quoted
 from maskattn_kernels.nn import keep_ratio_loss
 from maskattn_kernels.segmentation.data.sample import VOID
 from maskattn_kernels.segmentation.model.network import TASKS, Outputs
@@ -85,7 +86,7 @@ class InstanceContrastiveLoss(nn.Module):
     of device values on the host. Distances are Euclidean.
 
     Args:
-        margin: by how much another object should be farther.
+        margin: by how much pixels of other objects should be farther away.
         samples: pixels of an image.
 
     Shapes:
@@ -141,7 +142,7 @@ class InstanceContrastiveLoss(nn.Module):
 
 
 class SegmentationLoss(nn.Module):
-    """The weighted sum of what a task needs.
+    """The weighted sum of the losses that a task needs.
 
     Args:
         things: classes whose objects are counted.
@@ -184,7 +185,7 @@ class SegmentationLoss(nn.Module):
     ) -> None:
         super().__init__()
         if task not in TASKS:
-            raise ValueError(f"task: expected one of {TASKS}, got {task!r}")
+            raise ValueError(f"task: expected one of {quoted(TASKS)}, got {task!r}")
         self.things = tuple(things)
         self.task = task
         self.keep = keep
@@ -221,6 +222,6 @@ _GOLDEN = 0.6180339887498949
 
 
 def _mean(losses: Tensor, counts: Tensor) -> Tensor:
-    """The mean over images of the mean over what counts; where nothing does, 0."""
+    """The mean over images of the mean over pixels that count; an image without any adds 0."""
     kept = torch.where(counts, losses, 0.0).flatten(1).sum(1)
     return (kept / counts.flatten(1).sum(1).clamp_min(1)).mean()

@@ -21,7 +21,7 @@ TASKS = ("semantic", "instance", "panoptic")
 
 
 class Outputs(NamedTuple):
-    """What a `SegmentationNetwork` says about each pixel.
+    """The outputs of a `SegmentationNetwork` for each pixel.
 
     Attributes:
         semantic: (B,C,H,W), logits of the classes.
@@ -30,7 +30,7 @@ class Outputs(NamedTuple):
         offset: (B,2,H,W), (dy, dx) in pixels from here to the centre of the object here.
         embedding: (B,E,H,W), close for pixels of one object and apart for others; None for E = 0.
         selections: what attention selected, by the name of the scale (`MaskAttnUNet.scales`), with
-            ``sparsity="q+k"`` "queries" and "keys" after it; no entry where all pixels took part.
+            ``sparsity="q+k"`` "queries" and "keys" after it; no entry where all pixels take part.
     """
 
     semantic: Tensor
@@ -132,7 +132,7 @@ class SegmentationNetwork(nn.Module):
         self.things = things
         given = {name: size for name, size in sizes.items() if size is not None}
         self.unet = MaskAttnUNet.from_preset(preset, classes=classes, **given, **chosen)
-        # Their biases would add up with that of the last head.
+        # Without bias: all biases would add up to one, and the last head has it.
         self.coarse_heads = nn.ModuleList(
             nn.Conv2d(channels, classes, 1, bias=False)
             for channels in self.unet.decoder_channels[:-1]
@@ -146,12 +146,12 @@ class SegmentationNetwork(nn.Module):
                 nn.GELU(),
                 nn.Conv2d(channels, 3 + embedding, 1),
             ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        # Of ImageNet: customary, and near enough for photographs.
+        # ImageNet's statistics: customary, and close enough for photographs.
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
 
     def forward(self, image: Tensor, masks: Masks | None = None) -> Outputs:
-        """What the network says about ``image``; ``masks`` as in `MaskAttnUNet.forward`."""
+        """The outputs for ``image``; ``masks`` as in `MaskAttnUNet.forward`."""
         if isinstance(image, Tensor) and image.dtype == torch.uint8:
             image = image.to(self.mean.dtype) / 255
         if not isinstance(image, Tensor) or not image.is_floating_point():
@@ -178,12 +178,12 @@ class SegmentationNetwork(nn.Module):
         return logits
 
     def anneal(self, progress: float) -> None:
-        """Tells Gumbel selectors how far training is, from 0 to 1; nothing for other selectors."""
+        """Tell Gumbel selectors how far training is, from 0 to 1; other selectors ignore it."""
         self.unet.anneal(progress)
 
 
 def _by_name(selections: Mapping[str, Selection | None]) -> dict[str, Selection]:
-    """Every choice that was made; two where who asks and who answers were chosen apart."""
+    """Every selection; two entries where queries and keys were selected separately."""
     made = {}
     for scale, chosen in selections.items():
         if chosen is None:

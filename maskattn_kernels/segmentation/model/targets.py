@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""From label maps to what an instance branch should say: centres, offsets, and where they count.
+"""From label maps to the targets of an instance branch: centres, offsets, and where they count.
 
 All on the device of the labels, batched, with shapes that depend on the labels' shapes alone.
 """
@@ -17,13 +17,13 @@ from maskattn_kernels.segmentation.data.sample import VOID
 __all__ = ["MAX_INSTANCES", "Targets", "instance_targets", "is_thing", "renumbered"]
 
 MAX_INSTANCES = 64
-"""Objects of an image that are learned, and found, at most."""
+"""Most objects of an image that are learned and found."""
 
 
 class Targets(NamedTuple):
     """Attributes:
     center: float32 (B,1,H,W), a Gaussian of height 1 on each object's centre pixel.
-    center_counts: bool (B,1,H,W), where it is known what ``center`` should be.
+    center_counts: bool (B,1,H,W), where ``center`` is known.
     offset: float32 (B,2,H,W), (dy, dx) in pixels to the centre pixel of the object here.
     offset_counts: bool (B,1,H,W), where there is an object.
     numbers: int64 (B,H,W), the object here, 1 to MAX_INSTANCES, 0 = none.
@@ -46,14 +46,14 @@ def instance_targets(
 ) -> Targets:
     """The targets of Panoptic-DeepLab (Cheng et al., 2020).
 
-    A centre is the mean place of an object's pixels, rounded to a pixel. Not known, and so not
-    counted, are: void pixels, pixels of things without an object, and objects beyond
-    ``max_instances`` (those with the highest numbers).
+    A centre is the mean place of an object's pixels, rounded to a pixel. Void pixels, pixels of
+    things without an object, and objects beyond ``max_instances`` (those with the highest numbers)
+    do not count.
 
     Args:
         semantic: integer (B,H,W), classes or `VOID`.
         instance: integer (B,H,W), 0 = none; any numbers from 1, unique within an image.
-        things: classes whose objects are counted; objects elsewhere are passed over.
+        things: classes whose objects are counted; objects of other classes are ignored.
         sigma: of the Gaussians, in pixels.
         max_instances: K.
 
@@ -75,7 +75,7 @@ def instance_targets(
     ys = torch.arange(height, device=device, dtype=torch.float32)
     xs = torch.arange(width, device=device, dtype=torch.float32)
 
-    # Sums over each object's pixels; row 0 gathers what is none. Whole numbers: exact in float32
+    # Sums over each object's pixels; row 0 collects background. Whole numbers: exact in float32
     # up to 2**24, and so the same in any order of addition.
     flat = numbers.flatten(1)
     places = torch.stack([torch.ones(height, width, device=device), *_grid(ys, xs)])

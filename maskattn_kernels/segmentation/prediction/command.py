@@ -48,7 +48,7 @@ def predict(
             then show the errors.
         panels: how many images, from the first, get a panel.
         batch_size: images that go through the network together.
-        limit: stop after so many images; a camera never stops by itself.
+        limit: stop after this many images; a camera never stops by itself.
         device: to compute on; "auto" = a GPU if there is one. The network stays there.
         progress: called with the number of images that are done, after each image.
 

@@ -51,13 +51,13 @@ class SaveState(pl.Callback):
     """Keeps ``last.ckpt``, to resume from, and ``best/``, the checkpoint with the best score.
 
     State is saved at ends of optimizer steps, and never between such an end and a validation that
-    is due: it waits for the validation's end, or a resumed run would go on without it.
+    is due: it waits for the validation's end, or a resumed run would skip that validation.
 
     Args:
         out: folder of the run.
         every: steps between two saved states; 0 = only at validations.
         stop: when it is made, save and raise `Stopped`.
-        log_every: several processes share their requests only every so many steps.
+        log_every: steps between two exchanges of requests among processes.
     """
 
     def __init__(self, out: Path, every: int, stop: StopRequest, log_every: int = 1) -> None:

@@ -252,7 +252,7 @@ def _module(config: Namespace, batches: Batches) -> SegmentationModule:
     network = SegmentationNetwork(len(classes), classes.things, **config.network.as_dict())
     options = config.loss.as_dict()
     if options["keep"] is None and config.network.selector in ("threshold", "gumbel"):
-        options["keep"] = config.network.keep  # they select as much as they like without this loss
+        options["keep"] = config.network.keep  # without this loss they select too much
     loss = SegmentationLoss(classes.things, network.task, **options)
     if config.init_from:
         trained = Checkpoint.from_pretrained(config.init_from)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Logs in CSV that go on where a stopped run left them."""
+"""Logs in CSV that a resumed run continues."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["CSVLog", "read_log"]
 class CSVLog(Logger):
     """Two tables in a folder: ``train.csv`` and ``validation.csv``.
 
-    Lightning's own CSV logger deletes the files of an earlier run in the same folder. This one goes
-    on below them, without the rows that the resumed run will write again.
+    Lightning's own CSV logger deletes the files of an earlier run in the same folder. This one
+    appends to them, after it has removed the rows that the resumed run will write again.
 
     Args:
         folder: of the tables; must exist.
-        resumed_at: step from which the run goes on; 0 = a new one.
+        resumed_at: step from which the run is resumed; 0 = a new run.
     """
 
     def __init__(self, folder: Path, resumed_at: int = 0) -> None:

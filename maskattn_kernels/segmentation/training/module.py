@@ -33,8 +33,8 @@ class OptimizerOptions:
             "adamw" = AdamW for all.
         lr: AdamW's highest learning rate.
         muon_lr: Muon's; a quarter of it is the default where a network is fine-tuned.
-        mask_rate: how many times as fast as by ``lr`` the mask heads learn. What they read moves
-            with Muon's steps, and at 1 their scores hardly leave what they were drawn as.
+        mask_rate: how many times ``lr`` the learning rate of the mask heads is. The features that
+            they read change with Muon's steps; at 1 their scores hardly leave the initial values.
         weight_decay: of matrices and convolutions; norms, biases and mask heads have none.
         warmup: fraction of the run in which the rates rise from zero.
     """
@@ -48,7 +48,7 @@ class OptimizerOptions:
 
 
 def main_score(task: str) -> str:
-    """The score by which the best checkpoint of a task is told."""
+    """The score by which the best checkpoint of a task is chosen."""
     return {"semantic": "mIoU", "instance": "AP", "panoptic": "PQ"}[task]
 
 
@@ -62,11 +62,11 @@ class SegmentationModule(pl.LightningModule):
     """What Lightning needs to train a `SegmentationNetwork`.
 
     Args:
-        network: is trained.
+        network: to train.
         loss: of its outputs.
         classes: of the data.
         steps: of the whole run, for the learning rate.
-        seed: of what is drawn in training; a step draws the same whenever the run was stopped.
+        seed: of what is drawn in training; a step of a resumed run draws the same.
         optimizer: see `OptimizerOptions`.
         freeze_encoder: train only the decoder and the heads.
         size: side of the images, for the checkpoint.
@@ -168,5 +168,5 @@ class SegmentationModule(pl.LightningModule):
         checkpoint["run"] = self.run
 
     def checkpoint(self) -> Checkpoint:
-        """The network as it stands, for use without Lightning."""
+        """The network with its weights of now, for use without Lightning."""
         return Checkpoint(self.network, self.classes, self.size, dict(self.scores))

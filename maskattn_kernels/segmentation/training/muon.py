@@ -40,8 +40,8 @@ class Muon(torch.optim.AdamW):
     Args:
         params: groups; ``lr``, ``weight_decay`` and ``orthogonal`` (default False) of each.
         momentum: of the orthogonal groups (Nesterov's).
-        lr, weight_decay: of groups that do not say. For orthogonal groups ``lr`` is a share of the
-            weights' own scale, about 0.02.
+        lr, weight_decay: of groups without their own. For orthogonal groups ``lr`` is a share of
+            the weights' own scale, about 0.02.
 
     A step leaves the gradients of orthogonal groups None. It needs whole matrices: not for
     strategies that shard weights.
@@ -101,7 +101,7 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:
-    """U V^T of the singular value decomposition U S V^T, about: singular values near 1.
+    """Nearly U V^T of the singular value decomposition U S V^T: singular values near 1.
 
     Five Newton-Schulz iterations, products only, in the dtype of the matrix: values end between
     0.7 and 1.2 if they began above a thousandth of the matrix's norm.

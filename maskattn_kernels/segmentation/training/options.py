@@ -40,7 +40,7 @@ class TrainerOptions:
         accelerator: "auto", "cpu", "gpu", ..
         devices: how many of them, or "auto".
         num_nodes: machines.
-        strategy: "auto", "ddp", "fsdp", ..; those that start processes by running the command anew.
+        strategy: "auto", "ddp", "fsdp", ..; one that runs the command in every process.
         precision: "32-true", "16-mixed", "bf16-mixed", ..
         accumulate_grad_batches: batches whose gradients make one step.
         gradient_clip_val: highest norm of all gradients together; null = no limit.
@@ -84,7 +84,7 @@ def make_parser() -> ArgumentParser:
     add("--val_every", type=int, default=250, help="steps between validations")
     add("--save_every", type=int, default=100, help="steps between saved states; 0: at validations")
     add("--log_every", type=int, default=10, help="steps between rows of the log")
-    add("--ckpt_path", type=str | None, default=None, help="go on: 'last', or a .ckpt file")
+    add("--ckpt_path", type=str | None, default=None, help="resume: 'last', or a .ckpt file")
     add("--init_from", type=str | None, default=None, help="checkpoint to start from; heads of "
         "other classes are new; width, depth and the like are taken from it")  # fmt: skip
     add("--freeze_encoder", type=bool, default=False, help="train the decoder and heads only")
@@ -109,7 +109,7 @@ def parse(argv: Sequence[str]) -> Namespace:
     """Options from the arguments ``argv`` and the config files they name.
 
     With ``--init_from`` the network's options default to those of the checkpoint, and Muon's rate
-    to a quarter of that from scratch: what was learned is not to be forgotten.
+    to a quarter of that from scratch, so that the network keeps what it has learned.
 
     Raises:
         ConfigError: one line naming the option, what came and what was expected.
@@ -209,8 +209,8 @@ def _check(config: Namespace) -> None:
         raise ConfigError("unlabelled: needs --init_from, the checkpoint that labels the images")
     if any(word in config.trainer.strategy for word in ("spawn", "fork", "notebook")):
         raise ConfigError(
-            f"trainer.strategy: expected auto, ddp, fsdp, ..: those that start the command anew, "
-            f"got {config.trainer.strategy!r}"
+            "trainer.strategy: expected auto, ddp, fsdp or another that runs the command in every "
+            f"process, got {config.trainer.strategy!r}"
         )
     sharding = any(word in config.trainer.strategy for word in ("fsdp", "deepspeed"))
     if config.optimizer.name == "muon" and sharding:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``last.ckpt``: the state of a training run, from which it goes on as if it had never stopped."""
+"""``last.ckpt``: the state of a training run, from which it is resumed exactly."""
 
 from __future__ import annotations
 
