@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Files that are either the whole old one or the whole new one, whenever the process is ended."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Callable

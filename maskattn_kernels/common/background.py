@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Work ahead in threads, in order and never too far."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -7,8 +7,6 @@ code. One file carries everything that is read back, so no ending of the process
 of one network beside the description of another.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -232,7 +230,7 @@ class Checkpoint:
         return results[0] if is_one else results
 
     @classmethod
-    def from_pretrained(cls, source: str | Path) -> Checkpoint:
+    def from_pretrained(cls, source: str | Path) -> "Checkpoint":
         """Read a folder that `save_pretrained` wrote, or one of the Hugging Face hub.
 
         Args:
@@ -254,7 +252,7 @@ class Checkpoint:
         return cls._from_parts(file, header.get("maskattn"), tensors)
 
     @classmethod
-    def _from_parts(cls, file: Path, text: str | None, tensors: dict[str, Tensor]) -> Checkpoint:
+    def _from_parts(cls, file: Path, text: str | None, tensors: dict[str, Tensor]) -> "Checkpoint":
         try:
             described = json.loads(text or "")
             if described["format"] != FORMAT:

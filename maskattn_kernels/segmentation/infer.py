@@ -5,8 +5,6 @@ Threads read the images of the next batches while the network computes. Whatever
 goes this way: `Checkpoint.segment`, ``maskattn predict``, ``maskattn eval`` and self-training.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property

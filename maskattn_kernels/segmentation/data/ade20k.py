@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """ADE20K as its scene parsing challenge publishes it: 150 classes, 100 of them things."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

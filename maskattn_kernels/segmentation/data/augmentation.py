@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """From a `Sample` of any size to arrays of one size: unchanged, or augmented for training."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

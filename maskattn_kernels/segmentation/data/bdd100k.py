@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """BDD100K: the 10k images with segmentation labels, 19 classes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Cityscapes: leftImg8bit and gtFine, 19 classes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

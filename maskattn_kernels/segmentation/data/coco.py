@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """COCO's layouts: panoptic (things and stuff), instances, and own data as one COCO JSON."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from maskattn_kernels.segmentation.data.coco_json import CocoJson

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A COCO JSON of which every field has been checked: ids, images on the disk, categories."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -4,8 +4,6 @@
 Sources: the panoptic and the results format on https://cocodataset.org/#format-data.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

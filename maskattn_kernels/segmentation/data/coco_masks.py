@@ -5,8 +5,6 @@ Nothing unchecked reaches pycocotools, whose C code reads foreign memory or fill
 coordinates and run lengths that do not fit the image.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

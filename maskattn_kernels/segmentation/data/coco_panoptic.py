@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Images with COCO panoptic labels: a JSON, and a PNG of segment ids for each image."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

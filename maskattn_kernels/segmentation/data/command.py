@@ -6,8 +6,6 @@ samples with their labels. Lines that begin with "note:" say what a user should 
 that are passed over. Exit codes: 0 = usable, 2 = not, with a line on stderr for each fault.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

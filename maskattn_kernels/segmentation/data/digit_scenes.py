@@ -14,8 +14,6 @@ of each colour has a digit, and blank slips have the class of the written slip o
 patch around a blank slip shows its class.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import numpy as np

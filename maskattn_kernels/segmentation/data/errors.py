@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Errors about data that cannot be used, and notes about data that can."""
 
-from __future__ import annotations
-
 from reprlib import Repr
 
 __all__ = ["DataError", "Tally", "shown"]

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Finding the files of a data set: by name, inside their folder, and what is passed over there."""
 
-from __future__ import annotations
-
 import os
 import unicodedata
 from collections import Counter

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Own data as folders: images/, masks/, classes.yaml and, for objects, instances/."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

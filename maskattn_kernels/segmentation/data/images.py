@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Reading image and label files, with one clear line for each that cannot be used."""
 
-from __future__ import annotations
-
 import logging
 import threading
 import warnings

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Steps that all readers share: match names, map ids, check maps."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from pathlib import Path
 

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """`open_dataset`: a data set by its name."""
 
-from __future__ import annotations
-
 import inspect
 from pathlib import Path
 from typing import Any

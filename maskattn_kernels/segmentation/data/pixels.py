@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """From a picture of any kind to 8-bit RGB, upright: 16 bit, float, transparent, turned by EXIF."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Slips of paper with handwritten digits, laid into a scene: the things of `DigitScenes`."""
 
-from __future__ import annotations
-
 from colorsys import hsv_to_rgb
 from functools import lru_cache
 

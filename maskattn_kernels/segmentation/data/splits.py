@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Which images of own data train and which validate: by folders, or by a hash of the name."""
 
-from __future__ import annotations
-
 from hashlib import blake2b
 from pathlib import Path
 

@@ -5,8 +5,6 @@ Nothing is downloaded. Each picture is one stuff class of the digit scenes. The 
 picture are for training, the rest for validation: no crop of one shares a pixel with the other.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path

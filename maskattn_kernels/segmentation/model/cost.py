@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What a network costs to run: latency, rate, FLOPs, memory."""
 
-from __future__ import annotations
-
 import statistics
 import sys
 import time

@@ -6,8 +6,6 @@ offset points; an object's class is that of most of its pixels. On the device, b
 shapes that depend on the outputs' shapes alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import reduce
 from typing import NamedTuple

@@ -6,8 +6,6 @@ without any (all void) adds 0 and no gradient, and processes with equal shares o
 to the loss of the whole batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

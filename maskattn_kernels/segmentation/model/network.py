@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """`SegmentationNetwork`: a `MaskAttnUNet` with the heads that its task needs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 

@@ -4,8 +4,6 @@
 All on the device of the labels, batched, with shapes that depend on the labels' shapes alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

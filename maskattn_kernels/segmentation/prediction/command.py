@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """``maskattn predict``: label maps, panoptic files and panels of images."""
 
-from __future__ import annotations
-
 import json
 import sys
 import time

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A picture per image: input, prediction, errors, and where the mask attends at each scale."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cache
 

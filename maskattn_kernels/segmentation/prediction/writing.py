@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The files that ``maskattn predict`` leaves, written in a thread."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -72,7 +70,7 @@ class Writer:
         while len(self.waiting) > WAITING or (self.waiting and self.waiting[0].done()):
             self.waiting.popleft().result()
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> "Writer":
         return self
 
     def __exit__(

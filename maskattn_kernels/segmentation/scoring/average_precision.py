@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Average precision of masks by pycocotools, as a metric whose state sums over processes."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

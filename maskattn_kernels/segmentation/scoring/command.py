@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """``maskattn eval``: the scores of a checkpoint on labelled images, as tables and as JSON."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Sequence

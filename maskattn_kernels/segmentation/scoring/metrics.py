@@ -6,8 +6,6 @@ an object are void; a predicted object that lies mostly on void counts for nothi
 occur neither in labels nor in predictions leave the mean alone.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Panoptic quality: torchmetrics' metric, counted faster, and as COCO's code does."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -5,8 +5,6 @@ The folder holds ``config.yaml`` (every option as it was), ``train.csv`` and ``v
 ``tensorboard/``, ``last.ckpt`` (state to resume from), ``best/`` and ``final/`` (checkpoints).
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Logs in CSV that a resumed run continues."""
 
-from __future__ import annotations
-
 import csv
 from argparse import Namespace
 from pathlib import Path

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A run whose loss or weights are no longer finite stops before anything of it is saved."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytorch_lightning as pl

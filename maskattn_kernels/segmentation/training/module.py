@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """`SegmentationModule`: network, loss, optimizer and scores as a LightningModule."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -98,7 +96,7 @@ class SegmentationModule(pl.LightningModule):
         for part in self.frozen:
             part.requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> SegmentationModule:
+    def train(self, mode: bool = True) -> "SegmentationModule":
         super().train(mode)
         for part in self.frozen:  # their batch statistics stay as well
             part.eval()

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """`Muon`: orthogonal steps for the 3x3 convolutions, AdamW for everything else."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any
 

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The options of ``maskattn train``: typed, from YAML files and the command line."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

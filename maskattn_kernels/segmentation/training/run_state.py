@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """``last.ckpt``: the state of a training run, from which it is resumed exactly."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Learning from images without labels: a trained network labels them where it is sure."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial

@@ -5,8 +5,6 @@ torch's ``SyncBatchNorm`` refuses the CPU. This one asks only for `torch.distrib
 processes train to the same weights as one with the same global batch, whatever they run on.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
