@@ -22,24 +22,26 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from maskattn_kernels.backends.machine_code import (
+    COLUMNS,
+    MachineCode,
+    cells,
+    common_faults,
+    count,
+    read_cubin,
+)
+
 SOURCES = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
 ARCHS = ("sm_80", "sm_90", "sm_100", "sm_120")
 TILED = ("fwd_kernel", "dq_kernel", "dkdv_kernel")
-SHARED_MEMORY = 99 * 1024  # bytes that a block may have on every chip from sm_80 on
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """One kernel for one chip. Counts are of instructions in the machine code."""
+@dataclass(frozen=True, kw_only=True)
+class Kernel(MachineCode):
+    """One kernel for one chip."""
 
     arch: str
     name: str  # with its template arguments
-    registers: int
-    stack: int  # bytes a thread keeps outside of its registers
-    spills: int
-    tensor: int  # products on the tensor cores
-    async_copies: int
-    float_atomics: int
     global_addresses: int  # of 64 bits
     narrow_addresses: int  # loads and stores of global memory by less
 
@@ -71,29 +73,17 @@ def compile_source(source: Path, arch: str, flags: tuple[str, ...] = ()) -> list
         run = subprocess.run(command, capture_output=True, text=True)
         if run.returncode:
             raise RuntimeError(f"{source.name} for {arch}: {run.stderr.strip()}")
-        usage = _dump("-res-usage", cubin)
-        code = _dump("-sass", cubin)
-    bodies = dict(re.findall(r"Function : (\S+)\n(.*?)(?=Function : |\Z)", code, flags=re.DOTALL))
-    kernels = []
-    for symbol, registers, stack in re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+)", usage):
-        kernels.append(_kernel(arch, symbol, int(registers), int(stack), bodies[symbol]))
-    return kernels
+        return [
+            Kernel(arch=arch, name=_readable(symbol), **facts, **_addresses(code))
+            for symbol, code, facts in read_cubin(cubin, _tool("cuobjdump") or "cuobjdump")
+        ]
 
 
-def _kernel(arch: str, symbol: str, registers: int, stack: int, code: str) -> Kernel:
-    def count(pattern: str) -> int:
-        return len(re.findall(pattern, code))
-
-    wide = count(r"\b(?:LDG|STG|LDGSTS)\b[^;]*\.64\]|\b(?:LDG|STG|LDGSTS)\.E[^;]*\.64")
-    return Kernel(
-        arch, _readable(symbol), registers, stack,
-        spills=count(r"\b(?:LDL|STL)\b"),
-        tensor=count(r"\bHMMA\b"),
-        async_copies=count(r"\bLDGSTS\b"),
-        float_atomics=count(r"\b(?:RED|REDG|ATOM|ATOMG)\b[.\w]*\.(?:F16|F32|BF16|FTZ)"),
-        global_addresses=wide,
-        narrow_addresses=count(r"\b(?:LDG|STG|LDGSTS)\b") - wide,
-    )  # fmt: skip
+def _addresses(code: str) -> dict[str, int]:
+    """Accesses of global memory, by 64 bits and by less."""
+    wide = count(r"\b(?:LDG|STG|LDGSTS)\b[^;]*\.64\]|\b(?:LDG|STG|LDGSTS)\.E[^;]*\.64", code)
+    every = count(r"\b(?:LDG|STG|LDGSTS)\b", code)
+    return {"global_addresses": wide, "narrow_addresses": every - wide}
 
 
 def _readable(symbol: str) -> str:
@@ -107,29 +97,12 @@ def _readable(symbol: str) -> str:
     return f"{name[1]}<{', '.join(arguments)}>" if arguments else name[1]
 
 
-def _dump(option: str, cubin: Path) -> str:
-    tool = _tool("cuobjdump")
-    if tool is None:
-        raise RuntimeError(missing())
-    return subprocess.run(
-        [tool, option, str(cubin)], check=True, capture_output=True, text=True
-    ).stdout
-
-
 def faults(kernel: Kernel) -> list[str]:
     """What a kernel must not be."""
-    why = []
-    if kernel.stack or kernel.spills:
-        why.append(f"{kernel.stack} bytes of stack, {kernel.spills} spills")
-    if kernel.float_atomics:
-        why.append(f"{kernel.float_atomics} atomic additions of floats: not repeatable")
+    is_tiled, is_float = kernel.name.startswith(TILED), "float" in kernel.name
+    why = common_faults(kernel, spills=True, tensor=is_tiled and not is_float, copies=is_tiled)
     if kernel.narrow_addresses:
         why.append(f"{kernel.narrow_addresses} global addresses of less than 64 bits")
-    if kernel.name.startswith(TILED):
-        if "float" not in kernel.name and not kernel.tensor:
-            why.append("no product on the tensor cores")
-        if not kernel.async_copies:
-            why.append("no asynchronous copy in its gathers")
     return why
 
 
@@ -142,18 +115,12 @@ def compile_all(archs: tuple[str, ...], flags: tuple[str, ...] = ()) -> Iterator
             yield from kernels
 
 
-HEADER = (
-    f"{'chip':7} {'kernel':32} {'regs':>4} {'stack':>5} {'spills':>6} {'HMMA':>5} {'LDGSTS':>6}"
-)
+HEADER = f"{'chip':7} {'kernel':32} {COLUMNS}"
 
 
-def line(k: Kernel) -> str:
+def line(kernel: Kernel) -> str:
     """A row of the table under HEADER."""
-    row = (
-        f"{k.arch:7} {k.name:32} {k.registers:4} {k.stack:5} {k.spills:6} {k.tensor:5} "
-        f"{k.async_copies:6}  {'; '.join(faults(k))}"
-    )
-    return row.rstrip()
+    return f"{kernel.arch:7} {kernel.name:32} {cells(kernel, faults(kernel))}"
 
 
 def main() -> int:

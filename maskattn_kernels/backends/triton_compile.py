@@ -7,11 +7,9 @@ through asynchronous copies. `maskattn tiles` prints it as a table; the tests ho
 """
 
 import re
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from maskattn_kernels.backends import tuning
+from maskattn_kernels.backends.machine_code import (
+    COLUMNS,
+    MachineCode,
+    cells,
+    common_faults,
+    count,
+    read_cubin,
+)
 from maskattn_kernels.backends.triton_backward import delta_kernel, dkdv_kernel, dq_kernel
 from maskattn_kernels.backends.triton_forward import LOG2E, combine_kernel, fwd_kernel
 from maskattn_kernels.backends.triton_index import select_tokens_kernel
@@ -50,19 +56,12 @@ class Job:
     default: bool  # the one that a call takes; the others stand in for it on smaller chips
 
 
-@dataclass(frozen=True)
-class Report:
-    """What one compilation gave. Counts are of instructions in the machine code."""
+@dataclass(frozen=True, kw_only=True)
+class Report(MachineCode):
+    """What one compilation gave."""
 
     job: Job
-    registers: int
-    stack: int  # bytes a thread keeps outside of its registers
-    spills: int
     shared: int  # bytes a program keeps in shared memory
-    tensor: int  # products on the tensor cores: HGMMA, tcgen05, HMMA or MFMA
-    wgmma: int
-    async_copies: int
-    float_atomics: int
     narrow_addresses: int  # rows of a tile addressed by 32-bit numbers
 
 
@@ -103,11 +102,11 @@ def compile_job(job: Job) -> Report:
     options = OPTIONS | {"num_warps": job.config.warps, "num_stages": job.config.stages}
     compiled = triton.compile(source, target=_target(job.arch), options=options)
     text = compiled.asm["ttir"]
-    narrow = len(re.findall(r"tt\.addptr .*: tensor<\d+x1x!tt\.ptr<\w+>>, tensor<\d+x1xi32>", text))
+    narrow = count(r"tt\.addptr .*: tensor<\d+x1x!tt\.ptr<\w+>>, tensor<\d+x1xi32>", text)
     facts = (
         _amd(compiled.asm["amdgcn"]) if "amdgcn" in compiled.asm else _nvidia(compiled.asm["cubin"])
     )
-    return Report(job, shared=compiled.metadata.shared, narrow_addresses=narrow, **facts)
+    return Report(job=job, shared=compiled.metadata.shared, narrow_addresses=narrow, **facts)
 
 
 def _target(arch: str) -> GPUTarget:
@@ -153,30 +152,13 @@ def _signature(kernel: Any, dtype: str) -> tuple[dict[str, Any], dict[tuple[int,
     return signature, attributes
 
 
-@cache
-def _tool(name: str) -> str:
-    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
-
-
 def _nvidia(cubin: bytes) -> dict[str, int]:
+    cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-
-        def dump(option: str) -> str:
-            command = [_tool("cuobjdump"), option, file.name]
-            return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-        usage, code = dump("-res-usage"), dump("-sass")
-    return {
-        "registers": _number(r"REG:(\d+)", usage),
-        "stack": _number(r"STACK:(\d+)", usage),
-        "spills": _count(r"\b(LDL|STL)\b", code),
-        "tensor": _count(r"\b(HGMMA|HMMA|UTCHMMA|UTCQMMA)\b", code),
-        "wgmma": _count(r"\bHGMMA\b", code),
-        "async_copies": _count(r"\bLDGSTS\b", code),
-        "float_atomics": _count(r"\b(RED|REDG|ATOM|ATOMG)\b[.\w]*\.(F16|F32|BF16|FTZ)", code),
-    }
+        ((_, _, facts),) = read_cubin(Path(file.name), str(cuobjdump))
+    return facts
 
 
 def _amd(code: str) -> dict[str, int]:
@@ -184,15 +166,11 @@ def _amd(code: str) -> dict[str, int]:
         "registers": _number(r"\.vgpr_count:\s*(\d+)", code),
         "stack": _number(r"\.private_segment_fixed_size:\s*(\d+)", code),
         "spills": _number(r"\.vgpr_spill_count:\s*(\d+)", code),
-        "tensor": _count(r"\bv_mfma", code),
+        "tensor": count(r"\bv_mfma", code),
         "wgmma": 0,
-        "async_copies": _count(r"\b(global|buffer)_load_lds", code),
-        "float_atomics": _count(r"_atomic_(pk_)?(add|fadd)_(f|bf)", code),
+        "async_copies": count(r"\b(global|buffer)_load_lds", code),
+        "float_atomics": count(r"_atomic_(pk_)?(add|fadd)_(f|bf)", code),
     }
-
-
-def _count(pattern: str, text: str) -> int:
-    return len(re.findall(pattern, text))
 
 
 def _number(pattern: str, text: str) -> int:
@@ -208,35 +186,30 @@ def faults(report: Report) -> list[str]:
     limit = tuning.SHARED_MEMORY[job.arch]
     if report.shared > limit:
         why.append(f"{report.shared} bytes of shared memory, the chip has {limit}")
-    if report.float_atomics:
-        why.append(f"{report.float_atomics} atomic additions of floats: not repeatable")
     if report.narrow_addresses:
         why.append(f"{report.narrow_addresses} rows addressed by 32-bit numbers")
-    if job.kernel in SMALL:
-        return why
-    bits = 16 if job.dtype == "bf16" else 32
-    expected = tuning.shared_memory(job.kernel, job.config, bits, job.head_dim, job.arch)
-    if report.shared > expected:
-        why.append(f"{report.shared} bytes of shared memory, tuning.py expects {expected} at most")
-    if not job.default:
-        return why
-    # TF32 borrows the tiles of float32, and spills a little with them; its own wait for a GPU.
-    if (report.stack or report.spills) and job.dtype != "tf32":
-        why.append(f"{report.stack} bytes of stack, {report.spills} spills")
-    if job.dtype != "fp32" and not report.tensor:
-        why.append("no product on the tensor cores")
+    is_tiled, bits = job.kernel not in SMALL, 16 if job.dtype == "bf16" else 32
+    if is_tiled:
+        expected = tuning.shared_memory(job.kernel, job.config, bits, job.head_dim, job.arch)
+        if report.shared > expected:
+            why.append(
+                f"{report.shared} bytes of shared memory, tuning.py expects {expected} at most"
+            )
+    is_judged = is_tiled and job.default
     # wgmma has 64 rows: of dK and dV at head_dim 256 they would fill more than all registers.
     wide_dkdv = job.kernel == "dkdv" and job.head_dim > 128
-    if job.dtype == "bf16" and job.arch == "sm_90" and not report.wgmma and not wide_dkdv:
+    if is_judged and bits == 16 and job.arch == "sm_90" and not report.wgmma and not wide_dkdv:
         why.append("no wgmma")
-    if job.arch.startswith("sm_") and not report.async_copies:
-        why.append("no asynchronous copy in its gathers")
-    return why
+    return why + common_faults(
+        report,
+        # TF32 borrows the tiles of float32, and spills a little; its own tiles wait for a GPU.
+        spills=is_judged and job.dtype != "tf32",
+        tensor=is_judged and job.dtype != "fp32",
+        copies=is_judged and job.arch.startswith("sm_"),
+    )
 
 
-HEADER = (
-    "kernel         arch    dtype    D  tile             regs  stack spills  shared tensor async"
-)
+HEADER = f"kernel         arch    dtype    D  tile             shared {COLUMNS}"
 
 
 def line(report: Report) -> str:
@@ -245,6 +218,5 @@ def line(report: Report) -> str:
     tile = f"{job.config.block_m}x{job.config.block_n} w{job.config.warps} s{job.config.stages}"
     return (
         f"{job.kernel:14} {job.arch:7} {job.dtype:5} {job.head_dim:4}  {tile:15} "
-        f"{report.registers:5} {report.stack:6} {report.spills:6} {report.shared:7} "
-        f"{report.tensor:6} {report.async_copies:5}  {'; '.join(faults(report))}"
-    ).rstrip()
+        f"{report.shared:7} {cells(report, faults(report))}"
+    )

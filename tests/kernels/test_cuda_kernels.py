@@ -33,7 +33,10 @@ def test_machine_code(arch: str) -> None:
     assert [tool.line(kernel) for kernel in kernels if tool.faults(kernel)] == []
 
 
-GOOD = tool.Kernel("sm_90", "fwd_kernel<BFloat16, 64>", 200, 0, 0, 128, 15, 0, 40, 0)
+GOOD = tool.Kernel(
+    arch="sm_90", name="fwd_kernel<BFloat16, 64>", registers=200, stack=0, spills=0, tensor=128,
+    wgmma=0, async_copies=15, float_atomics=0, global_addresses=40, narrow_addresses=0,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(

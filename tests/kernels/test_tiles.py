@@ -31,7 +31,7 @@ def test_machine_code(job: Any) -> None:
 
 
 GOOD = tiles.Report(
-    tiles.Job("fwd", "sm_90", "bf16", 64, tuning.Config(64, 64, 4, 3), True),
+    job=tiles.Job("fwd", "sm_90", "bf16", 64, tuning.Config(64, 64, 4, 3), True),
     registers=200, stack=0, spills=0, shared=40_000, tensor=8, wgmma=8, async_copies=8,
     float_atomics=0, narrow_addresses=0,
 )  # fmt: skip
