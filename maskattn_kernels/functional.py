@@ -3,7 +3,6 @@
 
 import math
 import numbers
-import sys
 from typing import Any, Literal, overload
 
 import torch
@@ -107,7 +106,7 @@ def masked_attention(
         query_mask: bool `(B, Nq)` or `(B, Hq, Nq)`, likewise. Give the same object for both masks
             and the tokens are listed once.
         key_bias: floating `(B, Nk)` or `(B, Hkv, Nk)`, sizes of 1 broadcast: added to the scaled
-            score of its key; -inf takes the key out.
+            score of its key; of any size. A key at -inf takes no part, as if it were not selected.
         scale: factor of the scores; None means 1 / sqrt(D).
         enable_gqa: allow Hq to be a multiple of Hkv; query head h reads kv head h // (Hq // Hkv).
         return_lse: also return the log-sum-exp of the scores.
@@ -146,11 +145,42 @@ def masked_attention(
     chosen = choose(problem, backend).name
     key_tokens = _selection(key_mask)
     query_tokens = key_tokens if query_mask is key_mask else _selection(query_mask)
+    level = None
     if key_bias is not None:
-        key_bias = with_heads(key_bias).to(accumulation_dtype(query.dtype))
+        key_bias, level = _relative(with_heads(key_bias), key_tokens, query.dtype)
         key_bias = key_bias.expand(key.shape[:3])
     out, lse = ops.attention(chosen, query, key, value, query_tokens, key_tokens, key_bias, scale)
-    return (out, lse) if return_lse else out
+    if not return_lse:
+        return out
+    if level is not None:
+        one_each = level.shape[1] in (1, lse.shape[1])
+        group = 1 if one_each else lse.shape[1] // level.shape[1]
+        lse = lse + level.to(lse.dtype).repeat_interleave(group, 1)
+    return out, lse
+
+
+def _relative(
+    key_bias: Tensor, key_tokens: Tensor | TokenIndex | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """A bias relative to the largest one of the selected keys of its head, and that one.
+
+    A softmax does not feel the shift. But lse does: next to -1e9, as padding is often written, a
+    float32 has no room for the logarithm of a sum, and the backward pass needs it. So kernels see
+    biases that are 0 at most, and the level comes onto lse after them.
+    """
+    own = accumulation_dtype(dtype)
+    if key_bias.dtype is not own:
+        key_bias = key_bias.to(torch.promote_types(key_bias.dtype, own))
+    if key_bias.shape[-1] == 0:
+        return key_bias.to(own), key_bias.new_zeros(*key_bias.shape[:2], 1)
+    highest = key_bias.detach()
+    if key_tokens is not None:
+        mask = key_tokens.to_mask() if isinstance(key_tokens, TokenIndex) else key_tokens
+        highest = torch.where(mask, highest, -torch.inf)
+    # Finite, or -inf - -inf would be NaN: no key is selected, or none takes part.
+    level = highest.amax(-1, keepdim=True).clamp_min(torch.finfo(key_bias.dtype).min)
+    key_bias = key_bias - level
+    return key_bias if key_bias.dtype is own else key_bias.to(own), level
 
 
 def _short_way(
@@ -181,7 +211,8 @@ def _short_way(
     key_tokens = _selection(key_mask)
     query_tokens = key_tokens if query_mask is key_mask else _selection(query_mask)
     try:
-        return infer(query, key, value, query_tokens, key_tokens, None, query.shape[3] ** -0.5)
+        scale = default_scale(query.shape[3])
+        return infer(query, key, value, query_tokens, key_tokens, None, scale)
     except RuntimeError:
         return None
 
@@ -259,7 +290,7 @@ def validated(
     if key_bias is not None:
         _check_key_bias(key_bias, batch, kv_heads, key_len, device)
     problem = Problem(batch, heads, kv_heads, query_len, key_len, head_dim, dtype, device.type)
-    return problem, _checked_scale(scale, head_dim)
+    return problem, _checked_scale(scale, problem)
 
 
 def _check_dense(name: str, t: Any) -> None:
@@ -345,12 +376,22 @@ def _check_per_token(name: str, t: Tensor, batch: int, heads: int, length: int) 
         )
 
 
-def _checked_scale(scale: Any, head_dim: int) -> float:
+def default_scale(head_dim: int) -> float:
+    """1 / sqrt(D), by the one expression that all ways through the code use."""
+    return 1.0 / math.sqrt(head_dim) if head_dim else 1.0
+
+
+def _checked_scale(scale: Any, problem: Problem) -> float:
     if scale is None:
-        return 1.0 / math.sqrt(head_dim) if head_dim else 1.0
+        return default_scale(problem.head_dim)
     if isinstance(scale, bool) or not isinstance(scale, (numbers.Real, torch.SymFloat)):
         raise TypeError(f"scale: expected a number or None, got {type(scale).__name__}")
-    limit = sys.float_info.max
-    if not -limit <= scale <= limit:  # type: ignore[operator]  # neither does NaN pass
-        raise ValueError(f"scale: expected a finite number, got {scale}")
-    return float(scale)
+    try:
+        number = float(scale)  # before it is compared: NumPy's narrow numbers overflow
+    except OverflowError:
+        number = math.inf
+    limit = torch.finfo(accumulation_dtype(problem.dtype)).max
+    if not -limit <= number <= limit:  # neither does NaN pass
+        up_to = f" up to {limit:.3g}" if math.isfinite(number) else ""
+        raise ValueError(f"scale: expected a finite number{up_to}, got {scale}")
+    return number

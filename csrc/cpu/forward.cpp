@@ -134,10 +134,13 @@ struct Forward {
 
 }  // namespace
 
-void launch_cpu_fwd(const ForwardParams& p, const ThreadPool& pool) {
+void launch_cpu_fwd(const ForwardParams& given, const ThreadPool& pool) {
+  ForwardParams p = given;
   check_selection(p.queries, p.batch, p.heads_q, p.seqlen_q, "query_mask");
   check_selection(p.keys, p.batch, p.heads_kv, p.seqlen_k, "key_mask");
   if (p.heads_q == 0 || p.seqlen_q == 0) return;  // at once, however many images there are
+  const KeysInPlay keys(p, pool);
+  p.keys = keys.view;
   const Forward forward(p);
   if (forward.pairs.even_over(pool.threads)) {
     forward.run_whole_groups(pool);

@@ -162,6 +162,17 @@ inline float* row(const RowView& t, int64_t b, int64_t h) {
   return t.data == nullptr ? nullptr : t.data + b * t.stride_b + h * t.stride_h;
 }
 
+// The selected keys of a call, without those whose bias is -inf: what such a key holds must not be seen.
+class KeysInPlay {
+ public:
+  KeysInPlay(const ForwardParams& params, const ThreadPool& pool);
+
+  SelectionView view;
+
+ private:
+  Workspace memory_;
+};
+
 // Throws std::runtime_error naming `what` unless every list is ascending and inside the sequence.
 void check_selection(const SelectionView& selection, int64_t batch, int64_t heads, int64_t seqlen,
                      const char* what);

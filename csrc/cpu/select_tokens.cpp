@@ -4,6 +4,7 @@
 // One task per (b, h). Entries past the count hold `seqlen`: the row stays sorted, and using one of them as an
 // index fails instead of reading a token that is not selected.
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 #include <string>
 
@@ -36,6 +37,29 @@ void launch_cpu_select_tokens(const SelectParams& p, const ThreadPool& pool) {
   throw std::runtime_error(std::string(what) + ".indices: expected ascending tokens from 0 to " +
                            std::to_string(tokens.seqlen - 1) + ", got " + std::to_string(tokens.indices[i]) +
                            " at place " + std::to_string(i));
+}
+
+KeysInPlay::KeysInPlay(const ForwardParams& p, const ThreadPool& pool)
+    : view(p.keys),
+      memory_(p.key_bias.data == nullptr ? 0
+                                         : p.batch * p.heads_kv * (p.seqlen_k + 1) * int64_t{sizeof(int32_t)}) {
+  if (p.key_bias.data == nullptr || p.seqlen_k == 0) return;
+  const int64_t lists = p.batch * p.heads_kv;
+  auto* counts = reinterpret_cast<int32_t*>(memory_.at(0));
+  int32_t* indices = counts + lists;
+  run_tasks(pool, lists, lists * p.seqlen_k, 0, [&](int64_t task, void*) {
+    const int64_t b = task / p.heads_kv, h = task % p.heads_kv;
+    const TokenList keys = token_list(p.keys, b, h, p.seqlen_k);
+    const float* bias = row(p.key_bias, b, h);
+    int32_t* out = indices + task * p.seqlen_k;
+    int32_t count = 0;
+    for (int64_t i = 0; i < keys.count; ++i) {
+      out[count] = static_cast<int32_t>(keys[i]);
+      count += bias[keys[i] * p.key_bias.stride_n] != -INFINITY;
+    }
+    counts[task] = count;
+  });
+  view = {indices, p.heads_kv * p.seqlen_k, p.seqlen_k, counts, p.heads_kv, 1};
 }
 
 void check_selection(const SelectionView& s, int64_t batch, int64_t heads, int64_t seqlen, const char* what) {

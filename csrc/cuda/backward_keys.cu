@@ -56,13 +56,15 @@ __global__ __launch_bounds__(ForKeys<T, kDim>::kThreads,
   });
   if (first >= keys.count) return;
 
-  for (int i = thread_index(); i < F::kKeys; i += F::kThreads) store_shared(memory.keys + i, keys[first + i]);
+  // Keys that take no part are not read, but their gradients are written.
+  const KeyBias bias_of = key_bias_of<T>(p, b, kv_head);
+  for (int i = thread_index(); i < F::kKeys; i += F::kThreads)
+    store_shared(memory.keys + i, bias_of.in_play(keys[first + i]));
   block_barrier();
   const Tile<T, kDim> k{memory.k}, v{memory.v};
   gather<F::kKeys, F::kThreads>(k, rows_of<T>(p.k, b, kv_head, p.head_dim), memory.keys);
   if (kWithDk) gather<F::kKeys, F::kThreads>(v, rows_of<T>(p.v, b, kv_head, p.head_dim), memory.keys);
 
-  const KeyBias bias_of = key_bias_of<T>(p, b, kv_head);
   const float score_scale = p.scale * Scores<T>::kUnit;
   const int row = 16 * warp_index(), column = 2 * (lane_index() % 4);
   // The row of a key that does not exist may hold anything, NaN too: it is not stored.
@@ -111,8 +113,11 @@ __global__ __launch_bounds__(ForKeys<T, kDim>::kThreads,
         });
   }
   wait_copies();
-  block_barrier();
+  block_barrier();  // nobody gathers or reads any more
 
+  // From here on the tokens to write.
+  for (int i = thread_index(); i < F::kKeys; i += F::kThreads) store_shared(memory.keys + i, keys[first + i]);
+  block_barrier();
   if constexpr (kWithDk) {
     scatter<T, kDim, 1>(dk_acc, [&](int, int) { return p.scale; }, k, row, memory.keys, dk);
     for (int half = 0; half < 2; ++half) {

@@ -110,7 +110,7 @@ __global__ __launch_bounds__(ForQueries<T, kDim>::kThreads,
     }
 
   stream<F::kKeys, float>(
-      memory.stream, 0, keys.count, [&](int place) { return keys[place]; },
+      memory.stream, 0, keys.count, [&](int place) { return bias.in_play(keys[place]); },
       [&](int, int token) { return bias(token); },
       [&](int buffer, const int* tokens) {
         gather<F::kKeys, F::kThreads>(Tile<T, kDim>{memory.k[buffer]}, k_rows, tokens);

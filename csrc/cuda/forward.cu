@@ -102,7 +102,7 @@ __global__ __launch_bounds__(Forward<T, kDim>::kThreads,
   for (auto& of_block : top) of_block[0] = of_block[1] = -kInfinity;
 
   stream<F::kKeys, float>(
-      memory.stream, begin, keys.count, [&](int place) { return keys[place]; },
+      memory.stream, begin, keys.count, [&](int place) { return bias.in_play(keys[place]); },
       [&](int, int token) { return bias(token); },
       [&](int buffer, const int* tokens) {
         gather<F::kKeys, F::kThreads>(Tile<T, kDim>{memory.k[buffer]}, k_rows, tokens);

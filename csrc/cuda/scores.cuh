@@ -34,7 +34,8 @@ MASKATTN_DEVICE float row_max(float x) {
   return fmaxf(x, shuffle_xor(x, 2));
 }
 
-// What is added to the score of a key: its bias; -inf where there is no key.
+// What is added to the score of a key: its bias; -inf where there is no key. A key whose bias is -inf takes no
+// part, and is not read: what it holds must not be seen.
 struct KeyBias {
   const float* data;  // nullptr: none
   int64_t stride;
@@ -43,6 +44,12 @@ struct KeyBias {
   MASKATTN_DEVICE float operator()(int token) const {
     if (token == kNoToken) return -kInfinity;
     return data == nullptr ? 0.0f : data[token * stride] * unit;
+  }
+
+  // The token, or kNoToken if it takes no part.
+  MASKATTN_DEVICE int in_play(int token) const {
+    if (token == kNoToken || data == nullptr) return token;
+    return data[token * stride] == -kInfinity ? kNoToken : token;
   }
 };
 

@@ -3,7 +3,7 @@
 
 `masked_attention` validates a call before it comes here. These checks keep a direct call of
 `torch.ops.maskattn.*` inside its tensors, so they look at shapes, dtypes, devices and storages, and
-wait for no device. What an index holds is looked at only where that costs no wait: on the CPU.
+wait for no device. What an index holds is looked at by `check_lists` only, on the CPU.
 """
 
 from collections.abc import Sequence
@@ -73,12 +73,15 @@ def check_index(
     shape = (query.shape[0], heads, length)
     check_tensor(f"{name}.indices", indices, query, torch.int32, shape, broadcast=2)
     check_tensor(f"{name}.counts", counts, query, torch.int32, shape[:2], broadcast=2)
-    if indices.is_cpu and query.shape[0] and heads and length:  # else no list is ever read
-        check_lists(name, indices, counts)
 
 
-def check_lists(name: str, indices: Tensor, counts: Tensor) -> None:
-    """Raises ValueError unless every list is ascending and inside the sequence, up to its count."""
+def check_lists(name: str, t: Tensor, indices: Tensor | None, counts: Tensor | None) -> None:
+    """Raises ValueError unless the lists of t's tokens are ascending and inside the sequence.
+
+    On other devices than the CPU it would have to wait: there, it does nothing.
+    """
+    if indices is None or counts is None or not indices.is_cpu or 0 in t.shape[:3]:
+        return
     length = indices.shape[-1]
     if not 0 <= counts.min() <= counts.max() <= length:
         wrong = counts.min() if counts.min() < 0 else counts.max()

@@ -12,6 +12,7 @@ call, for calls without a gradient. It gives the same bits.
   `h // (Hq // Hkv)`
 - key_bias `(B, Hkv, Nk)` and lse `(B, Hq, Nq)` in the accumulation dtype (float64 for float64, else
   float32); lse is contiguous, -inf where a query is not selected or sees no key
+- a key whose bias is -inf counts as not selected
 - results that stand for a tensor t (out and dq for query, dk for key, dv for value) are laid out by
   `empty_result(t)`; dbias is contiguous, and of shape (0,) where there is no key_bias
 """

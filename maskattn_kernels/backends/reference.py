@@ -4,7 +4,7 @@ yardstick.
 
     scores_ij = scale * <q_i, k_j> + key_bias_j          for selected keys j, else -inf
     lse_i     = log sum_j exp(scores_ij)
-    out_i     = sum_j p_ij v_j,   p_ij = exp(scores_ij - lse_i)
+    out_i     = sum_j p_ij v_j,   p_ij = exp(scores_ij - lse_i) as a softmax
 
 It works on blocks of query rows, so that no N x N matrix exists, and it asks the device for
 nothing. Tokens that are not selected are set to zero before any arithmetic: whatever they hold
@@ -15,7 +15,7 @@ computed as well.
 import torch
 from torch import Tensor
 
-from maskattn_kernels.backends.arguments import check_backward, check_forward
+from maskattn_kernels.backends.arguments import check_backward, check_forward, check_lists
 from maskattn_kernels.backends.base import SCHEMAS, Backend, accumulation_dtype, empty_result
 from maskattn_kernels.problem import Problem
 from maskattn_kernels.token_index import TokenIndex
@@ -53,8 +53,10 @@ def fwd(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     check_forward(query, key, value, query_indices, query_counts, key_indices, key_counts, key_bias)
+    check_lists("query_mask", query, query_indices, query_counts)
+    check_lists("key_mask", key, key_indices, key_counts)
     q_selected = selected_rows(query, query_indices, query_counts)
-    k_selected = selected_rows(key, key_indices, key_counts)
+    k_selected = selected_keys(key, key_indices, key_counts, key_bias)
     kv_heads = key.shape[1]
     q = grouped(zero_unless(q_selected, query), kv_heads)
     k, v = zero_unless(k_selected, key), zero_unless(k_selected, value)
@@ -63,7 +65,7 @@ def fwd(
     for rows in row_blocks(q, k):
         scores = block_scores(q[..., rows, :], k, k_selected, key_bias, scale)
         lse[..., rows] = scores.logsumexp(-1)
-        p = probabilities(scores, lse[..., rows])
+        p = probabilities(scores)
         out[..., rows, :] = (p.flatten(2, 3) @ v).unflatten(2, p.shape[2:4])
 
     lse = lse.flatten(1, 2).masked_fill(~q_selected, -torch.inf)
@@ -87,8 +89,10 @@ def bwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     check_forward(query, key, value, query_indices, query_counts, key_indices, key_counts, key_bias)
     check_backward(dout, dlse, out, lse, query)
+    check_lists("query_mask", query, query_indices, query_counts)
+    check_lists("key_mask", key, key_indices, key_counts)
     live = lse != -torch.inf  # selected queries that see a key: the others have no gradient
-    k_selected = selected_rows(key, key_indices, key_counts)
+    k_selected = selected_keys(key, key_indices, key_counts, key_bias)
     kv_heads = key.shape[1]
     q, do = grouped(zero_unless(live, query), kv_heads), grouped(zero_unless(live, dout), kv_heads)
     k, v = zero_unless(k_selected, key), zero_unless(k_selected, value)
@@ -102,10 +106,10 @@ def bwd(
     for rows in row_blocks(q, k):
         q_block, do_block = q[..., rows, :], do[..., rows, :]
         scores = block_scores(q_block, k, k_selected, key_bias, scale)
-        p = probabilities(scores, lse[..., rows])
+        dead = (lse[..., rows] == -torch.inf).unsqueeze(-1)
+        p = probabilities(scores).masked_fill(dead, 0)
         dp = (do_block.flatten(2, 3) @ v.mT).unflatten(2, p.shape[2:4])
-        ds = p * (dp - delta[..., rows].unsqueeze(-1))
-        ds = ds.masked_fill(dead_rows(lse[..., rows]), 0)
+        ds = (p * (dp - delta[..., rows].unsqueeze(-1))).masked_fill(dead, 0)
         ds, p = ds.flatten(2, 3), p.flatten(2, 3)  # query heads that share a kv head add up
         dq[..., rows, :] = scale * (ds @ k).unflatten(2, q_block.shape[2:4])
         dk += scale * (ds.mT @ q_block.flatten(2, 3))
@@ -126,6 +130,14 @@ def selected_rows(t: Tensor, indices: Tensor | None, counts: Tensor | None) -> T
     if indices is None or counts is None:
         return torch.ones(shape, dtype=torch.bool, device=t.device)
     return TokenIndex(indices, counts).to_mask().expand(shape)
+
+
+def selected_keys(
+    key: Tensor, indices: Tensor | None, counts: Tensor | None, key_bias: Tensor | None
+) -> Tensor:
+    """The same for keys, without those whose bias is -inf."""
+    selected = selected_rows(key, indices, counts)
+    return selected if key_bias is None else selected & (key_bias != -torch.inf)
 
 
 def zero_unless(selected: Tensor, t: Tensor) -> Tensor:
@@ -155,13 +167,9 @@ def block_scores(
     return scores.masked_fill(~k_selected[:, :, None, None, :], -torch.inf)
 
 
-def probabilities(scores: Tensor, lse: Tensor) -> Tensor:
-    """exp(scores - lse), and 0 for the rows that see no key, where both are -inf."""
-    return (scores - lse.unsqueeze(-1)).exp().masked_fill(dead_rows(lse), 0)
-
-
-def dead_rows(lse: Tensor) -> Tensor:
-    return (lse == -torch.inf).unsqueeze(-1)
+def probabilities(scores: Tensor) -> Tensor:
+    """The softmax of each row, and 0 for the rows that see no key, where all scores are -inf."""
+    return scores.softmax(-1).masked_fill((scores == -torch.inf).all(-1, keepdim=True), 0)
 
 
 def like(t: Tensor, result: Tensor) -> Tensor:

@@ -152,7 +152,14 @@ def dkdv_kernel(
     if first < key_count:
         places = first + tl.arange(0, BLOCK_N)
         keys, is_key = selected_rows(key_index, places, key_count, nk, HAS_KEY_INDEX)
-        kv_mask = tile_mask(is_key, columns, D, D_PAD)
+        bias = tl.zeros((BLOCK_N,), tl.float32)
+        dbias_tile = tl.zeros((BLOCK_N,), tl.float32)
+        takes_part = is_key
+        if HAS_BIAS:
+            key_bias += b * bias_strides[0] + kv_h * bias_strides[1]
+            bias = tl.load(key_bias + keys * bias_strides[2], mask=is_key, other=0.0) * UNIT
+            takes_part = is_key & (bias != float("-inf"))
+        kv_mask = tile_mask(takes_part, columns, D, D_PAD)
         k += b * k_strides[0] + kv_h * k_strides[1]
         v += b * v_strides[0] + kv_h * v_strides[1]
         k_tile = load_rows(k, keys, k_strides, columns, kv_mask)
@@ -160,11 +167,6 @@ def dkdv_kernel(
         # The row of a key that does not exist may come to hold anything, NaN too: it is not stored.
         dk_tile = tl.zeros((BLOCK_N, D_PAD), tl.float32)
         dv_tile = tl.zeros((BLOCK_N, D_PAD), tl.float32)
-        bias = tl.zeros((BLOCK_N,), tl.float32)
-        dbias_tile = tl.zeros((BLOCK_N,), tl.float32)
-        if HAS_BIAS:
-            key_bias += b * bias_strides[0] + kv_h * bias_strides[1]
-            bias = tl.load(key_bias + keys * bias_strides[2], mask=is_key, other=0.0) * UNIT
 
         for member in range(group):
             h = kv_h * group + member
@@ -205,6 +207,7 @@ def dkdv_kernel(
                     dbias_tile += tl.sum(ds, 1)
                 dk_tile = dot(ds.to(q_tile.dtype), q_tile, dk_tile, PRECISION)
 
+        kv_mask = tile_mask(is_key, columns, D, D_PAD)
         store_rows(dk, keys, dk_strides, columns, dk_tile * scale, kv_mask)
         store_rows(dv, keys, dv_strides, columns, dv_tile, kv_mask)
         if HAS_BIAS:
@@ -289,14 +292,17 @@ def dq_kernel(
         for start in range(0, key_count, BLOCK_N):
             key_places = start + tl.arange(0, BLOCK_N)
             keys, is_key = selected_rows(key_index, key_places, key_count, nk, HAS_KEY_INDEX)
+            bias = tl.zeros((BLOCK_N,), tl.float32)
+            if HAS_BIAS:
+                bias = tl.load(key_bias + keys * bias_strides[2], mask=is_key, other=0.0) * UNIT
+                is_key = is_key & (bias != float("-inf"))
             kv_mask = tile_mask(is_key, columns, D, D_PAD)
             k_tile = load_rows(k, keys, k_strides, columns, kv_mask)
             v_tile = load_rows(v, keys, v_strides, columns, kv_mask)
             s = dot(q_tile, tl.trans(k_tile), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION)
             s = s * score_scale
             if HAS_BIAS:
-                bias = tl.load(key_bias + keys * bias_strides[2], mask=is_key, other=0.0)
-                s += (bias * UNIT)[None, :]
+                s += bias[None, :]
             s = tl.where(is_key[None, :], s, float("-inf"))
             p = tl.exp2((s - lse[:, None]) * (LOG2E / UNIT))
             dp = dot(

@@ -142,6 +142,8 @@ def fwd_kernel(
             if HAS_BIAS:
                 bias = tl.load(key_bias + keys * bias_strides[2], mask=is_key, other=0.0)
                 s += (bias * UNIT)[None, :]
+                is_key = is_key & (bias != float("-inf"))
+                kv_mask = tile_mask(is_key, columns, D, D_PAD)
             s = tl.where(is_key[None, :], s, float("-inf"))
 
             m_next = tl.maximum(m, tl.max(s, 1))

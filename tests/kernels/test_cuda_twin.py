@@ -171,6 +171,20 @@ def test_index_made_by_hand_stays_inside(queries: int, head_dim: int) -> None:
     torch.ops.maskattn.twin_fwd(k, k, v, wild, counts * 2**20, None, None, None, 0.25)
 
 
+@pytest.mark.parametrize(("queries", "head_dim"), [(40, 16), (300, 46), (40, 200)])
+def test_key_at_minus_infinity_takes_no_part(queries: int, head_dim: int) -> None:
+    """Read from where it lies, packed, and where dk and dv take a launch each."""
+    x = make(Case("", 1, 2, 1, queries, 300, head_dim, keys=0.9, bias="normal"), BF16.dtype)
+    out_of_it = torch.rand(1, 300) < 0.3
+    right = run(BF16, replace(x, key_mask=x.key_mask & ~out_of_it))
+    bias = x.key_bias.masked_fill(out_of_it, -torch.inf)
+    key, value = (t.masked_fill(out_of_it[:, None, :, None], torch.nan) for t in (x.key, x.value))
+    got = run(BF16, replace(x, key=key, value=value, key_bias=bias))
+    for name in RESULTS:
+        torch.testing.assert_close(got[name], right[name], rtol=2e-2, atol=2e-2)
+    assert not got["dk"].transpose(1, 2)[out_of_it].any() and not got["dbias"][out_of_it].any()
+
+
 def test_repeats_bitwise() -> None:
     x = make(BY_NAME["everything"], BF16.dtype)
     first, second = run(BF16, x), run(BF16, x)

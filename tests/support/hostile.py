@@ -113,6 +113,11 @@ def outcome(op: Callable[..., Any], *args: Any) -> tuple[tuple[Tensor, ...], str
         return op(*args), ""
     except REFUSALS as refusal:
         return (), f"{type(refusal).__name__}: {refusal}"
+    except Exception as error:
+        # What the strict interpreter says of a token listed twice: both stores are the same.
+        if "an address is stored twice" not in str(error):
+            raise
+        return (), str(error)
 
 
 def call_at_random(ops: BackendOps, dtype: torch.dtype, seed: int, calls: int, agree: bool) -> int:
@@ -122,6 +127,7 @@ def call_at_random(ops: BackendOps, dtype: torch.dtype, seed: int, calls: int, a
     others are those of the reference. Without, as on a GPU, index lists are clamped.
     """
     hostile, ran = Hostile(seed, dtype), 0
+    tolerance = 1e-3 if dtype is torch.float32 else 2e-2
 
     def call(name: str, *args: Any) -> tuple[Tensor, ...]:
         results, refusal = outcome(getattr(ops, name), *args)
@@ -130,7 +136,7 @@ def call_at_random(ops: BackendOps, dtype: torch.dtype, seed: int, calls: int, a
             assert bool(refusal) == bool(why), f"{name}: {refusal!r}, the reference: {why!r}"
             assert [t.shape for t in results] == [t.shape for t in expected]
             for got, right in zip(results, expected, strict=True) if name == "fwd" else ():
-                torch.testing.assert_close(got, right, atol=1e-3, rtol=1e-3)
+                torch.testing.assert_close(got, right, atol=tolerance, rtol=tolerance)
         return results
 
     for _ in range(calls):
