@@ -164,8 +164,8 @@ FAULTS = {
         r"3\.png: unknown id 8, 9; add it to classes or to void in .*classes\.yaml",
     ),
     "colours": (
-        lambda root: trees.photo(root / "masks" / "3.png"),
-        r"3\.png: expected one number a pixel .* got 3 channels; save class ids, not colours",
+        lambda root: trees.save(root / "masks" / "3.png", np.full((6, 8, 3), (9, 8, 7), np.uint8)),
+        r"3\.png: unknown color \[9, 8, 7\]; give it to a class as `color:` or add it to void in",
     ),
     "other size": (
         lambda root: trees.photo(root / "images" / "3.jpg", 12, 16),
@@ -191,11 +191,11 @@ FAULTS = {
     ),
     "bad entry": (
         lambda root: (root / "classes.yaml").write_text("classes: [{id: -1, name: a}]"),
-        r"classes\.yaml: expected \{id: 1, name: car, thing: true\}, got",
+        r"classes\.yaml: classes, entry 1: id: expected a whole number from 0 to 65535, got -1",
     ),
     "id twice": (
-        lambda root: (root / "classes.yaml").write_text("classes: [{id: 255, name: a}]"),
-        r"classes\.yaml: id 255 appears twice",
+        lambda root: (root / "classes.yaml").write_text("classes: [{id: 9, name: a}]\nvoid: [9]"),
+        r"classes\.yaml: id 9 is in classes and in void; expected it in one",
     ),
 }
 

@@ -15,9 +15,9 @@ from maskattn_kernels.segmentation.data.coco_file import (
 )
 from maskattn_kernels.segmentation.data.coco_format import ids_from_rgb
 from maskattn_kernels.segmentation.data.errors import DataError
-from maskattn_kernels.segmentation.data.files import composed, folder, image_files
+from maskattn_kernels.segmentation.data.files import composed, folder, image_files, passed_over
 from maskattn_kernels.segmentation.data.images import read_image, read_labels
-from maskattn_kernels.segmentation.data.label_maps import labelled, map_ids, matched
+from maskattn_kernels.segmentation.data.label_maps import labelled, map_ids, matched, without_image
 from maskattn_kernels.segmentation.data.sample import Sample
 
 __all__ = ["ADE20K"]
@@ -53,6 +53,10 @@ class ADE20K:
         masks = folder(root / "annotations" / place, LAYOUT)
         self._masks = image_files(masks, (".png",))
         self._names = matched(self._images, self._masks, masks)
+        self.notes = (
+            *passed_over(root / "images" / place),
+            *without_image(self._images, self._masks, masks),
+        )
         self._panoptic = self._instance = None
         panoptic, instances = (
             root / f"ade20k_panoptic_{split}",

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from maskattn_kernels.segmentation.data.errors import DataError
-from maskattn_kernels.segmentation.data.files import folder, image_files
+from maskattn_kernels.segmentation.data.files import folder, image_files, passed_over
 from maskattn_kernels.segmentation.data.images import read_image, read_labels
-from maskattn_kernels.segmentation.data.label_maps import labelled, map_ids, matched
+from maskattn_kernels.segmentation.data.label_maps import labelled, map_ids, matched, without_image
 from maskattn_kernels.segmentation.data.sample import VOID, Sample
 from maskattn_kernels.segmentation.data.street_classes import (
     BDD_NUMBERS,
@@ -48,6 +48,10 @@ class BDD100K:
         masks = folder(root / "labels" / "sem_seg" / "masks" / split, LAYOUT)
         self._masks = image_files(masks, (".png",))
         self._names = matched(self._images, self._masks, masks)
+        self.notes = (
+            *passed_over(root / "images" / "10k" / split),
+            *without_image(self._images, self._masks, masks),
+        )
         self._objects: dict[str, Path] = {}
         for kind, numbers in _KINDS.items():
             place = root / "labels" / kind / "bitmasks" / split

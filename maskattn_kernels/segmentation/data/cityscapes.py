@@ -8,7 +8,7 @@ import numpy as np
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.files import folder
 from maskattn_kernels.segmentation.data.images import read_image, read_labels
-from maskattn_kernels.segmentation.data.label_maps import labelled, map_ids, matched
+from maskattn_kernels.segmentation.data.label_maps import labelled, map_ids, matched, without_image
 from maskattn_kernels.segmentation.data.sample import Sample
 from maskattn_kernels.segmentation.data.street_classes import CITYSCAPES
 
@@ -47,6 +47,7 @@ class Cityscapes:
             raise DataError(f"{pictures}: no images; expected CITY/*{_IMAGE} there")
         self._labels = {p.name.removesuffix(_LABEL): p for p in labels.glob(f"*/*{_LABEL}")}
         self._images = images
+        self.notes = without_image(images, self._labels, labels)
         self._names = matched(images, self._labels, labels)
 
     def __len__(self) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from maskattn_kernels.segmentation.data.coco_json import CocoJson
 from maskattn_kernels.segmentation.data.coco_panoptic import CocoPanoptic
-from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.data.errors import DataError, LayoutError
 from maskattn_kernels.segmentation.data.files import folder
 from maskattn_kernels.segmentation.data.splits import name_of_split
 
@@ -78,7 +78,7 @@ def open_coco_json(root: Path, split: str = "train") -> CocoJson:
         if path.is_file():
             places = (root / "images" / "default", root / "images", path.parent)
             return CocoJson(path, _first_folder(places), split)
-    raise DataError(f"{root / OWN_WHOLE[0]}: no such file; expected the layout {OWN_LAYOUT}")
+    raise LayoutError(f"{root / OWN_WHOLE[0]}: no such file; expected the layout {OWN_LAYOUT}")
 
 
 def _first_folder(places: tuple[Path, ...]) -> Path:

@@ -3,7 +3,7 @@
 
 from reprlib import Repr
 
-__all__ = ["DataError", "Tally", "shown"]
+__all__ = ["DataError", "LayoutError", "Tally", "shown"]
 
 _SHORT = Repr()
 _SHORT.maxlevel = 2
@@ -12,6 +12,10 @@ _SHORT.maxstring = _SHORT.maxother = 60
 
 class DataError(ValueError):
     """Data that cannot be used: one line with what is wrong, in which file, and what to do."""
+
+
+class LayoutError(DataError):
+    """A folder or file that the layout of the data set must have is not there."""
 
 
 def shown(value: object) -> str:

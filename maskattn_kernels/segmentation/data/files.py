@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from PIL import Image
 
-from maskattn_kernels.segmentation.data.errors import DataError, shown
+from maskattn_kernels.segmentation.data.errors import DataError, LayoutError, shown
 
 __all__ = ["Files", "composed", "folder", "image_endings", "image_files", "passed_over"]
 
@@ -42,11 +42,11 @@ def folder(path: Path, layout: str) -> Path:
         layout: the files that the data set must have, for the error.
 
     Raises:
-        DataError: it is not there, or no folder.
+        LayoutError: it is not there, or no folder.
     """
     if not path.is_dir():
         what = "not a folder" if path.exists() else "no such folder"
-        raise DataError(f"{path}: {what}; expected the layout {layout}")
+        raise LayoutError(f"{path}: {what}; expected the layout {layout}")
     return path
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "read_frames",
     "read_image",
     "read_labels",
+    "read_mask",
     "turned_hint",
 ]
 
@@ -105,6 +106,23 @@ def read_labels(path: Path) -> np.ndarray:
     if values.dtype.kind not in "ui":
         raise DataError(f"{path}: expected whole numbers as pixels, got {values.dtype}")
     return values
+
+
+def read_mask(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """A mask as `read_labels` gives it, and its palette if it has one.
+
+    The palette is int16 (256,3) of red, green and blue, -1 for entries that the file does not have.
+
+    Raises:
+        DataError: as `read_labels`.
+    """
+    with _opened(path) as picture:
+        entries = picture.getpalette("RGB") if picture.mode == "P" else None
+    if entries is None:
+        return read_labels(path), None
+    palette = np.full((256, 3), -1, dtype=np.int16)
+    palette[: len(entries) // 3] = np.reshape(entries, (-1, 3))
+    return read_labels(path), palette
 
 
 def turned_hint(path: Path, height: int, width: int) -> str:

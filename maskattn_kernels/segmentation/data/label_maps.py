@@ -10,7 +10,7 @@ from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.images import turned_hint
 from maskattn_kernels.segmentation.data.sample import Classes, Sample, numbers_from_ids
 
-__all__ = ["labelled", "map_ids", "matched", "palette"]
+__all__ = ["labelled", "map_ids", "matched", "palette", "without_image"]
 
 
 def matched(
@@ -40,6 +40,20 @@ def matched(
             f"{missing[0]!r}; add them or remove the images"
         )
     return list(images)
+
+
+def without_image(
+    images: Mapping[str, Path], labels: Collection[str], where: Path
+) -> tuple[str, ...]:
+    """A line on labels that have no image, if there are any.
+
+    Args:
+        images: image files by name.
+        labels: names that have labels.
+        where: the labels are.
+    """
+    alone = [name for name in labels if name not in images]
+    return (f"{where}: {len(alone)} have no image, such as {alone[0]!r}",) if alone else ()
 
 
 def map_ids(

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from maskattn_kernels.common.extras import import_attribute
-from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.data.errors import DataError, LayoutError
+from maskattn_kernels.segmentation.data.foreign import foreign_hint
 from maskattn_kernels.segmentation.data.sample import SegmentationDataset
 
 __all__ = ["NAMES", "SPLITS", "open_dataset"]
@@ -62,4 +63,7 @@ def open_dataset(
         return kind(split=split, **options)
     if root is None:
         raise DataError(f"root: {name} needs the folder of its files")
-    return kind(root=Path(root), split=split, **options)
+    try:
+        return kind(root=Path(root), split=split, **options)
+    except LayoutError as error:
+        raise LayoutError(f"{error}{foreign_hint(Path(root))}") from None

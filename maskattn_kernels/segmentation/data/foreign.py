@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Own data in the layout of another tool: which one it is, and how it becomes one that is read."""
+
+import json
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+__all__ = ["foreign_hint"]
+
+_LOOKED_AT = 5  # JSON files of a folder
+_YOLO = ("labels/*.txt", "labels/*/*.txt", "*/labels/*.txt")
+
+
+def foreign_hint(root: Path) -> str:
+    """What to do with data in another tool's layout, as the end of an error; "" = unknown.
+
+    Args:
+        root: the folder that does not have the expected layout.
+    """
+    if not root.is_dir():
+        return ""
+    for seen, hint in _TOOLS:
+        if seen(root):
+            return f"; {hint}"
+    return ""
+
+
+def _has(*names: str) -> Callable[[Path], bool]:
+    return lambda root: all(any(root.glob(name)) for name in names)
+
+
+def _json_with(*keys: str) -> Callable[[Path], bool]:
+    """Whether a JSON right in the folder, or one folder deeper, begins an object of these keys."""
+
+    def seen(root: Path) -> bool:
+        files = (
+            *islice(root.glob("*.json"), _LOOKED_AT),
+            *islice(root.glob("*/*.json"), _LOOKED_AT),
+        )
+        return any(all(key in _first_object(path) for key in keys) for path in files)
+
+    return seen
+
+
+def _first_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    content = content[0] if isinstance(content, list) and content else content
+    return content if isinstance(content, dict) else {}
+
+
+_TOOLS: tuple[tuple[Callable[[Path], bool], str], ...] = (
+    (
+        _has("JPEGImages", "SegmentationClass"),
+        "this is PASCAL VOC's layout: rename JPEGImages to images and SegmentationClass to masks, "
+        "and write classes.yaml with the color of each class in labelmap.txt",
+    ),
+    (
+        _json_with("shapes", "imagePath"),
+        "these are labelme's files: convert them with labelme's own labelme2coco.py, and use "
+        "--data coco-json",
+    ),
+    (
+        _json_with("data", "annotations"),
+        "this is Label Studio's JSON: export the project as COCO with images, and use "
+        "--data coco-json",
+    ),
+    (
+        _has("classes.yaml", "masks"),
+        "this is the layout of --data folder",
+    ),
+    (
+        _json_with("images", "annotations", "categories"),
+        "there is a COCO JSON: use --data coco-json",
+    ),
+    (
+        lambda root: any(_has(form)(root) for form in _YOLO),
+        "these are YOLO's labels: export the project as COCO, and use --data coco-json",
+    ),
+)
