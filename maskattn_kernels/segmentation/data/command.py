@@ -92,6 +92,7 @@ def sheet(samples: SegmentationDataset, count: int) -> Image.Image:
 
 
 def _former_name(text: str) -> str:
+    """The former spelling, ``check-data NAME``: the error names the one of today."""
     raise argparse.ArgumentTypeError(f"expected --data {text}")
 
 
