@@ -42,7 +42,7 @@ class Progress:
         self.close()
 
     def show(self, text: str) -> None:
-        """The state now; it replaces the one before."""
+        """Show ``text`` as the state now; it replaces the one before."""
         if self.terminal:
             width = shutil.get_terminal_size().columns - 1  # a line that wraps cannot be rewritten
             print(f"\r{text[:width]}\033[K", end="", file=self.stream, flush=True)
@@ -53,7 +53,7 @@ class Progress:
             self._print(text)
 
     def note(self, text: str) -> None:
-        """A line that stays."""
+        """Print ``text`` as a line that stays."""
         self.close()
         self._print(text)
 

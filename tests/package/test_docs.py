@@ -81,7 +81,7 @@ def given_at_construction(kind: type) -> list[str]:
 
 
 def unnamed(names: list[str], doc: str) -> list[str]:
-    return [name for name in names if not re.search(rf"\b{name}\b", doc)]
+    return [name for name in names if not re.search(rf"\b{name}\b", doc, re.I)]
 
 
 OBJECTS = public_objects()

@@ -64,7 +64,7 @@ def report(split: str, found: Findings, classes: Classes) -> str:
 
 
 def sheet(samples: SegmentationDataset, count: int) -> Image.Image:
-    """Some samples evenly spread over a set: the image, and under it the labels laid over it.
+    """``count`` samples evenly spread: the image, and under it the labels laid over it.
 
     Objects have a white border, void is black.
     """

@@ -14,7 +14,7 @@ INK, PAPER = (34, 40, 49), (255, 255, 255)
 
 
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The font of all pictures."""
+    """The font of all pictures, at a ``size`` in pixels."""
     return ImageFont.load_default(size)
 
 
