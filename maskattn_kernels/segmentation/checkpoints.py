@@ -122,16 +122,7 @@ class Checkpoint:
         Raises:
             ValueError, TypeError: as `segment`; for an image, when the iterator reaches it.
         """
-        pipeline = Pipeline(
-            self.network,
-            self.classes,
-            self.size,
-            batch_size=batch_size,
-            device=device,
-            confidence=confidence,
-            attended=attended,
-        )
-        return pipeline.stream(images)
+        return self._pipeline(batch_size, device, confidence, attended).stream(images)
 
     @overload
     def segment(
@@ -216,18 +207,24 @@ class Checkpoint:
             2
         """
         items, is_one = listed(images)
-        pipeline = Pipeline(
+        shown = len(items) if attended else 0
+        pipeline = self._pipeline(batch_size, device, confidence, shown)
+        few = 0 < len(items) <= batch_size
+        results = pipeline.batch(items) if few else list(pipeline.stream(items))
+        return results[0] if is_one else results
+
+    def _pipeline(
+        self, batch_size: int, device: str | torch.device, confidence: float, attended: int
+    ) -> Pipeline:
+        return Pipeline(
             self.network,
             self.classes,
             self.size,
             batch_size=batch_size,
             device=device,
             confidence=confidence,
-            attended=len(items) if attended else 0,
+            attended=attended,
         )
-        few = 0 < len(items) <= batch_size
-        results = pipeline.batch(items) if few else list(pipeline.stream(items))
-        return results[0] if is_one else results
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "Checkpoint":

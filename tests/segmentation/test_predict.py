@@ -3,6 +3,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,19 +44,50 @@ def test_a_folder_of_images(checkpoint, tmp_path, capsys):
     assert predict.main([str(images), *arguments, "--truth", str(truth), "--panels", "2"]) == 0
     labels = Image.open(out / "labels" / "03.png")
     assert labels.mode == "P" and labels.size == (40, 24)
-    semantic = np.asarray(labels)
-    assert semantic.max() < len(CLASSES)
-    assert tuple(labels.getpalette()[:9]) == sum(CLASSES.colors, ())
+    found = np.asarray(labels)
+    assert set(found.flat) <= set(CLASSES.ids)
+    shades = np.reshape(labels.getpalette(), (-1, 3))
+    assert shades[list(CLASSES.ids)].tolist() == [list(color) for color in CLASSES.colors]
     annotation = json.loads((out / "panoptic.json").read_text())["annotations"][3]
     category = {s["id"]: s["category_id"] for s in annotation["segments_info"]}
     ids = ids_from_rgb(np.asarray(Image.open(out / "panoptic" / "03.png")))
     for number, there in category.items():
-        assert set(semantic[ids == number]) == {CLASSES.ids.index(there)}
+        assert set(found[ids == number]) == {there}
     assert [path.name for path in sorted((out / "panels").iterdir())] == ["00.png", "01.png"]
     summary = json.loads((out / "summary.json").read_text())
     assert summary["images"] == 5 and summary["network"]["gflops"] > 0
     printed = capsys.readouterr().out
     assert printed.startswith("5 images, ") and "GFLOPs" in printed and "peak memory" in printed
+
+
+@pytest.mark.parametrize(
+    ("ids", "mode", "expected"),
+    [
+        ((10, 200, 9), "P", (10, 200, 9)),
+        ((1, 300, 65000), "I;16", (1, 300, 65000)),
+        ((1, 2, 70_000), "P", (0, 1, 2)),  # no PNG has so many bits: numbers
+    ],
+)
+def test_labels_are_the_ids_of_the_data_set(ids, mode, expected, tmp_path):
+    checkpoint = tiny_checkpoint(tmp_path / "checkpoint")
+    checkpoint.classes = replace(CLASSES, ids=ids)
+    images, out = write_images(tmp_path / "images", 1), tmp_path / "out"
+    predict.predict(images, checkpoint, out, panels=0)
+    picture = Image.open(out / "labels" / "00.png")
+    assert picture.mode == mode
+    semantic = checkpoint.segment(images / "00.png").semantic
+    np.testing.assert_array_equal(np.asarray(picture), np.array(expected)[semantic])
+    if expected == ids:  # so they can be read back, as truth for instance
+        predict.predict(images, checkpoint, tmp_path / "again", panels=1, truth=out / "labels")
+
+
+def test_truth_with_ids_of_no_class_is_refused(checkpoint, tmp_path):
+    images, truth = write_images(tmp_path / "images", 1), tmp_path / "truth"
+    truth.mkdir()
+    Image.fromarray(np.full((24, 40), 3, np.uint8)).save(truth / "00.png")
+    says = r"truth/00\.png: .*3.*; expected the ids of the checkpoint's classes"
+    with pytest.raises(DataError, match=says):
+        predict.predict(images, checkpoint, tmp_path / "out", truth=truth)
 
 
 def test_batches_and_order_change_nothing(checkpoint, tmp_path):

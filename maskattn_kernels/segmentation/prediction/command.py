@@ -41,7 +41,8 @@ def predict(
         source: an image, a folder, a video, or the number of a camera; see `frames`.
         checkpoint: a `Checkpoint`, or a folder or hub id for `Checkpoint.from_pretrained`.
         out: gets ``labels/NAME.png``, ``panoptic/NAME.png``, ``panoptic.json``, ``panels/NAME.png``
-            and ``summary.json``; labels have the size of their image.
+            and ``summary.json``. Labels have the size of their image, and as pixels the ids of the
+            classes, as the data set's own masks do.
         truth: folder of label PNGs of the same names, whose pixels are the classes' ids; panels
             then show the errors.
         panels: how many images, from the first, get a panel.

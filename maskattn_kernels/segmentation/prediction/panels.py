@@ -72,12 +72,9 @@ def draw_panel(found: Segmentation, truth: np.ndarray | None = None) -> Image.Im
     first = [("input", image), ("prediction", np.asarray(found.overlay()))]
     if truth is not None:
         truth_picture = overlay(image, truth, np.zeros_like(truth), classes)
-        judged = truth != VOID
-        wrong = (semantic != truth)[judged].mean() if judged.any() else 0.0
-        first += [
-            ("ground truth", truth_picture),
-            (f"errors: {wrong:.1%} of pixels", error_picture(semantic, truth)),
-        ]
+        wrong = (semantic != truth)[truth != VOID]
+        errors = f"errors: {wrong.mean():.1%} of pixels" if wrong.size else "all void: no errors"
+        first += [("ground truth", truth_picture), (errors, error_picture(semantic, truth))]
     masks = [
         (f"{name}, {a.mask.shape[0]} x {a.mask.shape[1]}: {a.mask.mean():.0%} kept",
          attended_picture(_tile(image), a))

@@ -2,7 +2,6 @@
 """The files that ``maskattn predict`` leaves, written in a thread."""
 
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +13,7 @@ from maskattn_kernels.common.atomic import WriteError, replace_file
 from maskattn_kernels.segmentation.data.coco_format import PanopticWriter
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.images import read_labels
+from maskattn_kernels.segmentation.data.label_maps import map_ids
 from maskattn_kernels.segmentation.data.sample import VOID, Classes
 from maskattn_kernels.segmentation.infer import Segmentation
 from maskattn_kernels.segmentation.prediction.panels import draw_panel, heat_colors
@@ -27,7 +27,9 @@ class Writer:
     """Writes segmentations into a folder; a context, whose end waits for the last file.
 
     Args:
-        out: gets ``labels/``, ``panoptic/``, ``panoptic.json`` and ``panels/``.
+        out: gets ``labels/``, ``panoptic/``, ``panoptic.json`` and ``panels/``. Labels are the ids
+            of the classes, as in the masks of the data set: PNGs of 8 bits, or of 16 where an id is
+            above 255. If one is above 65535, labels are class numbers.
         classes: of the segmentations.
         panels: how many images, from the first, get a panel.
         truth: folder of label PNGs, named as the images, with the classes' ids as pixels.
@@ -46,12 +48,10 @@ class Writer:
         if panels:
             heat_colors()  # if matplotlib is missing, it is better to know before all the work
         self.out, self.classes, self.panels, self.truth = out, classes, panels, truth
+        self.values = _label_values(classes)
         self.palette = np.zeros((256, 3), dtype=np.uint8)
-        self.palette[: len(classes)] = classes.colors
-        self.number_of = np.full(256, VOID, dtype=np.uint8)
-        for number, there in enumerate(classes.ids):
-            if 0 <= there < 256:
-                self.number_of[there] = number
+        if self.values.dtype == np.uint8:
+            self.palette[self.values[: len(classes)]] = classes.colors
         self.count = 0
         self.waiting: deque[Future] = deque()
         try:
@@ -90,11 +90,16 @@ class Writer:
         replace_file(self.out / name, lambda path: path.write_text(text, encoding="utf-8"))
 
     def _write(self, found: Segmentation, with_panel: bool) -> None:
-        self._guarded(lambda: self._write_files(found, with_panel))
+        try:
+            self._write_files(found, with_panel)
+        except OSError as error:
+            name = error.filename or self.out
+            raise WriteError(f"cannot write {name}: {error.strerror or error}") from None
 
     def _write_files(self, found: Segmentation, with_panel: bool) -> None:
-        labels = Image.fromarray(found.semantic)
-        labels.putpalette(self.palette.tobytes())
+        labels = Image.fromarray(self.values[found.semantic])
+        if labels.mode == "L":
+            labels.putpalette(self.palette.tobytes())
         # Label maps shrink well at the fastest level too.
         labels.save(self.out / "labels" / f"{found.name}.png", compress_level=1)
         self.panoptic.add(found.name, found.semantic, found.instance, found.scores.tolist())
@@ -106,14 +111,14 @@ class Writer:
         if self.truth is None:
             return None
         path = self.truth / f"{name}.png"
-        ids = read_labels(path)
-        if ids.shape != shape:
-            raise DataError(f"{path}: expected {shape[0]} x {shape[1]} labels, got {ids.shape}")
-        return self.number_of[np.clip(ids, 0, 255)]
+        advice = "expected the ids of the checkpoint's classes, as in the masks it was trained on"
+        labels = map_ids(read_labels(path), self.classes.number_of, path, advice)
+        if labels.shape != shape:
+            raise DataError(f"{path}: expected {shape[0]} x {shape[1]} labels, got {labels.shape}")
+        return labels
 
-    def _guarded(self, write: Callable[[], object]) -> None:
-        try:
-            write()
-        except OSError as error:
-            name = error.filename or self.out
-            raise WriteError(f"cannot write {name}: {error.strerror or error}") from None
+
+def _label_values(classes: Classes) -> np.ndarray:
+    """What a label PNG holds for each class number and `VOID`: (256,), uint8 or uint16."""
+    values = classes.to_ids(np.arange(VOID + 1))
+    return values if values.dtype.itemsize <= 2 else np.arange(VOID + 1, dtype=np.uint8)
