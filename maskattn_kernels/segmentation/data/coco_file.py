@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 BACKGROUND = "background"
+_LONGEST = 500
 Row = dict[str, Any]
 Key = int | str
 
@@ -195,8 +196,12 @@ def text(path: Path, row: Row, key: str) -> str:
         DataError: any other value in the file ``path``.
     """
     value = row.get(key)
-    if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        raise _wrong(path, row, key, "a text")
+    if (
+        not isinstance(value, str)
+        or not value.isprintable()
+        or not 0 < len(value.strip()) <= _LONGEST
+    ):
+        raise _wrong(path, row, key, f"a printable text of 1 to {_LONGEST} characters")
     return composed(value)
 
 

@@ -178,7 +178,7 @@ def _errors_name(path: Path) -> Iterator[None]:
     try:
         with _QUIET:
             yield
-    except (DataError, MemoryError):
+    except DataError:
         raise
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
