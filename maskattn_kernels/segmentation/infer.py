@@ -105,7 +105,10 @@ class Segmentation:
 
     @cached_property
     def semantic(self) -> np.ndarray:
-        """uint8 (H,W): class numbers, which are places in ``classes.names``, or `VOID` (255)."""
+        """uint8 (H,W): class numbers, which are places in ``classes.names``, or `VOID` (255).
+
+        ``classes.to_ids(semantic)`` has the ids of the data set's own files instead.
+        """
         return _resized(self.square_semantic, self.image)
 
     @cached_property

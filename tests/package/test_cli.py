@@ -171,7 +171,7 @@ def test_bench_without_matplotlib_says_so_and_goes_on(short_plan, monkeypatch, t
         (["train", "--data", "cats"], 2, "maskattn train: argument --data: invalid choice: 'cats'"),
         (["train", "--out", "/dev/null/x"], 2, "maskattn train: out: cannot make the folder"),
         (["eval", "--data", "coco"], 2, "maskattn eval: the following arguments are required"),
-        (["predict", "x", "--checkpoint", "{tmp}"], 2, "no model.safetensors in this folder"),
+        (["predict", "{tmp}", "--checkpoint", "{tmp}"], 2, "no model.safetensors in this folder"),
         (["predict", "x", "--checkpoint", "y", "--device", "gpu"], 2, "device: 'gpu' cannot be"),
         (["check-data", "cats"], 2, "maskattn check-data: argument name: expected --data cats"),
     ],

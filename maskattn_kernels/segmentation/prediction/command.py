@@ -75,13 +75,12 @@ def predict(
         ['labels', 'panoptic', 'panoptic.json', 'street.png', 'summary.json']
     """
     place = torch_device(device)
+    images = islice(frames(source), limit)
     loaded = as_checkpoint(checkpoint)
     loaded.network.to(place).eval()
     cost = measure_cost(loaded.network, loaded.size, batch_size)
     start, done = time.perf_counter(), 0
-    results = loaded.segment_stream(
-        islice(frames(source), limit), batch_size=batch_size, device=place, attended=panels
-    )
+    results = loaded.segment_stream(images, batch_size=batch_size, device=place, attended=panels)
     with Writer(Path(out), loaded.classes, panels=panels, truth=truth) as writer:
         try:
             for done, found in enumerate(results, start=1):
