@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """README, CONTRIBUTING and docs/: their code runs, their links lead somewhere, the site builds."""
 
+import json
 import os
 import re
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 from repository import ROOT
 
 from maskattn_kernels import __version__
+from maskattn_kernels.segmentation import Checkpoint, Classes, SegmentationNetwork
 
 DOCS = ROOT / "docs"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
@@ -121,6 +123,16 @@ def test_version_is_the_same_everywhere() -> None:
     facts = dict(re.findall(r"^(version|date-released): (\S+)$", citation, flags=re.M))
     assert sections[:2] == ["Unreleased", f"{__version__} - {facts['date-released']}"]
     assert facts["version"] == __version__
+
+
+def test_checkpoint_page_has_the_fields_of_a_checkpoint() -> None:
+    example = re.search(r"```json\n(.*?)```", (DOCS / "checkpoints.md").read_text(), flags=re.S)
+    shown = json.loads(example[1])
+    classes = Classes(("car",), (True,), ((0, 0, 0),), (7,))
+    saved = Checkpoint(SegmentationNetwork(1, (0,), width=4), classes, 32).description()
+    assert shown.keys() == saved.keys() and shown["classes"].keys() == saved["classes"].keys()
+    assert shown["format"] == saved["format"]
+    assert shown["network"].keys() - saved["network"].keys() == {"..."}
 
 
 def test_site_builds_strictly_and_needs_no_network(tmp_path: Path) -> None:
