@@ -11,6 +11,7 @@ rm -rf "$site"
 mkdir -p "$site"
 cp -r maskattn_kernels "$site"
 "$bin/cmake" --install "$build" --prefix "$site/maskattn_kernels"
+grep -q __asan_init "$site/maskattn_kernels/lib/libmaskattn_cpu.so" || { echo "$build: not sanitized" >&2; exit 1; }
 
 # Python itself is not sanitized, so the runtimes come first; libstdc++ too, or a thrown exception is not caught.
 preload=
