@@ -7,7 +7,7 @@ __all__ = ["first_line", "one_line", "quoted"]
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, in one line; the name of its class if it says nothing.
+    """The message of ``error`` in one line; the name of its class if the message is empty.
 
     Example:
         >>> from maskattn_kernels.common.text import one_line
@@ -18,7 +18,7 @@ def one_line(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, for those that add a page of details.
+    """The first line of the message of ``error``, for errors that add a page of details.
 
     Example:
         >>> from maskattn_kernels.common.text import first_line
@@ -29,7 +29,7 @@ def first_line(error: BaseException) -> str:
 
 
 def quoted(names: Iterable[str]) -> str:
-    """Names in quotes, separated by commas.
+    """The ``names`` in quotes, separated by commas.
 
     Example:
         >>> from maskattn_kernels.common.text import quoted
