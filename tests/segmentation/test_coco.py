@@ -134,7 +134,7 @@ REFUSED = {
         lambda rows: [
             r.update(segmentation=[[0.2, 0.2, 0.9, 0.2, 0.9, 0.9]]) for r in rows["annotations"]
         ],
-        "2 of 2 outlines have coordinates from 0 to 1 only, such as annotation 10; multiply",
+        "2 of 2 annotations have coordinates from 0 to 1 only, such as annotation 10; multiply",
     ),
     "id as dict": (lambda rows: rows["images"][0].update(id={}), "id: expected a number or a text"),
     "id missing": (lambda rows: rows["images"][0].pop("id"), "an entry has no 'id'"),
@@ -156,7 +156,10 @@ REFUSED = {
         ],
         "category name 'z\u00e9ro' appears twice",
     ),
-    "no name": (lambda rows: rows["categories"][0].update(name=None), "name: expected a text"),
+    "no name": (
+        lambda rows: rows["categories"][0].update(name=None),
+        "name: expected a printable text",
+    ),
     "parent folder": (
         lambda rows: rows["images"][0].update(file_name="../images/1.png"),
         r"file_name '\.\./images/1\.png' leaves the folder",
@@ -212,8 +215,8 @@ TOLD = {
         whole_image(2),
         "they lie outside of their image",
     ),
-    "a fraction": (
-        row(segmentation=[[0, 0, 0.4, 0, 0.4, 0.4]]),
+    "smaller than a pixel": (
+        row(segmentation=[[9, 9, 9.2, 9, 9.2, 9.2]]),
         whole_image(2),
         "they are smaller than one",
     ),
@@ -235,6 +238,18 @@ def test_an_annotation_without_a_pixel_is_told(tmp_path: Path, case: str) -> Non
     (note,) = samples.notes
     assert "train.json: 1 annotations " in note and "such as annotation 10" in note
     assert message in note
+
+
+def test_a_fraction_and_an_object_under_others_are_told(tmp_path: Path) -> None:
+    def change(rows: dict[str, Any]) -> None:
+        corner = [[0, 0, 1, 0, 1, 1, 0, 1]]
+        rows["annotations"] += [annotation(11, 1), annotation(12, 1, segmentation=corner)]
+
+    samples, (first, _) = opened(tmp_path, change)
+    assert len(np.unique(first.instance)) == 3
+    fraction, covered = samples.notes
+    assert fraction.endswith("(fractions of the image?), such as annotation 12")
+    assert covered.endswith("mark no pixel: other objects cover them, such as annotation 10")
 
 
 READ = {

@@ -34,7 +34,7 @@ FAULTS = {
     ),
     "one class and void": (
         {"train": counted(5, void=9)},
-        r"train: only 'sea' has pixels, all others are void; .*are land, ship .*`void: \[\]`",
+        r"train: only 'sea' has pixels, all others are void; .*are land, ship, .*`void: \[\]`",
     ),
     "one class": (
         {"train": counted(0, 5), "val": counted(5, 5)},

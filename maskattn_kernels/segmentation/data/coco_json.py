@@ -11,6 +11,7 @@ import numpy as np
 from maskattn_kernels.segmentation.data.coco_file import CocoFile, Picture, flag
 from maskattn_kernels.segmentation.data.coco_masks import Box, Shape, box, outline
 from maskattn_kernels.segmentation.data.errors import DataError, Tally, shown
+from maskattn_kernels.segmentation.data.files import unlisted
 from maskattn_kernels.segmentation.data.label_maps import labelled
 from maskattn_kernels.segmentation.data.sample import VOID, Sample
 from maskattn_kernels.segmentation.data.splits import share_out
@@ -60,6 +61,8 @@ class CocoJson:
         names = names if split is None else share_out(names, split, path)
         self._pictures = [content.pictures[by_name[name]] for name in names]
         self._objects = [objects[by_name[name]] for name in names]
+        if split is not None:
+            self._notes += unlisted(images, [p.file for p in content.pictures.values()], path)
         self.files: Mapping[str, Path] = {p.name: p.file for p in self._pictures}
 
     @property
@@ -91,6 +94,10 @@ class CocoJson:
         for number, (found, mask) in enumerate(drawn, start=1):
             semantic[mask] = found.number
             instance[mask] = number
+        left = np.bincount(instance.ravel(), minlength=len(drawn) + 1)[1:]
+        for (found, _), pixels in zip(drawn, left.tolist(), strict=True):
+            if not pixels:
+                self._tally.add(_NO_PIXEL.format("other objects cover them"), found.name)
         path, file = self._path, picture.file
         return labelled(picture.name, image, semantic, instance, self.classes, path, file)
 
@@ -150,12 +157,16 @@ class CocoJson:
             raise DataError(
                 f"{self._path}: no annotation with a segmentation belongs to an image{others}"
             )
-        fractions = sum(found.shape.in_a_pixel for found in outlines)
-        if 2 * fractions > len(outlines):
+        fractions = [found for found in objects if found.shape.in_a_pixel]
+        if 2 * len(fractions) > len(objects):
             raise DataError(
-                f"{self._path}: {fractions} of {len(outlines)} outlines have coordinates from 0 to "
-                f"1 only, such as {outlines[0].name}; multiply them by the image's width and height"
+                f"{self._path}: {len(fractions)} of {len(objects)} annotations have coordinates "
+                f"from 0 to 1 only, such as {fractions[0].name}; multiply them by the image's "
+                f"width and height"
             )
+        for found in fractions:
+            kind = "annotations have coordinates from 0 to 1 only (fractions of the image?)"
+            self._tally.add(kind, found.name)
         if all(found.void for found in outlines):
             self._notes += (
                 f"{self._path}: all {len(outlines)} objects are crowds (iscrowd: 1), which are "

@@ -11,7 +11,7 @@ from PIL import Image
 
 from maskattn_kernels.segmentation.data.errors import DataError, LayoutError, shown
 
-__all__ = ["Files", "composed", "folder", "image_endings", "image_files", "passed_over"]
+__all__ = ["Files", "composed", "folder", "image_endings", "image_files", "passed_over", "unlisted"]
 
 _ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".webp", ".tif", ".tiff"),
@@ -100,6 +100,19 @@ def passed_over(where: Path, endings: Iterable[str] | None = None) -> tuple[str,
     if folders:
         parts.append(f"{len(folders)} folders not looked into, such as {shown(folders[0])}")
     return (f"{where}: {' and '.join(parts)}",) if parts else ()
+
+
+def unlisted(where: Path, used: Iterable[Path], path: Path) -> tuple[str, ...]:
+    """A line on images in the folder ``where`` that are not ``used`` by the JSON ``path``."""
+    known = {*used}
+    left = [
+        file.name
+        for file in sorted(where.iterdir())
+        if file.suffix.lower() in image_endings() and file not in known
+    ]
+    return (
+        (f"{path}: {len(left)} images of {where} are not in it, such as {left[0]}",) if left else ()
+    )
 
 
 class Files:

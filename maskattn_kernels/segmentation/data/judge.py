@@ -76,9 +76,8 @@ def _one_class(name: str, void: int, classes: Classes) -> str:
     others = _names(classes, [n for n, other in enumerate(classes.names) if other != name])
     if void:
         return (
-            f"train: only {name!r} has pixels, all others are void; if the void ones are {others} "
-            f"(masks of 0 and 255, say), give that class their id and take the id out of void "
-            f"(`void: []`)"
+            f"train: only {name!r} has pixels, all others are void; if the void ones are {others}, "
+            f"as in masks of 0 and 255, write their value as the id of that class, and `void: []`"
         )
     return f"train: only {name!r} has pixels; expected pixels of {others} too"
 
