@@ -45,6 +45,11 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"\s+", "-", heading) for heading in words}
 
 
+def test_every_picture_is_shown() -> None:
+    shown = {link for page in PAGES for link in re.findall(r"!\[.*?\]\((.*?)\)", page.read_text())}
+    assert {path.name for path in DOCS.glob("*.png")} == {Path(link).name for link in shown}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_to_files_of_the_repository(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text())):
