@@ -43,7 +43,9 @@ inline int64_t broadcast_stride(const Tensor& t, int64_t dim) { return t.size(di
 // storages between uses, and leaves shapes as they are.
 inline void check_place(const Tensor& t, const char* name, const Tensor& query, CheckDevice check_device) {
   check_device(t, name);
-  if (t.get_device_index() != query.get_device_index()) reject(name, "the device of query", "another one");
+  const int index = t.get_device_index(), expected = query.get_device_index();
+  if (index != expected)
+    reject(name, "query's device, of index " + std::to_string(expected), std::to_string(index));
   int64_t entries = t.storage_offset() + 1, bytes = 0;
   for (int64_t d = 0; d < t.dim(); ++d) {
     if (t.size(d) == 0) return;

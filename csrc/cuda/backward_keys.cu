@@ -113,7 +113,7 @@ __global__ __launch_bounds__(ForKeys<T, kDim>::kThreads,
         });
   }
   wait_copies();
-  block_barrier();  // nobody gathers or reads any more
+  block_barrier();  // no thread gathers or reads any more
 
   // From here on the tokens to write.
   for (int i = thread_index(); i < F::kKeys; i += F::kThreads) store_shared(memory.keys + i, keys[first + i]);

@@ -5,6 +5,7 @@ import json
 import os
 import runpy
 import shutil
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,6 +102,19 @@ def test_objects_stay(checkout: Path, configure: Callable[[Path], str]) -> None:
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_bytes(b"")
     assert configure(checkout) == "" and kept.exists()
+
+
+def test_without_python_headers_only_the_developers_module_is_left_out(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = sysconfig.get_path
+    no_headers = {"include": str(tmp_path)}
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: no_headers.get(name) or real(name))
+    setup = runpy.run_path(str(checkout / "setup.py"))
+    assert setup["missing"]() == ""
+    assert setup["missing_dev"](True) == "no Python headers (Python.h): apt install python3-dev"
+    assert setup["missing_dev"](False) == "only editable installs have it"
 
 
 def test_the_libraries_need_no_python(checkout: Path, configure: Callable[[Path], str]) -> None:
