@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from maskattn_kernels import __version__
-from maskattn_kernels.common.command_line import CommandError, Parser
+from maskattn_kernels.common.command_line import Parser
+from maskattn_kernels.common.errors import CommandError
 from maskattn_kernels.common.extras import missing_package
 
 

@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 
 from maskattn_kernels.backends.tuning import ARCHS
-from maskattn_kernels.common.command_line import CommandError, Parser, some_of
+from maskattn_kernels.common.command_line import Parser, some_of
+from maskattn_kernels.common.errors import CommandError
 
 __all__ = ["main"]
 
@@ -30,7 +31,8 @@ def main(argv: Sequence[str]) -> int:
     print(triton_compile.HEADER)
     faulty = 0
     for number, job in enumerate(jobs, start=1):
-        print(f"\r[{number}/{len(jobs)}]", end="\r", file=sys.stderr, flush=True)
+        if sys.stderr.isatty():  # the next row is printed over it
+            print(f"\r[{number}/{len(jobs)}]", end="\r", file=sys.stderr, flush=True)
         report = triton_compile.compile_job(job)
         faulty += bool(triton_compile.faults(report))
         print(triton_compile.line(report), flush=True)

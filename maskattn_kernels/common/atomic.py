@@ -6,12 +6,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from maskattn_kernels.common.errors import CommandError
 from maskattn_kernels.common.text import one_line
 
 __all__ = ["WriteError", "replace_file"]
 
 
-class WriteError(RuntimeError):
+class WriteError(CommandError):
     """A file could not be written: the disk is full, or the folder is not ours."""
 
 

@@ -13,7 +13,6 @@ import torch
 from maskattn_kernels.common.text import first_line
 
 __all__ = [
-    "CommandError",
     "Parser",
     "count",
     "key_value",
@@ -22,10 +21,6 @@ __all__ = [
     "torch_device",
     "writable_folder",
 ]
-
-
-class CommandError(Exception):
-    """A command cannot run, and its one line says all there is to say: exit code 1."""
 
 
 class Parser(argparse.ArgumentParser):
