@@ -10,6 +10,8 @@ os.environ["OMP_WAIT_POLICY"] = "passive"
 # Nor has numpy, which Triton's interpreter computes with, any use for threads on small tiles.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
+import logging
+
 import pytest
 import torch
 import torch.utils.deterministic
@@ -20,6 +22,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Says which CPU tiers no test has run: a green run says nothing about them."""
     for tier, reason in untested_tiers().items():
         terminalreporter.write_line(f"CPU tier not tested here: {tier}. {reason}", yellow=True)
+
+
+# "Building the font cache" on stderr, once on a new machine, is no line of ours.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from maskattn_kernels.common.command_line import CommandError
+from maskattn_kernels.common.errors import CommandError
 
 __all__ = ["Diverged", "StopIfNotFinite"]
 
