@@ -90,6 +90,14 @@ def test_truth_with_ids_of_no_class_is_refused(checkpoint, tmp_path):
         predict.predict(images, checkpoint, tmp_path / "out", truth=truth)
 
 
+def test_files_that_are_passed_over_are_told(checkpoint, tmp_path, capsys):
+    images = write_images(tmp_path / "images", 1)
+    (images / "photo.heic").touch()
+    out = str(tmp_path / "out")
+    assert predict.main([str(images), "--checkpoint", checkpoint, "--out", out]) == 0
+    assert f"note: {images}: 1 files passed over (1 .heic)" in capsys.readouterr().err.splitlines()
+
+
 def test_batches_and_order_change_nothing(checkpoint, tmp_path):
     images = write_images(tmp_path / "images", 5)
     for size in ("1", "4"):

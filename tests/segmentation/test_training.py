@@ -126,6 +126,7 @@ def test_fine_tuning_with_other_classes_and_a_frozen_encoder(tmp_path, capsys):
 
 def test_unlabelled_images_take_part(trained, tmp_path, capsys):
     write_images(tmp_path / "more", 3)
+    (tmp_path / "more" / "photo.heic").touch()
     more = ("--unlabelled", str(tmp_path / "more"), "--init_from", str(trained))
     more = (*more, "--network.depth", "1", "--confidence", "0.05")
     with pytest.raises(ConfigError, match="other classes"):
@@ -133,7 +134,8 @@ def test_unlabelled_images_take_part(trained, tmp_path, capsys):
         other = ("--init_from", str(tmp_path / "other"), *more[:2])
         training.main(tiny_arguments(tmp_path / "run", *other))
     training.main(tiny_arguments(tmp_path / "run", *more, steps=2))
-    assert "3 images without labels; " in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "3 images without labels; " in told and "1 files passed over (1 .heic)" in told
 
 
 def test_pixels_of_low_confidence_are_void(trained, tmp_path):

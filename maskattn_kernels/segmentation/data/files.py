@@ -15,16 +15,13 @@ __all__ = ["Files", "composed", "folder", "image_endings", "image_files", "passe
 
 _ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".webp", ".tif", ".tiff"),
-    *(".gif", ".avif", ".jp2", ".pgm", ".ppm", ".pnm", ".heic", ".heif"),
+    *(".gif", ".avif", ".jp2", ".pgm", ".ppm", ".pnm"),
 )
 _OF_THE_SYSTEM = ("thumbs.db", "desktop.ini")
 
 
 def image_endings() -> tuple[str, ...]:
-    """Endings of the files that are taken for images: those that this Pillow can read.
-
-    A plugin that is registered with Pillow (pillow-heif for .heic) adds its own.
-    """
+    """Endings of the files that are taken for images: those that this Pillow can read."""
     readable = Image.registered_extensions()
     return tuple(ending for ending in _ENDINGS if ending in readable)
 

@@ -14,6 +14,7 @@ import torch
 from maskattn_kernels.common.command_line import Parser, count, positive, torch_device
 from maskattn_kernels.common.progress import Progress
 from maskattn_kernels.segmentation.checkpoints import Checkpoint, as_checkpoint
+from maskattn_kernels.segmentation.data.files import passed_over
 from maskattn_kernels.segmentation.model.cost import measure_cost, peak_memory
 from maskattn_kernels.segmentation.prediction.frames import frames
 from maskattn_kernels.segmentation.prediction.writing import Writer
@@ -145,6 +146,9 @@ def main(argv: Sequence[str]) -> int:
     add("--limit", type=positive, metavar="N", help="stop after N images")
     add("--device", default="auto", help="cpu, cuda, .. (default: a GPU if there is one)")
     given = parser.parse_args(argv)
+    folder = Path(given.source)
+    for note in passed_over(folder) if folder.is_dir() else ():
+        print(f"note: {note}", file=sys.stderr)
     with Progress() as progress:
         summary = predict(
             given.source,
