@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from maskattn_kernels import ops
-from maskattn_kernels.backends import choose
+from maskattn_kernels.backends import by_name, choose
 from maskattn_kernels.backends.base import accumulation_dtype
+from maskattn_kernels.biases import absolute_lse, relative_bias
 from maskattn_kernels.problem import MAX_HEAD_DIM, Problem
 from maskattn_kernels.token_index import TokenIndex, check_mask, with_heads
 from maskattn_kernels.torch_compat import any_autocast_enabled, has_autocast
@@ -147,40 +148,18 @@ def masked_attention(
     query_tokens = key_tokens if query_mask is key_mask else _selection(query_mask)
     level = None
     if key_bias is not None:
-        key_bias, level = _relative(with_heads(key_bias), key_tokens, query.dtype)
+        key_bias, level = relative_bias(with_heads(key_bias), key_tokens, query.dtype)
         key_bias = key_bias.expand(key.shape[:3])
     out, lse = ops.attention(chosen, query, key, value, query_tokens, key_tokens, key_bias, scale)
     if not return_lse:
         return out
-    if level is not None:
-        one_each = level.shape[1] in (1, lse.shape[1])
-        group = 1 if one_each else lse.shape[1] // level.shape[1]
-        lse = lse + level.to(lse.dtype).repeat_interleave(group, 1)
-    return out, lse
+    return out, lse if level is None else absolute_lse(lse, level)
 
 
-def _relative(
-    key_bias: Tensor, key_tokens: Tensor | TokenIndex | None, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """A bias relative to the largest one of the selected keys of its head, and that one.
-
-    A softmax does not feel the shift. But lse does: next to -1e9, as padding is often written, a
-    float32 has no room for the logarithm of a sum, and the backward pass needs it. So kernels see
-    biases that are 0 at most, and the level comes onto lse after them.
-    """
-    own = accumulation_dtype(dtype)
-    if key_bias.dtype is not own:
-        key_bias = key_bias.to(torch.promote_types(key_bias.dtype, own))
-    if key_bias.shape[-1] == 0:
-        return key_bias.to(own), key_bias.new_zeros(*key_bias.shape[:2], 1)
-    highest = key_bias.detach()
-    if key_tokens is not None:
-        mask = key_tokens.to_mask() if isinstance(key_tokens, TokenIndex) else key_tokens
-        highest = torch.where(mask, highest, -torch.inf)
-    # Finite, or -inf - -inf would be NaN: no key is selected, or none takes part.
-    level = highest.amax(-1, keepdim=True).clamp_min(torch.finfo(key_bias.dtype).min)
-    key_bias = key_bias - level
-    return key_bias if key_bias.dtype is own else key_bias.to(own), level
+def check_backend(name: str | None) -> None:
+    """Raises unless `name` is None or that of a backend."""
+    if name is not None:
+        by_name(name)
 
 
 def _short_way(

@@ -3,9 +3,9 @@
 autograd.Function.
 
 Every backend brings the same three ops (`backends/base.py`), so each rule is written once and
-registered in a loop. Compiled and transformed code calls the registered op, whose gradient is
-`register_autograd`'s; eager code goes through `MaskedAttentionFunction`, the same formulas with a
-quarter of the overhead.
+registered in a loop. Compiled and traced code calls the registered op, whose gradient is that of
+`TransformableFunction`, as in code that torch.func transforms; other eager code goes through
+`MaskedAttentionFunction`, the same formulas with a quarter of the overhead.
 """
 
 from collections.abc import Callable, Sequence
@@ -72,7 +72,7 @@ def attention(
                 backend_ops.infer, *qkv, query_tokens, key_tokens, key_bias, scale
             )
         function = partial(_below_autograd, backend_ops.fwd)
-    elif torch.compiler.is_compiling():
+    elif torch.compiler.is_compiling() or torch.jit.is_tracing():
         function = backend_ops.fwd
     elif traced:
         function = partial(TransformableFunction.apply, backend)
@@ -83,10 +83,20 @@ def attention(
     query_index = key_index if shared else _token_index(backend_ops, query_tokens)
     try:
         return function(*qkv, *query_index, *key_index, key_bias, scale)
-    except RuntimeError as error:  # all that a compiled library can raise, for a list that is none
-        if not str(error).startswith(_BAD_LISTS):
-            raise
-        raise ValueError(str(error)) from None
+    except RuntimeError as error:
+        if str(error).startswith(_BAD_LISTS):  # a compiled library can raise no other class
+            raise ValueError(str(error)) from None
+        named = {
+            "query": query, "key": key, "value": value, "key_bias": key_bias,
+            "query_mask": query_index[0], "key_mask": key_index[0],
+        }  # fmt: skip
+        for name, t in named.items():
+            if t is not None and t.is_inference() and not torch.is_inference_mode_enabled():
+                raise ValueError(
+                    f"{name}: expected a tensor made outside of inference_mode, as gradients are "
+                    "wanted, got one made inside: clone it"
+                ) from None
+        raise
 
 
 _BAD_LISTS = tuple(f"{m}_mask.{field}: " for m in ("query", "key") for field in TokenIndex._fields)
@@ -100,7 +110,7 @@ def short_way() -> OpOverload | None:
 
 
 def _is_traced() -> bool:
-    return torch.compiler.is_compiling() or in_functorch()
+    return torch.compiler.is_compiling() or in_functorch() or torch.jit.is_tracing()
 
 
 def _has_derivative(*inputs: Tensor | None) -> bool:
@@ -161,7 +171,7 @@ class TransformableFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(backend: str, *args: Any) -> tuple[Tensor, Tensor]:
-        return OPS[backend].fwd(*args)
+        return _below_autograd(OPS[backend].fwd, *args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
@@ -186,7 +196,7 @@ class TransformableGradients(torch.autograd.Function):
 
     @staticmethod
     def forward(backend: str, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return OPS[backend].bwd(*args)
+        return _below_autograd(OPS[backend].bwd, *args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
@@ -255,6 +265,18 @@ def _refuse_forward_mode() -> NoReturn:
     raise NotImplementedError("masked_attention: forward-mode derivatives are not supported")
 
 
+def _autograd_rule(name: str, op: OpOverload, function: type[torch.autograd.Function]) -> Any:
+    """The op through its autograd function, where a derivative may be asked for."""
+
+    def rule(*args: Any) -> Any:
+        tensors = (arg for arg in args if isinstance(arg, Tensor))
+        if in_functorch() or _has_derivative(*tensors):
+            return function.apply(name, *args)
+        return _below_autograd(op, *args)
+
+    return rule
+
+
 def _autocast_rule(fwd: OpOverload, device_type: str) -> Any:
     """query, key and value cast as for scaled_dot_product_attention, the rest as it is."""
 
@@ -307,20 +329,14 @@ def _folded(arg: Any, batch: int) -> Any:
     return arg.expand(arg.shape[0], batch, *arg.shape[2:]).flatten(0, 1)
 
 
-def _register(ops: BackendOps) -> None:
+def _register(name: str, ops: BackendOps) -> None:
     """The rules of one backend's ops."""
-
-    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-        _save(ctx, inputs, *output)
-
-    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple:
-        return _gradients(ctx, ops.bwd, dout, dlse)
-
     torch.library.register_fake(ops.select_tokens, _fake_select_tokens)
     torch.library.register_fake(ops.fwd, _fake_fwd)
     torch.library.register_fake(ops.bwd, _fake_bwd)
-    torch.library.register_autograd(ops.fwd, backward, setup_context=setup_context)
-    torch.library.register_autograd(ops.bwd, _refuse_double_backward)
+    # Not register_autograd: what it makes is no function that torch.func can transform.
+    for op, function in ((ops.fwd, TransformableFunction), (ops.bwd, TransformableGradients)):
+        _LIBRARY.impl(op, _autograd_rule(name, op, function), "Autograd")
     torch.library.register_vmap(ops.select_tokens, _vmap_rule(ops.select_tokens, batched_arg=0))
     torch.library.register_vmap(ops.fwd, _vmap_rule(ops.fwd, batched_arg=0))
     torch.library.register_vmap(ops.bwd, _vmap_rule(ops.bwd, batched_arg=2))
@@ -340,7 +356,7 @@ def _adopt(backend: Backend) -> None:
     """Gives the ops of a backend their rules, once it has ops: a library may not be built."""
     if hasattr(torch.ops.maskattn, f"{backend.name}_fwd"):
         OPS[backend.name] = _find_ops(backend.name)
-        _register(OPS[backend.name])
+        _register(backend.name, OPS[backend.name])
 
 
 _LIBRARY = torch.library.Library("maskattn", "FRAGMENT")

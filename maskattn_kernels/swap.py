@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from maskattn_kernels.functional import check_backend
 from maskattn_kernels.nn import (
     DenseAttentionCore,
     MaskAttention2d,
@@ -100,6 +101,7 @@ def swap_attention(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    check_backend(backend)
     candidates = list(_candidates(model))
     names = [name for name, *_ in candidates]
     include = _patterns("include", include, names)

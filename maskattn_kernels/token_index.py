@@ -36,6 +36,20 @@ class TokenIndex(NamedTuple):
     indices: Tensor
     counts: Tensor
 
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> "TokenIndex":
+        """The index on a device.
+
+        Args:
+            device, non_blocking: as of `torch.Tensor.to`.
+
+        Example:
+            >>> import torch
+            >>> from maskattn_kernels import select_tokens
+            >>> select_tokens(torch.ones(1, 3, dtype=torch.bool)).to("meta").counts.device
+            device(type='meta')
+        """
+        return TokenIndex(*(t.to(device, non_blocking=non_blocking) for t in self))
+
     def to_mask(self) -> Tensor:
         """The mask bool `(B | 1, H | 1, N)` that `select_tokens` turns into this index.
 

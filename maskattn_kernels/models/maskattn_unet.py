@@ -26,7 +26,7 @@ from maskattn_kernels.nn import (
     Selection,
     make_selector,
 )
-from maskattn_kernels.nn.checks import check_positive_int
+from maskattn_kernels.nn.checks import positive_int
 from maskattn_kernels.token_index import TokenIndex
 
 __all__ = ["PRESETS", "MaskAttnUNet"]
@@ -101,14 +101,11 @@ class MaskAttnUNet(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        for name, given in (
-            ("in_channels", in_channels),
-            ("classes", classes),
-            ("width", width),
-            ("depth", depth),
-            ("bottleneck", 1 if bottleneck is None else bottleneck),
-        ):
-            check_positive_int(name, given)
+        in_channels = positive_int("in_channels", in_channels)
+        classes = positive_int("classes", classes)
+        width, depth = positive_int("width", width), positive_int("depth", depth)
+        if bottleneck is not None:
+            bottleneck = positive_int("bottleneck", bottleneck)
         self.in_channels = in_channels
 
         def attention(channels: int, place: int) -> MaskAttention2d:

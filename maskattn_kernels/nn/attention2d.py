@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from maskattn_kernels.nn.checks import check_heads, kind_of
+from maskattn_kernels.nn.checks import kind_of, split_in_heads
 from maskattn_kernels.nn.cores import AttentionCore, make_core
 from maskattn_kernels.nn.mask_head import MaskHead
 from maskattn_kernels.nn.score_selectors import ScoreSelector
@@ -81,18 +81,16 @@ class MaskAttention2d(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        check_heads("channels", channels, num_heads)
+        self.channels, self.num_heads = split_in_heads("channels", channels, num_heads)
         if sparsity not in SPARSITIES:
             raise ValueError(f'sparsity: expected "qk", "q+k" or "k", got {sparsity!r}')
         if selector is not None and not isinstance(selector, nn.Module):
             raise TypeError(f"selector: expected a Selector or None, got {type(selector).__name__}")
-        self.channels = channels
-        self.num_heads = num_heads
         self.sparsity = sparsity
         self.selector = selector
-        self.qkv = nn.Linear(channels, 3 * channels, bias=False)
+        self.qkv = nn.Linear(self.channels, 3 * self.channels, bias=False)
         self.core = make_core(core, backend)
-        self.norm = nn.LayerNorm(channels)
+        self.norm = nn.LayerNorm(self.channels)
         # Selects queries and keys; keys only when query_head exists.
         self.mask_head: MaskHead | None = None
         self.query_head: MaskHead | None = None
@@ -167,6 +165,8 @@ class MaskAttention2d(nn.Module):
         elif queries is not None:
             self._check(x, queries.mask, None)
             query_mask, score = _flat(queries.mask), queries.score
+        if score is not None:
+            _check_shape("score", score, x)
         if key_bias is not None:
             key_bias = key_bias.flatten(1)
 

@@ -1,32 +1,37 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Argument checks that modules share: one line, naming the argument, the expected, the given."""
 
+import numbers
+
 import torch
 from torch import Tensor
 
 from maskattn_kernels.problem import MAX_HEAD_DIM
 
 
-def check_positive_int(name: str, value: object) -> None:
-    """Raises unless `value` is an int from 1."""
-    if isinstance(value, bool) or not isinstance(value, int):
+def positive_int(name: str, value: object) -> int:
+    """The value, if it is an int from 1, NumPy's among them; else raises."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name}: expected a positive int, got {type(value).__name__}")
     if value < 1:
         raise ValueError(f"{name}: expected a positive int, got {value}")
+    return int(value)
 
 
-def check_fraction(name: str, value: object) -> None:
-    """Raises unless `value` is a number from 0 to 1."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def fraction(name: str, value: object) -> float:
+    """The value, if it is a number from 0 to 1, NumPy's among them; else raises."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected a number from 0 to 1, got {type(value).__name__}")
-    if not 0.0 <= value <= 1.0:
+    number = float(value)
+    if not 0.0 <= number <= 1.0:
         raise ValueError(f"{name}: expected a number from 0 to 1, got {value}")
+    return number
 
 
-def check_heads(name: str, channels: int, num_heads: int) -> None:
-    """Raises unless `channels`, the argument called `name`, splits into `num_heads` heads."""
-    check_positive_int(name, channels)
-    check_positive_int("num_heads", num_heads)
+def split_in_heads(name: str, channels: object, num_heads: object) -> tuple[int, int]:
+    """(channels, heads), if `channels`, the argument called `name`, splits into `num_heads`."""
+    channels = positive_int(name, channels)
+    num_heads = positive_int("num_heads", num_heads)
     if channels % num_heads:
         raise ValueError(f"num_heads: expected a divisor of {name}={channels}, got {num_heads}")
     if channels // num_heads > MAX_HEAD_DIM:
@@ -34,6 +39,12 @@ def check_heads(name: str, channels: int, num_heads: int) -> None:
             f"num_heads: expected at least {-(-channels // MAX_HEAD_DIM)} for {name}={channels} "
             f"(a head has at most {MAX_HEAD_DIM} channels), got {num_heads}"
         )
+    return channels, num_heads
+
+
+def share_of(fraction: float, tokens: int | Tensor) -> int:
+    """``round(fraction * tokens)``; sizes are tensors in a run of torch.jit.trace."""
+    return round(fraction * (int(tokens) if isinstance(tokens, Tensor) else tokens))
 
 
 def kind_of(value: object) -> str:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskattn_kernels.common.text import quoted
-from maskattn_kernels.functional import masked_attention
+from maskattn_kernels.functional import check_backend, masked_attention
 from maskattn_kernels.token_index import TokenIndex, with_heads
 
 __all__ = [
@@ -77,6 +77,7 @@ class SparseAttentionCore(AttentionCore):
 
     def __init__(self, backend: str | None = None) -> None:
         super().__init__()
+        check_backend(backend)
         self.backend = backend
 
     def forward(

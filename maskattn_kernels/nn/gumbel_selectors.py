@@ -9,7 +9,7 @@ temperature of 0 the rule is that of inference.
 import torch
 from torch import Tensor
 
-from maskattn_kernels.nn.checks import check_fraction
+from maskattn_kernels.nn.checks import fraction
 from maskattn_kernels.nn.score_selectors import ScoreSelector, ThresholdSelector, TopKSelector
 from maskattn_kernels.nn.selectors import Selection
 
@@ -45,11 +45,12 @@ class ExploringSelector(ScoreSelector):
         temperature: tuple[float, float] = (1.0, 0.05),
     ) -> None:
         super().__init__(keep, min_keep=min_keep)
-        start, end = (float(t) for t in temperature)
-        if not (0.0 < end <= start < float("inf")):
-            raise ValueError(f"temperature: expected start >= end > 0, got {temperature}")
-        self.range = (start, end)
-        self.register_buffer("temperature", torch.tensor(start))
+        self.range = _checked_range(temperature)
+        self.register_buffer("temperature", torch.tensor(self.range[0]))
+
+    def reset_parameters(self) -> None:
+        """Sets the temperature of the start of training."""
+        self.temperature.fill_(self.range[0])
 
     def anneal(self, progress: float) -> None:
         """Sets the temperature for ``progress`` of training, 0 to 1: geometric from start to end.
@@ -57,7 +58,7 @@ class ExploringSelector(ScoreSelector):
         Raises:
             TypeError, ValueError: progress is not a number from 0 to 1.
         """
-        check_fraction("progress", progress)
+        progress = fraction("progress", progress)
         start, end = self.range
         self.temperature.fill_(start * (end / start) ** progress)
 
@@ -71,6 +72,19 @@ class ExploringSelector(ScoreSelector):
             uniform = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)
             noisy = logits + self.temperature.to(logits.dtype) * self.noise(uniform)
         return super().choose(noisy)._replace(logits=logits)
+
+
+def _checked_range(temperature: object) -> tuple[float, float]:
+    """(start, end) of the temperature, if they are that."""
+    try:
+        start, end = (float(t) for t in temperature)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"temperature: expected two numbers (start, end), got {temperature!r}"
+        ) from None
+    if not (0.0 < end <= start < float("inf")):
+        raise ValueError(f"temperature: expected start >= end > 0, got {temperature}")
+    return start, end
 
 
 class GumbelSelector(ExploringSelector, ThresholdSelector):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskattn_kernels.nn.checks import at_least_float32, check_fraction, check_positive_int
+from maskattn_kernels.nn.checks import at_least_float32, fraction, positive_int
 from maskattn_kernels.torch_compat import has_autocast
 
 __all__ = ["MaskHead"]
@@ -51,17 +51,22 @@ class MaskHead(nn.Module):
         self, channels: int, *, joins_previous: bool = False, start: float | None = 0.5
     ) -> None:
         super().__init__()
-        check_positive_int("channels", channels)
+        channels = positive_int("channels", channels)
+        bias = None
         if start is not None:
-            check_fraction("start", start)
-        self.conv = nn.Conv2d(channels, 1, 1, bias=start is not None)
-        self.carry = nn.Parameter(torch.tensor(_CARRY)) if joins_previous else None
-        if self.conv.bias is not None and start is not None:
             # Logits of normalised features have a standard deviation near 1/sqrt(3) with the
             # default weights; carried logits bring their share of the shift with them.
             share = 1.0 - _CARRY if joins_previous else 1.0
-            quantile = NormalDist().inv_cdf(min(max(start, 0.001), 0.999))  # infinite at 0 and 1
-            nn.init.constant_(self.conv.bias, share * quantile / math.sqrt(3.0))
+            inside = min(max(fraction("start", start), 0.001), 0.999)  # infinite at 0 and 1
+            bias = share * NormalDist().inv_cdf(inside) / math.sqrt(3.0)
+        self.conv = _Logits(channels, bias)
+        self.carry = nn.Parameter(torch.tensor(_CARRY)) if joins_previous else None
+
+    def reset_parameters(self) -> None:
+        """Draws the weights anew, as in the constructor."""
+        self.conv.reset_parameters()
+        if self.carry is not None:
+            nn.init.constant_(self.carry, _CARRY)
 
     def forward(self, features: Tensor, previous: Tensor | None = None) -> Tensor:
         features = at_least_float32(features)
@@ -77,6 +82,19 @@ class MaskHead(nn.Module):
 
 
 _CARRY = 0.5
+
+
+class _Logits(nn.Conv2d):
+    """A 1x1 convolution to one channel, whose bias, if any, starts at a given value."""
+
+    def __init__(self, channels: int, start_bias: float | None) -> None:
+        self.start_bias = start_bias  # before the constructor, which resets the parameters
+        super().__init__(channels, 1, 1, bias=start_bias is not None)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self.bias is not None and self.start_bias is not None:
+            nn.init.constant_(self.bias, self.start_bias)
 
 
 def _without_autocast(device: str) -> AbstractContextManager[object]:

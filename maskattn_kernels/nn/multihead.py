@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskattn_kernels.nn.checks import check_heads
+from maskattn_kernels.nn.checks import fraction, positive_int, split_in_heads
 from maskattn_kernels.nn.cores import SparseAttentionCore
 from maskattn_kernels.problem import MAX_HEAD_DIM
 from maskattn_kernels.torch_compat import nested_from_padded, nested_lengths
@@ -59,6 +59,9 @@ class MaskedMultiheadAttention(nn.Module):
     # never calls it. It asks for this attribute of nn.MultiheadAttention first, and False keeps it
     # off.
     _qkv_same_embed_dim = False
+    # As nn.MultiheadAttention without add_bias_kv and add_zero_attn: what some code looks for.
+    bias_k = bias_v = None
+    add_zero_attn = False
 
     in_proj_weight: Tensor | None
     q_proj_weight: Tensor
@@ -81,37 +84,44 @@ class MaskedMultiheadAttention(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        check_heads("embed_dim", embed_dim, num_heads)
-        if not 0.0 <= dropout <= 1.0:
-            raise ValueError(f"dropout: expected a number from 0 to 1, got {dropout}")
+        embed_dim, num_heads = split_in_heads("embed_dim", embed_dim, num_heads)
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.head_dim = embed_dim // num_heads
-        self.dropout = dropout
+        self.dropout = fraction("dropout", dropout)
         self.batch_first = batch_first
-        self.kdim = embed_dim if kdim is None else kdim
-        self.vdim = embed_dim if vdim is None else vdim
+        self.kdim = embed_dim if kdim is None else positive_int("kdim", kdim)
+        self.vdim = embed_dim if vdim is None else positive_int("vdim", vdim)
         self.core = SparseAttentionCore(backend)
 
-        def weight(rows: int, columns: int) -> nn.Parameter:
-            data = torch.empty(rows, columns, device=device, dtype=dtype)
-            return nn.Parameter(nn.init.xavier_uniform_(data))
+        def empty(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
 
         if self.kdim == self.vdim == embed_dim:
-            self.in_proj_weight = weight(3 * embed_dim, embed_dim)
+            self.in_proj_weight = empty(3 * embed_dim, embed_dim)
             for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
                 self.register_parameter(name, None)
         else:
             self.register_parameter("in_proj_weight", None)
-            self.q_proj_weight = weight(embed_dim, embed_dim)
-            self.k_proj_weight = weight(embed_dim, self.kdim)
-            self.v_proj_weight = weight(embed_dim, self.vdim)
+            self.q_proj_weight = empty(embed_dim, embed_dim)
+            self.k_proj_weight = empty(embed_dim, self.kdim)
+            self.v_proj_weight = empty(embed_dim, self.vdim)
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias=bias, device=device, dtype=dtype)
         if bias:
-            self.in_proj_bias = nn.Parameter(torch.zeros(3 * embed_dim, device=device, dtype=dtype))
-            nn.init.zeros_(self.out_proj.bias)
+            self.in_proj_bias = empty(3 * embed_dim)
         else:
             self.register_parameter("in_proj_bias", None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws the projections anew, as `nn.MultiheadAttention` does: Xavier, and zero biases."""
+        for name in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
+            weight = getattr(self, name)
+            if weight is not None:
+                nn.init.xavier_uniform_(weight)
+        if self.in_proj_bias is not None:
+            nn.init.zeros_(self.in_proj_bias)
+            nn.init.zeros_(self.out_proj.bias)
 
     @classmethod
     def from_mha(

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskattn_kernels.nn.checks import at_least_float32, check_fraction, check_positive_int
+from maskattn_kernels.nn.checks import at_least_float32, fraction, positive_int, share_of
 from maskattn_kernels.nn.selectors import Selection, Selector
 
 __all__ = [
@@ -58,10 +58,8 @@ class ScoreSelector(Selector):
 
     def __init__(self, keep: float = 0.25, *, min_keep: int = 1) -> None:
         super().__init__()
-        check_fraction("keep", keep)
-        check_positive_int("min_keep", min_keep)
-        self.keep = float(keep)
-        self.min_keep = min_keep
+        self.keep = fraction("keep", keep)
+        self.min_keep = positive_int("min_keep", min_keep)
 
     @property
     def start(self) -> float | None:
@@ -104,7 +102,7 @@ class TopKSelector(ScoreSelector):
 
     def choose(self, logits: Tensor) -> Selection:
         tokens = logits.shape[1] * logits.shape[2]
-        count = min(max(self.min_keep, round(self.keep * tokens)), tokens)
+        count = min(max(self.min_keep, share_of(self.keep, tokens)), tokens)
         logits = logits - logits.mean((1, 2), keepdim=True)
         mask, border = _highest(logits.detach(), count)
         return _selection(mask, logits - border)
@@ -134,8 +132,7 @@ class LocalTopKSelector(ScoreSelector):
 
     def __init__(self, keep: float = 0.25, *, min_keep: int = 1, window: int = 4) -> None:
         super().__init__(keep, min_keep=min_keep)
-        check_positive_int("window", window)
-        self.window = window
+        self.window = positive_int("window", window)
 
     @property
     def start(self) -> None:
@@ -151,17 +148,13 @@ class LocalTopKSelector(ScoreSelector):
             value=-float("inf"),
         )
         windows = padded.view(batch, rows, side, columns, side).transpose(2, 3)
-        ordered, order = windows.reshape(batch, rows * columns, side * side).sort(
-            dim=-1, descending=True, stable=True
-        )
-        counts = self._counts(height, width, device)
-        chosen = torch.arange(side * side, device=device) < counts.unsqueeze(-1)
-        mask = torch.zeros_like(order, dtype=torch.bool)
-        mask = mask.scatter(-1, order, chosen.expand_as(order))
-        last = (counts - 1).clamp_min(0).view(1, -1, 1).expand(batch, -1, 1)
-        border = ordered.gather(-1, last)
+        cells = windows.reshape(batch, rows * columns, side * side)
+        counts = self._counts(height, width, device).view(1, -1, 1)
+        ordered = cells.sort(dim=-1, descending=True).values
+        border = ordered.gather(-1, (counts - 1).clamp_min(0).expand(batch, -1, 1))
+        mask = _first_above(cells, border, counts)
         # Where a window has no share, its best must score less than those that are selected.
-        border = (border + (counts == 0).view(1, -1, 1)).expand_as(ordered)
+        border = (border + (counts == 0)).expand_as(cells)
 
         def back(cells: Tensor) -> Tensor:
             cells = cells.reshape(batch, rows, columns, side, side).transpose(2, 3)
@@ -234,7 +227,7 @@ def keep_ratio_loss(selections: Iterable[Selection], target: float) -> Tensor:
         >>> keep_ratio_loss([selection], target=0.25)
         tensor(0.2500)
     """
-    check_fraction("target", target)
+    target = fraction("target", target)
     losses = []
     for choice in (c for s in selections for c in (s, s.queries)):
         if choice is None or choice.score is None:
@@ -258,14 +251,19 @@ def _finite(features: Tensor) -> Tensor:
 def _highest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The ``count`` highest logits of each image as a mask (B,H,W), and the lowest of them."""
     flat = logits.flatten(1)
-    tokens = flat.shape[1]
     if count == 0:
         return torch.zeros_like(logits, dtype=torch.bool), logits.new_zeros(len(flat), 1, 1)
-    border = flat.kthvalue(tokens - count + 1, dim=1, keepdim=True).values
-    above, ties = flat > border, flat == border
-    free = count - above.sum(1, keepdim=True)
-    mask = above | (ties & (ties.cumsum(1) <= free))
-    return mask.view_as(logits), border.unsqueeze(-1)
+    # topk and not kthvalue, which exporters to ONNX do not know.
+    border = flat.topk(count, dim=1, sorted=False).values.amin(1, keepdim=True)
+    return _first_above(flat, border, count).view_as(logits), border.unsqueeze(-1)
+
+
+def _first_above(rows: Tensor, border: Tensor, count: Tensor | int) -> Tensor:
+    """bool as rows (.., N): what is above the border (.., 1), and of what equals it the first ones,
+    so that there are ``count`` (.., 1) in all."""
+    above, ties = rows > border, rows == border
+    free = count - above.sum(-1, keepdim=True)
+    return above | (ties & (ties.cumsum(-1) <= free))
 
 
 def _selection(mask: Tensor, logits: Tensor) -> Selection:

@@ -7,17 +7,20 @@ return the hard choice as ``mask`` and let gradients reach the logits through ``
 attention adds to the scaled scores of each key, and through ``score``.
 """
 
+import numbers
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from maskattn_kernels.nn.checks import check_fraction
+from maskattn_kernels.nn.checks import fraction, share_of
 from maskattn_kernels.token_index import TokenIndex
+from maskattn_kernels.torch_compat import register_tuple
 
 __all__ = ["RandomSelector", "Selection", "Selector"]
 
 
+@register_tuple
 class Selection(NamedTuple):
     """What a selector chose.
 
@@ -100,18 +103,17 @@ class RandomSelector(Selector):
 
     def __init__(self, keep: float, seed: int = 0) -> None:
         super().__init__()
-        check_fraction("keep", keep)
-        if isinstance(seed, bool) or not isinstance(seed, int):
+        self.keep = fraction("keep", keep)
+        if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
             raise TypeError(f"seed: expected an int from 0 to 2**32 - 1, got {type(seed).__name__}")
         if not 0 <= seed <= _MASK32:
             raise ValueError(f"seed: expected an int from 0 to 2**32 - 1, got {seed}")
-        self.keep = float(keep)
-        self.seed = seed
+        self.seed: int = int(seed)
 
     def forward(self, features: Tensor) -> Selection:
         batch, _, height, width = features.shape
         tokens = height * width
-        count = round(self.keep * tokens)
+        count = share_of(self.keep, tokens)
         if count == 0 or count == tokens:
             shape = (batch, height, width)
             return Selection(torch.full(shape, count > 0, dtype=torch.bool, device=features.device))
@@ -121,12 +123,14 @@ class RandomSelector(Selector):
         # The hash is a bijection of 32-bit words: no two tokens of a row draw the same number, so
         # exactly `count` are at or below the count-th smallest.
         draws = _hash32(places ^ row_keys[:, None])
-        threshold = draws.kthvalue(count, dim=1, keepdim=True).values
+        # topk and not kthvalue, which exporters to ONNX do not know.
+        lowest = draws.topk(count, dim=1, largest=False, sorted=False).values
+        threshold = lowest.amax(1, keepdim=True)
         return Selection((draws <= threshold).view(batch, height, width))
 
     def get_extra_state(self) -> Tensor:
         # A tensor: file formats for weights hold nothing else. On the CPU: reading it never syncs.
-        return torch.tensor(self.seed)
+        return torch.tensor(self.seed, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
         self.seed = int(state)

@@ -48,6 +48,8 @@ def straight_through(out: Tensor, score: Tensor) -> Tensor:
 
 
 class _StraightThrough(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(out: Tensor, score: Tensor) -> Tensor:
         return out.view_as(out)

@@ -31,7 +31,7 @@ LAYERS = (
     (COMPAT,),
     ("problem", "token_index", "_version", "common"),
     ("backends", "flops"),
-    ("ops",),
+    ("ops", "biases"),
     ("functional",),
     ("explanation",),
     ("nn",),
@@ -53,7 +53,17 @@ WING_RANK = {name: rank for rank, wings in enumerate(WINGS) for name in wings}
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 # What each may import of the package besides: the public names are for those above functional.
 LEAVES = (COMPAT, "problem", "token_index", "_version", "common")
-CORE = (COMPAT, "problem", "token_index", "backends", "flops", "ops", "functional", "explanation")
+CORE = (
+    COMPAT,
+    "problem",
+    "token_index",
+    "backends",
+    "flops",
+    "ops",
+    "biases",
+    "functional",
+    "explanation",
+)
 # What the core never imports: what extras bring, and what is not in the package.
 NOT_IN_THE_CORE = {*IMPORT_NAMES.values(), "tests", "bench"}
 

@@ -98,7 +98,7 @@ class TwinBackend(Backend):
 def load(library: Path) -> tuple[ctypes.CDLL, ops.BackendOps]:
     torch.ops.load_library(library)
     found = ops._find_ops("twin")
-    ops._register(found)
+    ops._register("twin", found)
     return ctypes.CDLL(str(library)), found
 
 

@@ -17,10 +17,12 @@ from torch import Tensor
 from maskattn_kernels.segmentation.data.sample import VOID
 from maskattn_kernels.segmentation.model.network import Outputs
 from maskattn_kernels.segmentation.model.targets import MAX_INSTANCES, is_thing
+from maskattn_kernels.torch_compat import register_tuple
 
 __all__ = ["Panoptic", "group"]
 
 
+@register_tuple
 class Panoptic(NamedTuple):
     """Every pixel's class and object.
 
@@ -117,9 +119,12 @@ def _centers(
     is_peak &= order == _highest_around(order, 3)
     peaks = torch.where(is_peak, center, 0.0).flatten(1)
     peaks = F.pad(peaks, (0, max(max_instances - height * width, 0)))
-    # A stable sort and not topk: equal heights keep the order of their places on any device.
-    heights, places = peaks.sort(dim=1, descending=True, stable=True)
-    return heights[:, :max_instances], places[:, :max_instances]
+    # Equal heights keep the order of their places on any device: a later place makes them smaller
+    # by less than float32 can tell apart. (A stable sort would do, but cannot be exported.)
+    place = torch.arange(peaks.shape[1], device=peaks.device, dtype=torch.float64)
+    ordered = torch.where(peaks > 0, peaks.double() * (1 - place * 2.0**-50), -place)
+    places = ordered.topk(max_instances, dim=1).indices
+    return peaks.gather(1, places), places
 
 
 def _highest_around(x: Tensor, window: int) -> Tensor:

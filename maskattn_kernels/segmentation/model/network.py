@@ -12,12 +12,14 @@ from maskattn_kernels.common.text import quoted
 from maskattn_kernels.models import PRESETS, MaskAttnUNet
 from maskattn_kernels.models.maskattn_unet import Masks
 from maskattn_kernels.nn import Selection
+from maskattn_kernels.torch_compat import register_tuple
 
 __all__ = ["TASKS", "Outputs", "SegmentationNetwork"]
 
 TASKS = ("semantic", "instance", "panoptic")
 
 
+@register_tuple
 class Outputs(NamedTuple):
     """The outputs of a `SegmentationNetwork` for each pixel.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from maskattn_kernels.segmentation.data.sample import VOID
+from maskattn_kernels.torch_compat import register_tuple
 
 __all__ = ["MAX_INSTANCES", "Targets", "instance_targets", "is_thing", "renumbered"]
 
@@ -18,6 +19,7 @@ MAX_INSTANCES = 64
 """Most objects of an image that are learned and found."""
 
 
+@register_tuple
 class Targets(NamedTuple):
     """Attributes:
     center: float32 (B,1,H,W), a Gaussian of height 1 on each object's centre pixel.
