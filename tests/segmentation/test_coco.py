@@ -158,7 +158,7 @@ REFUSED = {
     ),
     "no name": (
         lambda rows: rows["categories"][0].update(name=None),
-        "name: expected a printable text",
+        "name: expected text",
     ),
     "parent folder": (
         lambda rows: rows["images"][0].update(file_name="../images/1.png"),
@@ -213,7 +213,7 @@ TOLD = {
     "outside": (
         row(segmentation=[[-9, 0, -1, 0, -1, 9]]),
         whole_image(2),
-        "they lie outside of their image",
+        "nothing of them lies in their image",
     ),
     "smaller than a pixel": (
         row(segmentation=[[9, 9, 9.2, 9, 9.2, 9.2]]),
@@ -261,6 +261,7 @@ READ = {
     "image as float": row(image_id=1.0),
     "category as text": row(category_id="1"),
     "prefix": lambda rows: rows["images"][0].update(file_name="images/1.png"),
+    "no ending": lambda rows: rows["images"][0].update(file_name="1"),
     "backslashes": lambda rows: rows["images"][0].update(file_name="images\\1.png"),
 }
 
@@ -278,6 +279,18 @@ def test_read_as_it_is_meant(tmp_path: Path, case: str) -> None:
 def test_any_unicode_is_read(tmp_path: Path, encoding: str, bom: bytes) -> None:
     samples = open_dataset("coco-json", write(tmp_path, content(), encoding, bom))
     np.testing.assert_array_equal(samples[0].semantic, square())
+
+
+def test_names_of_screenshots_and_what_no_name_is(tmp_path: Path) -> None:
+    rows, name = content(), "Shot at 10.00\u202fAM.png"
+    rows["images"][0]["file_name"] = name
+    write(tmp_path, rows)
+    (tmp_path / "images" / "1.png").rename(tmp_path / "images" / name)
+    assert len(open_dataset("coco-json", tmp_path)) == 2
+    for name in ("a\n.png", "\ud800.png", "\0", " ", "x" * 501):
+        rows["images"][0]["file_name"] = name
+        with pytest.raises(DataError, match="file_name: expected text of 1 to 500 characters"):
+            open_dataset("coco-json", write(tmp_path, rows))
 
 
 def test_names_agree_whichever_system_wrote_them(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from maskattn_kernels.segmentation.data import DataError, open_dataset
 from maskattn_kernels.segmentation.data.classes_file import read_classes
+from maskattn_kernels.segmentation.data.command import main as check_data
 from maskattn_kernels.segmentation.data.images import ImageFiles
 from maskattn_kernels.segmentation.data.sample import VOID
 
@@ -263,6 +264,16 @@ def test_names_agree_whichever_system_wrote_them(tmp_path: Path) -> None:
         if "caf\u00e9" in names:
             return
     pytest.fail("no sample of that name")
+
+
+def test_names_that_are_no_unicode(tmp_path: Path) -> None:
+    """Zips of other systems leave such names behind."""
+    trees.folder(tmp_path, 2)
+    for folder in ("images", "masks", "instances"):
+        for path in (tmp_path / folder).iterdir():
+            path.rename(path.with_stem(f"{path.stem}-\udce9"))
+    arguments = ["--data", "folder", "--root", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert check_data(arguments) == 0
 
 
 def voc(root: Path) -> None:

@@ -115,6 +115,6 @@ def test_coco_without_splits(tmp_path: Path, file: str, images: str) -> None:
     assert open_dataset("coco-json", tmp_path).notes == ()
     trees.photo(tmp_path / images / "new.png")
     (note,) = open_dataset("coco-json", tmp_path).notes
-    assert "1 images of" in note and note.endswith("are not in it, such as new.png")
+    assert "1 images of" in note and note.endswith("are not in it, such as 'new.png'")
     train, val = names_of("coco-json", tmp_path)
     assert len(train) + len(val) == 8 and val and not train & val

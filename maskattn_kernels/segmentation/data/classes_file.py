@@ -12,7 +12,7 @@ import yaml
 
 from maskattn_kernels.common.text import one_line
 from maskattn_kernels.segmentation.data.errors import DataError, LayoutError, shown
-from maskattn_kernels.segmentation.data.files import composed
+from maskattn_kernels.segmentation.data.files import composed, is_text
 from maskattn_kernels.segmentation.data.label_maps import palette
 from maskattn_kernels.segmentation.data.sample import VOID, Classes
 
@@ -168,7 +168,7 @@ class _Entry:
                 f"{self._where}name: expected text, got {shown(value)}, as YAML reads it (yes, no, "
                 f"on, off, numbers and dates); put it in quotes"
             )
-        if not isinstance(value, str) or not value.strip() or not value.isprintable():
+        if not isinstance(value, str) or not is_text(value):
             raise self._wrong("name: expected text", value)
         return composed(value.strip())
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from maskattn_kernels.common.text import one_line
 from maskattn_kernels.segmentation.data.errors import DataError, shown
-from maskattn_kernels.segmentation.data.files import Files, composed
+from maskattn_kernels.segmentation.data.files import LONGEST, Files, composed, is_text
 from maskattn_kernels.segmentation.data.images import read_image, turned_hint
 from maskattn_kernels.segmentation.data.label_maps import palette
 from maskattn_kernels.segmentation.data.sample import VOID, Classes
@@ -29,7 +29,6 @@ __all__ = [
 ]
 
 BACKGROUND = "background"
-_LONGEST = 500
 Row = dict[str, Any]
 Key = int | str
 
@@ -190,18 +189,14 @@ def is_thing(path: Path, row: Row) -> bool:
 
 
 def text(path: Path, row: Row, key: str) -> str:
-    """The field ``key`` of ``row``: a printable text, in Unicode's composed form.
+    """The field ``key`` of ``row``: a text, in Unicode's composed form.
 
     Raises:
         DataError: any other value in the file ``path``.
     """
     value = row.get(key)
-    if (
-        not isinstance(value, str)
-        or not value.isprintable()
-        or not 0 < len(value.strip()) <= _LONGEST
-    ):
-        raise _wrong(path, row, key, f"a printable text of 1 to {_LONGEST} characters")
+    if not isinstance(value, str) or not is_text(value):
+        raise _wrong(path, row, key, f"text of 1 to {LONGEST} characters")
     return composed(value)
 
 

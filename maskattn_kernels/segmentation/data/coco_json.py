@@ -139,7 +139,7 @@ class CocoJson:
         if of.size is not None:
             self._check(found, of.size)
             if shape.outside(*of.size):
-                self._tally.add(_NO_PIXEL.format("they lie outside of their image"), name)
+                self._tally.add(_NO_PIXEL.format("nothing of them lies in their image"), name)
                 return None
         return found
 

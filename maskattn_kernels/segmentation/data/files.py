@@ -11,12 +11,24 @@ from PIL import Image
 
 from maskattn_kernels.segmentation.data.errors import DataError, LayoutError, shown
 
-__all__ = ["Files", "composed", "folder", "image_endings", "image_files", "passed_over", "unlisted"]
+__all__ = [
+    "LONGEST",
+    "Files",
+    "composed",
+    "folder",
+    "image_endings",
+    "image_files",
+    "is_text",
+    "passed_over",
+    "unlisted",
+]
 
 _ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".webp", ".tif", ".tiff"),
     *(".gif", ".avif", ".jp2", ".pgm", ".ppm", ".pnm"),
 )
+LONGEST = 500
+"""Characters of a name."""
 _OF_THE_SYSTEM = ("thumbs.db", "desktop.ini")
 
 
@@ -29,6 +41,15 @@ def image_endings() -> tuple[str, ...]:
 def composed(text: str) -> str:
     """``text`` in Unicode's composed form, so that names agree whichever system wrote them."""
     return unicodedata.normalize("NFC", text)
+
+
+def is_text(text: str) -> bool:
+    """Whether ``text`` can be a name: not blank, not longer than `LONGEST`, no control character.
+
+    Narrow and other odd spaces are no fault: macOS writes them into names of screenshots.
+    """
+    bad = any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
+    return 0 < len(text.strip()) <= LONGEST and not bad
 
 
 def folder(path: Path, layout: str) -> Path:
@@ -108,14 +129,17 @@ def unlisted(where: Path, used: Iterable[Path], path: Path) -> tuple[str, ...]:
         if file.suffix.lower() in image_endings() and file not in known
     ]
     return (
-        (f"{path}: {len(left)} images of {where} are not in it, such as {left[0]}",) if left else ()
+        (f"{path}: {len(left)} images of {where} are not in it, such as {shown(left[0])}",)
+        if left
+        else ()
     )
 
 
 class Files:
     """The files of a folder that a JSON names.
 
-    A name may begin with the name of the folder itself, and may have backslashes.
+    A name may begin with the name of the folder itself, may have backslashes, and may lack its
+    ending where only one file has that name.
 
     Args:
         where: the folder.
@@ -150,6 +174,10 @@ class Files:
             listed = self._names(place.parent)
             if composed(place.name) in listed:
                 return listed[composed(place.name)]
+            if not place.suffix:
+                stems = [path for name, path in listed.items() if Path(name).stem == place.name]
+                if len(stems) == 1:
+                    return stems[0]
         return None
 
     def _names(self, where: Path) -> dict[str, Path]:

@@ -71,4 +71,9 @@ def share_out(names: list[str], split: str, where: Path, val_share: float = 0.2)
 
 def _place(name: str) -> float:
     """A number from 0 to 1 that depends on the name alone."""
-    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64
+    return (
+        int.from_bytes(
+            blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big"
+        )
+        / 2**64
+    )
