@@ -26,7 +26,7 @@ VARIABLE = re.compile(
     r"""environ(?:\.get\(|\.pop\(|\.setdefault\(|\[)\s*["'](\w+)"""
     r"""|["'](\w+)["']\s+(?:not\s+)?in\s+os\.environ"""
     r"""|getenv\(\s*["'](\w+)"""
-    r"""|ENV\{(\w+)\}"""
+    r"""|(?<!set\()ENV\{(\w+)\}"""  # of CMake, which may also set one for itself
 )
 
 
