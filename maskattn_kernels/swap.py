@@ -7,6 +7,9 @@ Each exchanged module is replaced in its parent by one that shares its parameter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cache
+from operator import attrgetter
+from typing import Any
 
 from torch import nn
 
@@ -30,6 +33,7 @@ class SwapReport:
     Attributes:
         swapped: (name, from, to) of each module exchanged (with ``dry_run``: that would be).
         skipped: (name, class, reason) of each attention module left as it was.
+        notes: (name, note) of modules exchanged that will not do all that they did.
         dry_run: nothing was changed.
 
     Example:
@@ -41,12 +45,14 @@ class SwapReport:
 
     swapped: list[tuple[str, str, str]] = field(default_factory=list)
     skipped: list[tuple[str, str, str]] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)
     dry_run: bool = False
 
     def __str__(self) -> str:
         verb = "would swap" if self.dry_run else "swapped"
         rows = [(verb, name, f"{old} -> {new}") for name, old, new in self.swapped]
         rows += [("skipped", name, f"{kind}: {reason}") for name, kind, reason in self.skipped]
+        rows += [("note", name, note) for name, note in self.notes]
         lines = [f"{verb} {len(self.swapped)}, skipped {len(self.skipped)}"]
         if not rows:
             lines.append("  no MaskAttention2d and no nn.MultiheadAttention in this model")
@@ -72,8 +78,9 @@ def swap_attention(
       returns no attention weights and takes no ``attn_mask``: exclude modules called with one.
 
     Modules that cannot be exchanged faithfully are left alone, and the report says why: subclasses
-    (quantised, parametrised), modules with hooks, ``add_bias_kv``, ``add_zero_attn``, dropout while
-    training.
+    (quantised, parametrised), modules that were changed (hooks on them or on their ``out_proj``,
+    another ``out_proj``, methods, attributes, buffers or submodules of their own), ``add_bias_kv``,
+    ``add_zero_attn``, dropout while training.
 
     Args:
         model: searched with all its submodules.
@@ -92,7 +99,7 @@ def swap_attention(
     Example:
         >>> import torch
         >>> from maskattn_kernels import swap_attention, unswap_attention
-        >>> layer = torch.nn.TransformerEncoderLayer(16, 2, batch_first=True).eval()
+        >>> layer = torch.nn.TransformerEncoderLayer(16, 2, dropout=0.0, batch_first=True)
         >>> print(swap_attention(layer))
         swapped 1, skipped 0
           swapped  self_attn  MultiheadAttention -> MaskedMultiheadAttention
@@ -127,6 +134,9 @@ def swap_attention(
             replacements[id(module)] = _replacement(module, backend)
         new = replacements[id(module)]
         report.swapped.append((name, kind, type(new).__name__))
+        dropout = getattr(module, "dropout", 0.0)
+        if dropout > 0.0:
+            report.notes.append((name, f"dropout {dropout} raises in training mode: set it to 0"))
         if not dry_run:
             setattr(parent, attribute, new)
     return report
@@ -186,16 +196,40 @@ def _reason_to_skip(module: nn.Module) -> str | None:
         return "sparse already"
     if type(module) not in (DenseAttentionCore, SDPAAttentionCore, nn.MultiheadAttention):
         return "a class of its own; only torch's and this package's dense attention are exchanged"
-    hooks = sum(len(getattr(module, registry)) for registry in _HOOKS)
-    if hooks:
-        return f"{hooks} hook(s) are registered on it"
+    kind: Any = type(module)
+    unchanged = _unchanged(kind)
     if not isinstance(module, nn.MultiheadAttention):
-        return None
+        return _change(module, unchanged)
     if module.training and module.dropout > 0.0:
         return f"dropout {module.dropout} in training mode; call eval() or set its dropout to 0"
-    return unsupported_mha(module)
+    return (
+        unsupported_mha(module)
+        or _change(module, unchanged)
+        or _change(module.out_proj, unchanged.out_proj)
+    )
 
 
+@cache
+def _unchanged(kind: Any) -> Any:
+    """A module of the class as its constructor leaves it."""
+    return kind(1, 1, device="meta") if kind is nn.MultiheadAttention else kind()
+
+
+def _change(module: nn.Module, unchanged: nn.Module) -> str | None:
+    """What was done to a module that an exchange would lose; None if nothing was."""
+    if type(module) is not type(unchanged):
+        return f"a {type(module).__name__} in place of its {type(unchanged).__name__}"
+    hooks = sum(len(getattr(module, registry)) for registry in _HOOKS)
+    if hooks:
+        return f"{hooks} hook(s) are registered on its {type(module).__name__}"
+    for registry in (vars, _parameters, _buffers, _modules):
+        more = [name for name in registry(module) if name not in registry(unchanged)]
+        if more:
+            return f"{', '.join(more)} set on its {type(module).__name__}"
+    return None
+
+
+_parameters, _buffers, _modules = map(attrgetter, ("_parameters", "_buffers", "_modules"))
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -212,6 +246,8 @@ def _replacement(module: nn.Module, backend: str | None) -> nn.Module:
     new: nn.Module
     if isinstance(module, nn.MultiheadAttention):
         new = MaskedMultiheadAttention.from_mha(module, backend)
+        # torch.fx takes modules of torch.nn as leaves, as this one was before the exchange.
+        new.__module__ = "torch.nn"
     else:
         new = SparseAttentionCore(backend)
         new.training = module.training

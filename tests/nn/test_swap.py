@@ -14,6 +14,7 @@ from maskattn_kernels.nn import (
     DenseAttentionCore,
     MaskAttention2d,
     MaskedMultiheadAttention,
+    SDPAAttentionCore,
     SparseAttentionCore,
 )
 
@@ -210,6 +211,93 @@ def test_skips_with_a_reason(attention, reason):
     assert reason in report.skipped[0][2]
     assert model["attention"] is attention
     assert getattr(attention, "core", None) is core
+
+
+class Adapter(nn.Module):
+    """As low-rank adapters wrap a layer, with the attributes that torch's attention reads."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+        self.weight, self.bias = inner.weight, inner.bias
+
+    def forward(self, x):
+        return self.inner(x) + 1
+
+
+def wrap_projection(attention):
+    attention.out_proj = Adapter(attention.out_proj)
+
+
+def replace_forward(attention):
+    old = attention.forward
+    attention.forward = lambda *args, **kwargs: (2 * old(*args, **kwargs)[0], None)
+
+
+CHANGES = {
+    "wrapped projection": (wrap_projection, "a Adapter in place of its NonDynam"),
+    "hook on the projection": (
+        lambda a: a.out_proj.register_forward_hook(lambda *_: None),
+        "1 hook(s) are registered on its NonDynam",
+    ),
+    "forward of the projection": (lambda a: replace_forward(a.out_proj), "forward set on its Non"),
+    "forward": (replace_forward, "forward set on its MultiheadAttention"),
+    "buffer": (lambda a: a.register_buffer("relpos", torch.zeros(3)), "relpos set on its Multi"),
+    "parameter": (lambda a: a.register_parameter("gate", nn.Parameter(torch.ones(1))), "gate set"),
+    "submodule": (lambda a: a.add_module("rope", nn.Identity()), "rope set on its Multihead"),
+    "attribute": (lambda a: setattr(a, "layer", 3), "layer set on its MultiheadAttention"),
+    "compiled": (lambda a: a.compile(), "_compiled_call_impl set on its MultiheadAttention"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_changed_attention_is_skipped(name):
+    """What was done to a module is not lost, and its state_dict keeps its names."""
+    change, reason = CHANGES[name]
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(16, 4)}).eval()
+    change(model["attention"])
+    attention, state = model["attention"], list(model.state_dict())
+    report = swap_attention(model)
+    assert not report.swapped and reason in report.skipped[0][2]
+    assert model["attention"] is attention and list(model.state_dict()) == state
+
+
+@pytest.mark.parametrize("core", [DenseAttentionCore, SDPAAttentionCore])
+def test_changed_core_is_skipped(core):
+    attention = MaskAttention2d(16, core=core())
+    attention.core.forward = lambda *args, **kwargs: args[2]
+    report = swap_attention(attention)
+    assert not report.swapped and f"forward set on its {core.__name__}" in report.skipped[0][2]
+
+
+def test_swapped_block_is_still_traced_by_fx():
+    """The module is a leaf of the graph, as torch's attention is."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+
+        def forward(self, x):
+            return x + self.attention(x, x, x, need_weights=False)[0]
+
+    block, x = Block(), torch.randn(2, 5, 16)
+    right = block(x)
+    swap_attention(block)
+    traced = torch.fx.symbolic_trace(copy.deepcopy(block))
+    assert "attention" in [node.target for node in traced.graph.nodes]
+    torch.testing.assert_close(traced(x), right)
+    compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), right)
+
+
+def test_report_tells_of_dropout_that_raises_in_training():
+    model = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.1, batch_first=True).eval()
+    report = swap_attention(model)
+    assert report.notes == [("self_attn", "dropout 0.1 raises in training mode: set it to 0")]
+    assert "  note     self_attn  dropout 0.1" in str(report)
+    with pytest.raises(NotImplementedError, match=r"^dropout: "):
+        model.train()(torch.randn(2, 5, 16))
 
 
 def test_parametrized_attention_is_skipped():
