@@ -7,8 +7,9 @@ from pathlib import Path
 import data_trees as trees
 import numpy as np
 import pytest
+from PIL import Image
 
-from maskattn_kernels.segmentation.data import DataError
+from maskattn_kernels.segmentation.data import DataError, open_dataset
 from maskattn_kernels.segmentation.data.command import main
 from maskattn_kernels.segmentation.data.findings import Findings, shared_images, survey
 from maskattn_kernels.segmentation.data.judge import differing, judge
@@ -150,6 +151,19 @@ def test_images_that_both_splits_have(tmp_path: Path) -> None:
     assert names == "1 names are in train and in val, such as 'c'"
     assert twins.startswith("3 images of val are in train too, such as ")
     assert not shared_images({"b": files["b"]}, {"a": files["a"]})
+
+
+def test_images_that_exif_turns_are_told(tmp_path: Path) -> None:
+    """With orientation 3 the size stays, so that labels of the stored pixels fit and are wrong."""
+    trees.folder(tmp_path, 5)
+    assert not survey({"train": open_dataset("folder", tmp_path)}, 0).notes
+    exif = Image.Exif()
+    exif[0x112] = 3
+    for path in (tmp_path / "images").iterdir():
+        Image.new("RGB", (8, 6)).save(path, exif=exif)
+    sets = {split: open_dataset("folder", tmp_path, split) for split in ("train", "val")}
+    (note,) = [note for note in survey(sets, 0).notes if "EXIF" in note]
+    assert note.startswith("5 of the images read are turned by their EXIF orientation, such as ")
 
 
 def masks_of_0_and_255(root: Path) -> None:

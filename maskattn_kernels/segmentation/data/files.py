@@ -122,17 +122,12 @@ def passed_over(where: Path, endings: Iterable[str] | None = None) -> tuple[str,
 
 def unlisted(where: Path, used: Iterable[Path], path: Path) -> tuple[str, ...]:
     """A line on images in the folder ``where`` that are not ``used`` by the JSON ``path``."""
-    known = {*used}
-    left = [
-        file.name
-        for file in sorted(where.iterdir())
-        if file.suffix.lower() in image_endings() and file not in known
-    ]
-    return (
-        (f"{path}: {len(left)} images of {where} are not in it, such as {shown(left[0])}",)
-        if left
-        else ()
-    )
+    known, endings = {*used}, image_endings()
+    images = [file for file in sorted(where.iterdir()) if file.suffix.lower() in endings]
+    left = [shown(file.name) for file in images if file not in known]
+    if not left:
+        return ()
+    return (f"{path}: {len(left)} images of {where} are not in it, such as {left[0]}",)
 
 
 class Files:

@@ -11,6 +11,7 @@ import numpy as np
 
 from maskattn_kernels.common.background import map_ahead
 from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.data.images import is_turned
 from maskattn_kernels.segmentation.data.judge import differing, judge
 from maskattn_kernels.segmentation.data.sample import VOID, Sample, SegmentationDataset
 
@@ -32,6 +33,7 @@ class Findings:
         objects: of each image that was read.
         faults: one line for each image that cannot be used.
         read: images that were read, of `total`.
+        turned: files of images that EXIF turns.
     """
 
     total: int
@@ -41,6 +43,7 @@ class Findings:
     objects: list[int] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     read: int = 0
+    turned: list[Path] = field(default_factory=list)
 
     def add(self, sample: Sample) -> None:
         """Count one image, ``sample``."""
@@ -105,8 +108,19 @@ def survey(
     told = [note for samples in sets.values() for note in getattr(samples, "notes", ())]
     files = [getattr(samples, "files", {}) for samples in sets.values()]
     shared = shared_images(*files) if len(files) == 2 else []
-    notes = list(dict.fromkeys(told + shared + notes))
+    notes = list(dict.fromkeys(told + shared + _turned(found.values()) + notes))
     return Survey(found, list(dict.fromkeys(broken + faults)), notes)
+
+
+def _turned(splits: Iterable[Findings]) -> list[str]:
+    """A note on images that EXIF turns: where the size stays, wrong labels give no error."""
+    files = [file for findings in splits for file in findings.turned]
+    if not files:
+        return []
+    return [
+        f"{len(files)} of the images read are turned by their EXIF orientation, such as "
+        f"{files[0]}: their labels must lie as viewers show them"
+    ]
 
 
 def shared_images(train: Mapping[str, Path], val: Mapping[str, Path]) -> list[str]:
@@ -177,8 +191,11 @@ def _read(found: Findings, samples: SegmentationDataset, numbers: Sequence[int])
         except DataError as error:
             return str(error)
 
+    files = getattr(samples, "files", {})
     for sample in map_ahead(read, numbers, _THREADS):
         if isinstance(sample, str):
             found.faults.append(sample)
-        else:
-            found.add(sample)
+            continue
+        found.add(sample)
+        if sample.name in files and is_turned(files[sample.name]):
+            found.turned.append(files[sample.name])

@@ -20,6 +20,7 @@ from maskattn_kernels.segmentation.data.sample import Classes, Sample
 __all__ = [
     "ImageFiles",
     "count_frames",
+    "is_turned",
     "read_frames",
     "read_image",
     "read_labels",
@@ -123,6 +124,12 @@ def read_mask(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     palette = np.full((256, 3), -1, dtype=np.int16)
     palette[: len(entries) // 3] = np.reshape(entries, (-1, 3))
     return read_labels(path), palette
+
+
+def is_turned(path: Path) -> bool:
+    """Whether the image at ``path`` is turned or mirrored by its EXIF orientation."""
+    with _opened(path) as picture:
+        return orientation(picture) > 1
 
 
 def turned_hint(path: Path, height: int, width: int) -> str:
