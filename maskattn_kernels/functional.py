@@ -262,10 +262,10 @@ def validated(
     if heads != kv_heads:
         _check_gqa(heads, kv_heads, enable_gqa)
     if key_mask is not None:
-        _check_selection("key_mask", key_mask, batch, kv_heads, key_len, device)
+        check_selection("key_mask", key_mask, batch, kv_heads, key_len, device)
     same_selection = query_mask is key_mask and heads == kv_heads and query_len == key_len
     if query_mask is not None and not same_selection:
-        _check_selection("query_mask", query_mask, batch, heads, query_len, device)
+        check_selection("query_mask", query_mask, batch, heads, query_len, device)
     if key_bias is not None:
         _check_key_bias(key_bias, batch, kv_heads, key_len, device)
     problem = Problem(batch, heads, kv_heads, query_len, key_len, head_dim, dtype, device.type)
@@ -297,10 +297,16 @@ def _check_gqa(heads: int, kv_heads: int, enable_gqa: Any) -> None:
         )
 
 
-def _check_selection(
-    name: str, mask: Any, batch: int, heads: int, length: int, device: torch.device
+def check_selection(
+    name: str,
+    mask: Any,
+    batch: int,
+    heads: int,
+    length: int,
+    device: torch.device,
+    owner: str = "query",
 ) -> None:
-    """A mask, or a TokenIndex, of one token axis."""
+    """Raises unless `mask` is a mask, or a TokenIndex, of one token axis, on `owner`'s device."""
     if isinstance(mask, TokenIndex):
         indices, counts = mask
         _check_dense(f"{name}.indices", indices)
@@ -310,7 +316,7 @@ def _check_selection(
                 raise TypeError(f"{name}.{field}: expected dtype torch.int32, got {t.dtype}")
             if t.device != device:
                 raise ValueError(
-                    f"{name}.{field}: expected query's device {device}, got {t.device}"
+                    f"{name}.{field}: expected {owner}'s device {device}, got {t.device}"
                 )
         if indices.dim() != 3:
             shape = tuple(indices.shape)
@@ -322,7 +328,7 @@ def _check_selection(
     else:
         check_mask(name, mask)
         if mask.device != device:
-            raise ValueError(f"{name}: expected query's device {device}, got {mask.device}")
+            raise ValueError(f"{name}: expected {owner}'s device {device}, got {mask.device}")
         per_token = mask
     _check_per_token(name, per_token, batch, heads, length)
 

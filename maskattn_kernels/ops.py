@@ -220,7 +220,7 @@ def _below_autograd(op: OpOverload, *args: Any) -> Any:
 def _save(ctx: Any, args: Sequence[Any], out: Tensor, lse: Tensor) -> None:
     """Keeps the arguments and results of an X_fwd op for `_gradients`."""
     ctx.save_for_backward(*args[:-1], out, lse)
-    ctx.scale = args[-1]
+    ctx.scale, ctx.dtype = args[-1], args[0].dtype
     ctx.set_materialize_grads(False)  # an lse that nobody used costs nothing
 
 
@@ -231,6 +231,10 @@ def _gradients(
     if dout is None and dlse is None:
         return (None,) * 9
     query, key, value, *index, key_bias, out, lse = ctx.saved_tensors
+    if query.dtype is not ctx.dtype:
+        raise TypeError(
+            f"saved_tensors_hooks: expected tensors back in {ctx.dtype}, got {query.dtype}"
+        )
     if dout is None:
         dout = torch.zeros_like(out)
     dq, dk, dv, dbias = bwd(dout, dlse, query, key, value, out, lse, *index, key_bias, ctx.scale)

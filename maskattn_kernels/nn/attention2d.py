@@ -11,7 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from maskattn_kernels.nn.checks import kind_of, split_in_heads
+from maskattn_kernels.functional import check_selection
+from maskattn_kernels.nn.checks import check_dtype_of_weights, kind_of, split_in_heads
 from maskattn_kernels.nn.cores import AttentionCore, make_core
 from maskattn_kernels.nn.mask_head import MaskHead
 from maskattn_kernels.nn.score_selectors import ScoreSelector
@@ -194,6 +195,7 @@ class MaskAttention2d(nn.Module):
             raise ValueError(f"x: expected shape (B, {self.channels}, H, W), got {tuple(x.shape)}")
         if not x.is_floating_point():
             raise TypeError(f"x: expected a floating point dtype, got {x.dtype}")
+        check_dtype_of_weights("x", x, self.qkv.weight)
         if key_bias is not None:
             if not isinstance(key_bias, Tensor) or not key_bias.is_floating_point():
                 raise TypeError(
@@ -202,8 +204,14 @@ class MaskAttention2d(nn.Module):
             if mask is None:
                 raise ValueError("key_bias: expected together with mask, got no mask")
             _check_shape("key_bias", key_bias, x)
-        if mask is None or isinstance(mask, TokenIndex):
+        if mask is None:
             return
+        if isinstance(mask, TokenIndex):
+            tokens = x.shape[2] * x.shape[3]
+            check_selection("mask", mask, x.shape[0], self.num_heads, tokens, x.device, "x")
+            return
+        if isinstance(mask, Tensor) and mask.layout is not torch.strided:
+            raise NotImplementedError(f"mask: expected a dense tensor, got a {mask.layout} one")
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             raise TypeError(
                 "mask: expected a bool Tensor (True = selected) or a TokenIndex, "

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from maskattn_kernels.problem import MAX_HEAD_DIM
+from maskattn_kernels.torch_compat import has_autocast
 
 
 def positive_int(name: str, value: object) -> int:
@@ -45,6 +46,17 @@ def split_in_heads(name: str, channels: object, num_heads: object) -> tuple[int,
 def share_of(fraction: float, tokens: int | Tensor) -> int:
     """``round(fraction * tokens)``; sizes are tensors in a run of torch.jit.trace."""
     return round(fraction * (int(tokens) if isinstance(tokens, Tensor) else tokens))
+
+
+def check_dtype_of_weights(name: str, t: Tensor, weight: object) -> None:
+    """Raises unless the input called `name` has the dtype of `weight`, or autocast casts both."""
+    # The weight of a quantised layer is a method.
+    if not isinstance(weight, Tensor) or t.dtype is weight.dtype:
+        return
+    device = t.device.type
+    if has_autocast(device) and torch.is_autocast_enabled(device) and t.is_floating_point():
+        return
+    raise TypeError(f"{name}: expected the weights' dtype {weight.dtype}, got {t.dtype}")
 
 
 def kind_of(value: object) -> str:

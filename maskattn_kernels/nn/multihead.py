@@ -9,7 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskattn_kernels.nn.checks import fraction, positive_int, split_in_heads
+from maskattn_kernels.nn.checks import (
+    check_dtype_of_weights,
+    fraction,
+    positive_int,
+    split_in_heads,
+)
 from maskattn_kernels.nn.cores import SparseAttentionCore
 from maskattn_kernels.problem import MAX_HEAD_DIM
 from maskattn_kernels.torch_compat import nested_from_padded, nested_lengths
@@ -141,6 +146,8 @@ class MaskedMultiheadAttention(nn.Module):
             >>> mine.in_proj_weight is theirs.in_proj_weight
             True
         """
+        if not isinstance(mha, nn.MultiheadAttention):
+            raise TypeError(f"mha: expected an nn.MultiheadAttention, got {type(mha).__name__}")
         reason = unsupported_mha(mha)
         if reason:
             raise NotImplementedError(f"mha: {reason}")
@@ -248,20 +255,17 @@ class MaskedMultiheadAttention(nn.Module):
         out = self.out_proj(out.transpose(1, 2).flatten(2))
         return nested_from_padded(out, valid)
 
-    def _check(self, query, key, value, key_padding_mask, need_weights, attn_mask, is_causal):
-        for name, t, width in (
-            ("query", query, self.embed_dim),
-            ("key", key, self.kdim),
-            ("value", value, self.vdim),
-        ):
-            if not isinstance(t, Tensor):
-                raise TypeError(f"{name}: expected a Tensor, got {type(t).__name__}")
-            if t.dim() not in (2, 3) or t.dim() != query.dim():
-                raise ValueError(
-                    f"{name}: expected 3 dimensions (2 without a batch) as query, got {t.dim()}"
-                )
-            if t.size(-1) != width:
-                raise ValueError(f"{name}: expected {width} channels, got {t.size(-1)}")
+    def _check(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None,
+        need_weights: bool,
+        attn_mask: Tensor | None,
+        is_causal: bool,
+    ) -> None:
+        self._check_inputs(query, key, value)
         if need_weights:
             raise NotImplementedError(
                 "need_weights: expected False (attention weights are never formed), got True"
@@ -292,6 +296,43 @@ class MaskedMultiheadAttention(nn.Module):
         if tuple(key_padding_mask.shape) != expected:
             raise ValueError(
                 f"key_padding_mask: expected shape {expected}, got {tuple(key_padding_mask.shape)}"
+            )
+        if key_padding_mask.device != key.device:
+            raise ValueError(
+                f"key_padding_mask: expected device {key.device} as key, "
+                f"got {key_padding_mask.device}"
+            )
+
+    def _check_inputs(self, query: Tensor, key: Tensor, value: Tensor) -> None:
+        weight = self.q_proj_weight if self.in_proj_weight is None else self.in_proj_weight
+        for name, t, width in (
+            ("query", query, self.embed_dim),
+            ("key", key, self.kdim),
+            ("value", value, self.vdim),
+        ):
+            if not isinstance(t, Tensor):
+                raise TypeError(f"{name}: expected a Tensor, got {type(t).__name__}")
+            if t.dim() not in (2, 3) or t.dim() != query.dim():
+                raise ValueError(
+                    f"{name}: expected 3 dimensions (2 without a batch) as query, got {t.dim()}"
+                )
+            if t.size(-1) != width:
+                raise ValueError(f"{name}: expected {width} channels, got {t.size(-1)}")
+            check_dtype_of_weights(name, t, weight)
+        if query.is_nested or (query is key and key is value):
+            return
+        batch, tokens = (0, 1) if self.batch_first else (1, 0)
+        for name, t in (("key", key), ("value", value)):
+            if query.dim() == 3 and t.size(batch) != query.size(batch):
+                raise ValueError(
+                    f"{name}: expected batch size {query.size(batch)} as query (dimension {batch}, "
+                    f"batch_first={self.batch_first}), got shape {tuple(t.shape)}"
+                )
+        tokens = tokens if query.dim() == 3 else 0
+        if value.size(tokens) != key.size(tokens):
+            raise ValueError(
+                f"value: expected {key.size(tokens)} tokens as key (dimension {tokens}), "
+                f"got shape {tuple(value.shape)}"
             )
 
     def extra_repr(self) -> str:
