@@ -3,7 +3,7 @@
 
 The pages are read in two places. In the repository their links to source files work as they are;
 the site has no sources, so there such a link becomes the path of the file. Docstrings are
-written for `help()`; the site wants headings and code blocks as Markdown has them.
+written for `help()`; the site wants their examples and code blocks as Markdown has them.
 """
 
 import re
@@ -12,7 +12,7 @@ from typing import Any
 
 import griffe
 
-LINK = re.compile(r"\[([^\]]+)\]\((?:\.\./)+([^)#]*)[^)]*\)")
+LINK_UP = re.compile(r"\[([^\]]+)\]\(((?:\.\./)+)([^)#]*)(?:#[^)]*)?\)")
 DOCS = Path(__file__).parents[1] / "docs"
 
 
@@ -21,13 +21,12 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     folder = (DOCS / page.file.src_uri).parent
 
     def without_link(link: re.Match[str]) -> str:
-        text, path = link[1], link[2]
-        target = (folder / link[0].partition("](")[2].rstrip(")").partition("#")[0]).resolve()
-        if target.is_relative_to(DOCS):
+        text, way_up, path = link.groups()
+        if (folder / way_up / path).resolve().is_relative_to(DOCS):
             return link[0]
         return f"`{path}`" if text.strip("`/") in path else text
 
-    return LINK.sub(without_link, markdown)
+    return LINK_UP.sub(without_link, markdown)
 
 
 class HouseDocstrings(griffe.Extension):

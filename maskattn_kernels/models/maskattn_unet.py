@@ -261,7 +261,7 @@ class MaskAttnUNet(nn.Module):
         return maps, selections
 
     def anneal(self, progress: float) -> None:
-        """Tells Gumbel selectors how far training is, from 0 to 1; nothing for the others."""
+        """Tells Gumbel selectors the ``progress`` of training, from 0 to 1; others ignore it."""
         for module in self.modules():
             if isinstance(module, ExploringSelector):
                 module.anneal(progress)

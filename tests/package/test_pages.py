@@ -101,11 +101,8 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     text = page.read_text()
     names: dict[str, object] = {}
     for block in re.finditer(r"^```python\n(.*?)^```$", text, flags=re.M | re.S):
-        line = text[: block.start(1)].count("\n")
-        code = "\n" * line + block[1].replace(
-            *SHORT
-        )  # so that a traceback names the line of the page
-        exec(compile(code, str(page), "exec"), names)
+        lines_before = "\n" * text[: block.start(1)].count("\n")  # for the line in a traceback
+        exec(compile(lines_before + block[1].replace(*SHORT), str(page), "exec"), names)
 
 
 def variables_read() -> set[str]:

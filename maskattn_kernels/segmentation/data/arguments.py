@@ -33,7 +33,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, required: bool = True) -
 
 
 def open_named(given: argparse.Namespace, split: str) -> SegmentationDataset:
-    """Open a split of the data set that the arguments of `add_data_arguments` name.
+    """Open a ``split`` of the data set that ``given`` names, by `add_data_arguments`.
 
     Raises:
         DataError: an unknown option, or files that cannot be used.

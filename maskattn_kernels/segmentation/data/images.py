@@ -51,7 +51,7 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def read_frames(path: Path) -> Iterator[np.ndarray]:
-    """All pictures of a file, each as `read_image` gives one.
+    """All pictures of the file at ``path``, each as `read_image` gives one.
 
     An animation (GIF, PNG, WebP, AVIF) has frames and a TIFF has pages; thumbnails and masks among
     the pages are left out. Any other file has one picture, also where it holds more (the second of
@@ -72,7 +72,7 @@ def read_frames(path: Path) -> Iterator[np.ndarray]:
 
 
 def count_frames(path: Path) -> int:
-    """How many pictures `read_frames` gives, as far as the file's structure tells.
+    """How many pictures `read_frames` gives of ``path``, as far as the file's structure tells.
 
     Raises:
         DataError: as `read_image`.
@@ -95,7 +95,7 @@ def _frame_numbers(picture: Image.Image, path: Path) -> Sequence[int]:
 
 
 def read_labels(path: Path) -> np.ndarray:
-    """A PNG of numbers as it is stored: (H,W) grey values or palette entries, or (H,W,2 to 4).
+    """The PNG at ``path`` as it is stored: (H,W) grey values or palette entries, or (H,W,2 to 4).
 
     Raises:
         DataError: as `read_image`, or pixels that are not whole numbers.
@@ -110,7 +110,7 @@ def read_labels(path: Path) -> np.ndarray:
 
 
 def read_mask(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """A mask as `read_labels` gives it, and its palette if it has one.
+    """The mask at ``path`` as `read_labels` gives it, and its palette if it has one.
 
     The palette is int16 (256,3) of red, green and blue, -1 for entries that the file does not have.
 

@@ -53,7 +53,7 @@ def between(rng: np.random.Generator, low: float, high: float) -> float:
 
 
 def paint(image: np.ndarray, cover: np.ndarray, color: np.ndarray) -> None:
-    """Lay a colour over an image, in place, where and as strongly as `cover` (0 to 1) says."""
+    """Lay a ``color`` over an ``image``, in place, as strongly as ``cover`` (0 to 1) says."""
     image += cover[..., None] * (color - image)
 
 

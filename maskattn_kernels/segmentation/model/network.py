@@ -178,7 +178,7 @@ class SegmentationNetwork(nn.Module):
         return logits
 
     def anneal(self, progress: float) -> None:
-        """Tell Gumbel selectors how far training is, from 0 to 1; other selectors ignore it."""
+        """Tell Gumbel selectors the ``progress`` of training, from 0 to 1; others ignore it."""
         self.unet.anneal(progress)
 
 
