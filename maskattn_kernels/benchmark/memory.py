@@ -7,7 +7,8 @@ are made, the same code runs once on 64 tokens to load what it loads, the kernel
 peak is set back, the call runs, and the growth of the resident set from just before the call to its
 peak is reported. Results of the call and every scratch buffer count; the inputs do not.
 
-Linux only: elsewhere the peak of a process cannot be set back, and the answer is None.
+Where the peak of a process cannot be set back (another system than Linux, a container whose /proc
+is read-only), the answer is None.
 """
 
 from __future__ import annotations
@@ -22,20 +23,41 @@ from typing import Any
 import torch
 
 
+class Unmeasurable(Exception):
+    """This system does not offer what is needed."""
+
+
+PROC = "/proc/self"
+
+
 def _status(field: str) -> int:
     """A memory field of this process in bytes."""
-    with open("/proc/self/status", encoding="ascii") as status:
-        for line in status:
-            if line.startswith(field + ":"):
-                return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {field}")
+    try:
+        with open(f"{PROC}/status", encoding="ascii") as status:
+            for line in status:
+                if line.startswith(field + ":"):
+                    return int(line.split()[1]) * 1024
+    except OSError as error:
+        raise Unmeasurable(str(error)) from None
+    raise Unmeasurable(f"{PROC}/status has no {field}")
+
+
+def _set_peak_back() -> None:
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # so that memory freed before is not silently used again
+        with open(f"{PROC}/clear_refs", "w", encoding="ascii") as refs:
+            refs.write("5")
+    except (OSError, AttributeError) as error:  # read-only, not permitted, no malloc_trim
+        raise Unmeasurable(str(error)) from None
 
 
 def peak_growth(call: Callable[[], object]) -> int:
-    """Growth of this process's resident set during a call, from before it to its highest point."""
-    ctypes.CDLL(None).malloc_trim(0)  # so that memory freed before is not silently used again
-    with open("/proc/self/clear_refs", "w", encoding="ascii") as refs:
-        refs.write("5")
+    """Growth of this process's resident set during a call, from before it to its highest point.
+
+    Raises:
+        Unmeasurable: this system does not tell.
+    """
+    _set_peak_back()
     before = _status("VmRSS")
     result = call()
     peak = _status("VmHWM")
@@ -58,6 +80,8 @@ def _child(sender: Any, threads: int, function: Callable[..., int], args: tuple[
     torch.set_num_threads(threads)
     try:
         sender.send(function(*args))
+    except Unmeasurable:
+        sender.send(None)
     except Exception as error:
         sender.send(f"{type(error).__name__}: {error}")
 

@@ -278,6 +278,22 @@ def fail() -> int:
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 
+def allocate_without_proc(path):
+    memory.PROC = path  # in a process of its own
+    return allocate(1)
+
+
+@linux
+@pytest.mark.parametrize("lacks", ["clear_refs", "VmHWM", "everything"])
+def test_system_that_does_not_tell_its_memory(tmp_path, lacks):
+    """A read-only or another /proc, as containers have: no number, and no end of the benchmark."""
+    if lacks == "clear_refs":
+        (tmp_path / "clear_refs").mkdir()  # cannot be written, by root either
+    if lacks != "everything":
+        (tmp_path / "status").write_text("VmRSS:  100 kB\n")
+    assert memory.in_fresh_process(allocate_without_proc, str(tmp_path)) is None
+
+
 @linux
 def test_peak_memory_is_what_was_allocated():
     assert 64 * 2**20 <= memory.in_fresh_process(allocate, 64) < 72 * 2**20
