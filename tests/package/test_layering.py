@@ -33,7 +33,7 @@ LAYERS = (
     ("backends", "flops"),
     ("ops", "biases"),
     ("functional",),
-    ("explanation",),
+    ("explanation", "distributed"),
     ("nn",),
     ("models", "swap"),
     ("benchmark", "segmentation"),
