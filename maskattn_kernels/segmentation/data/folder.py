@@ -47,14 +47,14 @@ class Folder:
 
     def __init__(self, root: Path, split: str = "train") -> None:
         folder(root, LAYOUT)
-        own = name_of_split(root, split)
-        place = root / own if own else root
-        pictures, masks = folder(place / "images", LAYOUT), folder(place / "masks", LAYOUT)
         self._classes_file = root / "classes.yaml"
         if not self._classes_file.is_file():
             raise LayoutError(f"{self._classes_file}: no such file; expected the layout {LAYOUT}")
         self._known = read_classes(self._classes_file)
         self.classes = self._known.classes
+        own = name_of_split(root, split)
+        place = root / own if own else root
+        pictures, masks = folder(place / "images", LAYOUT), folder(place / "masks", LAYOUT)
         images = image_files(pictures)
         self._masks = image_files(masks, (".png",))
         names = matched(images, self._masks, masks, "mask")
