@@ -10,7 +10,7 @@ of one network beside the description of another.
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from maskattn_kernels.common.atomic import replace_file
 from maskattn_kernels.common.text import one_line
+from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.inputs import AnyImage, OneImage, listed
 from maskattn_kernels.segmentation.data.sample import VOID, Classes
 from maskattn_kernels.segmentation.infer import Pipeline, Segmentation
@@ -104,7 +105,8 @@ class Checkpoint:
         batch_size: int = 16,
         device: str | torch.device = "auto",
         confidence: float = 0.0,
-        attended: int = 0,
+        attended: int | Collection[int] = 0,
+        failed: Callable[[DataError], object] | None = None,
     ) -> Iterator[Segmentation]:
         """Segment any number of images one after another, in bounded memory.
 
@@ -114,7 +116,10 @@ class Checkpoint:
             images: any iterable, also an endless one; each as in `segment`, or a function without
                 arguments that returns a `Sample` and is called in a thread.
             batch_size, device, confidence: as in `segment`.
-            attended: number of images, from the first, that also get where each scale attends.
+            attended: number of images, from the first, that also get where each scale attends; or
+                the places of these images, from 0.
+            failed: called with the error of each image that cannot be read, in a thread; that image
+                is left out. None = the error is raised, and ends the iterator.
 
         Returns:
             an iterator of a `Segmentation` for each image, in order.
@@ -122,7 +127,8 @@ class Checkpoint:
         Raises:
             ValueError, TypeError: as `segment`; for an image, when the iterator reaches it.
         """
-        return self._pipeline(batch_size, device, confidence, attended).stream(images)
+        places = range(attended) if isinstance(attended, int) else attended
+        return self._pipeline(batch_size, device, confidence, places, failed).stream(images)
 
     @overload
     def segment(
@@ -207,14 +213,19 @@ class Checkpoint:
             2
         """
         items, is_one = listed(images)
-        shown = len(items) if attended else 0
+        shown = range(len(items) if attended else 0)
         pipeline = self._pipeline(batch_size, device, confidence, shown)
         few = 0 < len(items) <= batch_size
         results = pipeline.batch(items) if few else list(pipeline.stream(items))
         return results[0] if is_one else results
 
     def _pipeline(
-        self, batch_size: int, device: str | torch.device, confidence: float, attended: int
+        self,
+        batch_size: int,
+        device: str | torch.device,
+        confidence: float,
+        attended: Collection[int],
+        failed: Callable[[DataError], object] | None = None,
     ) -> Pipeline:
         return Pipeline(
             self.network,
@@ -224,6 +235,7 @@ class Checkpoint:
             device=device,
             confidence=confidence,
             attended=attended,
+            failed=failed,
         )
 
     @classmethod

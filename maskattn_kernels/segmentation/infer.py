@@ -5,7 +5,7 @@ Threads read the images of the next batches while the network computes. Whatever
 goes this way: `Checkpoint.segment`, ``maskattn predict``, ``maskattn eval`` and self-training.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from maskattn_kernels.common.background import ahead, batched, map_ahead
 from maskattn_kernels.common.command_line import torch_device
 from maskattn_kernels.segmentation.data.augmentation import Square, fit
 from maskattn_kernels.segmentation.data.drawing import overlay
+from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.inputs import AnyImage, as_sample
 from maskattn_kernels.segmentation.data.sample import VOID, Classes, Sample
 from maskattn_kernels.segmentation.model.grouping import Panoptic, group
@@ -73,6 +74,7 @@ class Segmentation:
         labels: uint8 (K,), the class of object 1 to K; `VOID` for numbers without a pixel.
         scores: float32 (K,), 0 to 1, how sure it is.
         attended: where each scale attends, by its name; empty if that was not asked for.
+        place: the image's place among those that were given, from 0.
 
     Example:
         >>> import numpy as np
@@ -92,6 +94,7 @@ class Segmentation:
     labels: np.ndarray
     scores: np.ndarray
     attended: Mapping[str, Attended] = field(default_factory=dict)
+    place: int = 0
 
     @property
     def name(self) -> str:
@@ -177,7 +180,9 @@ class Pipeline:
         device: to compute on; "auto" = a GPU if there is one.
         confidence: 0 to 1; pixels whose class has a lower probability become `VOID`, and belong to
             no object.
-        attended: number of images, from the first, that also get where each scale attends.
+        attended: places of the images, from 0, that also get where each scale attends.
+        failed: called with the error of each image that cannot be read, in a thread; that image is
+            left out. None = the error is raised, and ends the stream.
 
     Raises:
         ValueError: an argument is outside of its range, or the device cannot be used.
@@ -192,7 +197,8 @@ class Pipeline:
         batch_size: int = 16,
         device: str | torch.device = "auto",
         confidence: float = 0.0,
-        attended: int = 0,
+        attended: Collection[int] = (),
+        failed: Callable[[DataError], object] | None = None,
     ) -> None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size: expected a whole number from 1, got {batch_size!r}")
@@ -201,7 +207,7 @@ class Pipeline:
         self.device = torch_device(device)
         self.network = network.to(self.device).eval()
         self.classes, self.size, self.batch_size = classes, size, batch_size
-        self.confidence, self.attended = confidence, attended
+        self.confidence, self.attended, self.failed = confidence, attended, failed
 
     def stream(self, images: Iterable[AnyImage]) -> Iterator[Segmentation]:
         """Segment any number of images one after another, in bounded memory.
@@ -210,7 +216,8 @@ class Pipeline:
             images: see `as_sample`; they are read in threads, some batches ahead.
 
         Raises:
-            TypeError, DataError: an image cannot be used, after the results of earlier batches.
+            TypeError, DataError: an image cannot be used, after the results of earlier batches;
+                with ``failed``, DataError does not occur.
         """
         # On a CPU two batches at a time with half of the threads each: what reads and writes
         # beside them takes a core from one of them, and all threads of a single one would wait.
@@ -222,7 +229,7 @@ class Pipeline:
                 torch.set_num_threads(threads // streams)  # of this thread
             return self._compute(batch)
 
-        batches = ahead(batched(map_ahead(self._read, enumerate(images)), self.batch_size))
+        batches = ahead(batched(self._readable(images), self.batch_size))
         try:
             for computed in map_ahead(compute, batches, streams):
                 yield from self._results(*computed)
@@ -232,6 +239,21 @@ class Pipeline:
     def batch(self, images: Iterable[AnyImage]) -> list[Segmentation]:
         """Segment a batch of images at once, with all threads: the shortest way to the results."""
         return self._results(*self._compute([self._read(pair) for pair in enumerate(images)]))
+
+    def _readable(self, images: Iterable[AnyImage]) -> Iterator[_Read]:
+        for read in map_ahead(self._read_or_error, enumerate(images)):
+            if not isinstance(read, DataError):
+                yield read
+            elif self.failed is None:
+                raise read
+            else:
+                self.failed(read)
+
+    def _read_or_error(self, numbered: tuple[int, AnyImage]) -> _Read | DataError:
+        try:
+            return self._read(numbered)
+        except DataError as error:
+            return error
 
     def _read(self, numbered: tuple[int, AnyImage]) -> _Read:
         number, image = numbered
@@ -256,25 +278,22 @@ class Pipeline:
         # Copies of small types: a result that is kept does not keep its whole batch.
         kinds = (torch.uint8, torch.int32, torch.uint8, torch.float32)
         parts = [part.to(kind).cpu().numpy() for part, kind in zip(found, kinds, strict=True)]
-        shown = max(0, min(len(batch), self.attended - batch[0][0]))
-        maps = _attended(outputs, shown) + [{}] * (len(batch) - shown)
+        shown = [i for i, (number, *_) in enumerate(batch) if number in self.attended]
+        maps = _attended(outputs, shown)
         results = []
-        for i, (_, sample, square, _) in enumerate(batch):
+        for i, (place, sample, square, _) in enumerate(batch):
             semantic, instance, labels, scores = (part[i].copy() for part in parts)
-            results.append(
-                Segmentation(
-                    sample, self.classes, square, semantic, instance, labels, scores, maps[i]
-                )
-            )
+            own = (semantic, instance, labels, scores, maps.get(i, {}), place)
+            results.append(Segmentation(sample, self.classes, square, *own))
         return results
 
 
-def _attended(outputs: Outputs, count: int) -> list[dict[str, Attended]]:
-    """Where each scale attends in each of the first ``count`` images."""
-    maps: list[dict[str, Attended]] = [{} for _ in range(count)]
-    for name, selection in outputs.selections.items() if count else ():
-        mask = selection.mask.expand(len(outputs.semantic), -1, -1)[:count].cpu().numpy()
-        score = None if selection.score is None else selection.score[:count].float().cpu().numpy()
-        for i in range(count):
-            maps[i][name] = Attended(mask[i], None if score is None else score[i])
+def _attended(outputs: Outputs, places: list[int]) -> dict[int, dict[str, Attended]]:
+    """Where each scale attends in the images at ``places`` of a batch."""
+    maps: dict[int, dict[str, Attended]] = {place: {} for place in places}
+    for name, selection in outputs.selections.items() if places else ():
+        masks = selection.mask.expand(len(outputs.semantic), -1, -1)[places].cpu().numpy()
+        scores = None if selection.score is None else selection.score[places].float().cpu().numpy()
+        for i, place in enumerate(places):
+            maps[place][name] = Attended(masks[i], None if scores is None else scores[i])
     return maps

@@ -2,6 +2,7 @@
 """`maskattn predict` and `eval`: their files, sources and errors."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 
@@ -53,7 +54,7 @@ def test_a_folder_of_images(checkpoint, tmp_path, capsys):
     ids = ids_from_rgb(np.asarray(Image.open(out / "panoptic" / "03.png")))
     for number, there in category.items():
         assert set(found[ids == number]) == {there}
-    assert [path.name for path in sorted((out / "panels").iterdir())] == ["00.png", "01.png"]
+    assert [path.name for path in sorted((out / "panels").iterdir())] == ["00.png", "04.png"]
     summary = json.loads((out / "summary.json").read_text())
     assert summary["images"] == 5 and summary["network"]["gflops"] > 0
     printed = capsys.readouterr().out
@@ -81,13 +82,90 @@ def test_labels_are_the_ids_of_the_data_set(ids, mode, expected, tmp_path):
         predict.predict(images, checkpoint, tmp_path / "again", panels=1, truth=out / "labels")
 
 
-def test_truth_with_ids_of_no_class_is_refused(checkpoint, tmp_path):
-    images, truth = write_images(tmp_path / "images", 1), tmp_path / "truth"
+def test_truth_that_cannot_be_used_is_told(checkpoint, tmp_path, capsys):
+    images, truth = write_images(tmp_path / "images", 4), tmp_path / "truth"
     truth.mkdir()
     Image.fromarray(np.full((24, 40), 3, np.uint8)).save(truth / "00.png")
-    says = r"truth/00\.png: .*3.*; expected the ids of the checkpoint's classes"
-    with pytest.raises(DataError, match=says):
-        predict.predict(images, checkpoint, tmp_path / "out", truth=truth)
+    Image.fromarray(np.full((24, 40), 7, np.uint8)).save(truth / "01.png")
+    (truth / "02.png").write_bytes(b"no picture")
+    out = tmp_path / "out"
+    arguments = [str(images), "--checkpoint", checkpoint, "--out", str(out), "--truth", str(truth)]
+    assert predict.main(arguments) == 1
+    failed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed: ")]
+    assert len(failed) == 3
+    assert "00.png: unknown id 3; expected the ids of the checkpoint's classes" in failed[0]
+    assert "02.png: not an image" in failed[1] and failed[2].endswith("03.png: no such file")
+    assert len(list((out / "labels").iterdir())) == len(list((out / "panels").iterdir())) == 4
+
+
+def with_bad_images(folder):
+    """Six images; the third is cut off, the fifth is a page of a web server."""
+    write_images(folder, 6)
+    cut = (folder / "02.png").read_bytes()
+    (folder / "02.png").write_bytes(cut[: len(cut) // 2])
+    (folder / "04.png").write_text("<html>404</html>")
+    return folder
+
+
+def test_bad_images_stop_no_folder(checkpoint, tmp_path, capsys):
+    images, out = with_bad_images(tmp_path / "images"), tmp_path / "out"
+    arguments = [str(images), "--checkpoint", checkpoint, "--out", str(out), "--batch_size", "2"]
+    assert predict.main([*arguments, "--panels", "6"]) == 1
+    good = [f"{number:02d}.png" for number in (0, 1, 3, 5)]
+    for folder in ("labels", "panoptic", "panels"):
+        assert sorted(path.name for path in (out / folder).iterdir()) == good
+    annotations = json.loads((out / "panoptic.json").read_text())["annotations"]
+    assert [row["file_name"] for row in annotations] == good
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["images"] == 4 and len(summary["failed"]) == 2
+    failed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed: ")]
+    assert "02.png" in failed[0] and "04.png" in failed[1]
+
+
+def test_a_source_without_a_readable_image_is_one_error(checkpoint, tmp_path):
+    images = write_images(tmp_path / "images", 3)
+    for path in images.iterdir():
+        path.write_bytes(b"x")
+    with pytest.raises(DataError, match=r"none of 3 images can be read; the first: .*00\.png"):
+        predict.predict(images, checkpoint, tmp_path / "out", panels=0)
+
+
+def test_a_film_that_breaks_off_keeps_what_came_before(checkpoint, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (4, 40, 40, 3), dtype=np.uint8)
+    first, *more = map(Image.fromarray, noise)
+    path = tmp_path / "scan.tif"
+    first.save(path, save_all=True, append_images=more)
+    path.write_bytes(path.read_bytes()[:-3000])
+    summary = predict.predict(path, checkpoint, tmp_path / "out", panels=0)
+    assert summary["images"] == 3 and "scan.tif" in summary["failed"][0]
+
+
+@pytest.mark.parametrize("hidden", [(), ("cv2",)], ids=["opencv", "imageio"])
+def test_a_video_that_breaks_off_is_told(hidden, video, checkpoint, tmp_path, monkeypatch):
+    if hidden:
+        pytest.importorskip("av", reason="imageio has no plugin for videos here")
+    for package in hidden:
+        monkeypatch.setitem(sys.modules, package, None)
+    content = video.read_bytes()
+    starts = [found.start() for found in re.finditer(b"00dc", content)]
+    video.write_bytes(content[: starts[3]])
+    summary = predict.predict(video, checkpoint, tmp_path / "out", panels=0)
+    assert 0 < summary["images"] < 5
+    assert any(f"{summary['images']} of 5 frames could be read" in n for n in summary["notes"])
+
+
+def test_an_interrupt_keeps_what_is_done(checkpoint, tmp_path):
+    images = write_images(tmp_path / "images", 6)
+
+    def stop(done):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match="stopped after 3 images; their results are in "):
+        predict.predict(images, checkpoint, tmp_path / "out", panels=0, batch_size=1, progress=stop)
+    rows = json.loads((tmp_path / "out" / "panoptic.json").read_text())["annotations"]
+    assert [row["file_name"] for row in rows] == ["00.png", "01.png", "02.png"]
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["images"] == 3
 
 
 def test_files_that_are_passed_over_are_told(checkpoint, tmp_path, capsys):
@@ -278,6 +356,30 @@ def test_evaluation_at_both_sizes(tmp_path):
         assert found["mean"] == {"mIoU": pytest.approx(100 / 9)}
     table = evaluate.tables(scores, 32).splitlines()
     assert table[0] == "at 32 x 32" and table[3].split() == ["road", "33.3"]
+
+
+class SomeBroken(Scenes):
+    def __getitem__(self, index):
+        if index == 1:
+            raise DataError("b.png: cannot be read")
+        return super().__getitem__(index)
+
+
+def test_bad_samples_stop_no_evaluation(tmp_path, monkeypatch, capsys):
+    tiny_checkpoint(tmp_path / "checkpoint", task="semantic")
+    monkeypatch.setattr(evaluate, "open_named", lambda *given: SomeBroken())
+    arguments = ["--checkpoint", str(tmp_path / "checkpoint"), "--data", "digit-scenes"]
+    assert evaluate.main([*arguments, "--out", str(tmp_path / "scores.json")]) == 1
+    report = json.loads((tmp_path / "scores.json").read_text())
+    assert report["images"] == 2 and report["failed"] == ["b.png: cannot be read"]
+    assert "failed: b.png: cannot be read" in capsys.readouterr().err
+    checkpoint = str(tmp_path / "checkpoint")
+    with pytest.raises(DataError, match=r"^b\.png: cannot be read$"):
+        evaluate.evaluate(checkpoint, SomeBroken())
+    broken = SomeBroken()
+    broken.__class__ = type("AllBroken", (Scenes,), {"__getitem__": lambda *a: SomeBroken()[1]})
+    with pytest.raises(DataError, match="none of its 3 samples can be read"):
+        evaluate.evaluate(checkpoint, broken, failed=lambda error: None)
 
 
 def test_eval_command(tmp_path, capsys):

@@ -11,6 +11,7 @@ from segmentation_runs import tiny_arguments, tiny_checkpoint, write_images
 
 from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes
+from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.training import command as training
 from maskattn_kernels.segmentation.training.csv_log import read_log
@@ -154,3 +155,19 @@ def test_pixels_of_low_confidence_are_void(trained, tmp_path):
     both = LabelledAndPseudo(DigitScenes("train", count=4), [1, 2], sure)
     assert len(both) == 6 + 5  # two labelled images three times, five of the others
     assert both[2].name == both[0].name and both[6].name == "00"
+
+
+def test_unlabelled_images_that_cannot_be_read_are_left_out(trained, tmp_path):
+    from maskattn_kernels.segmentation.training.self_training import PseudoLabelled
+
+    images = write_images(tmp_path / "more", 4)
+    (images / "01.png").write_bytes(b"x")
+    teacher = Checkpoint.from_pretrained(trained)
+    learned = PseudoLabelled(teacher, images, confidence=0.01)
+    assert [learned[index].name for index in range(len(learned))] == ["00", "02", "03"]
+    (note,) = learned.notes
+    assert note.startswith("left out: ") and "01.png: not an image" in note
+    for path in images.iterdir():
+        path.write_bytes(b"x")
+    with pytest.raises(DataError, match=r"more: no image there can be read, such as .*00\.png"):
+        PseudoLabelled(teacher, images, confidence=0.01)

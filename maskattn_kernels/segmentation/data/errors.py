@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Errors about data that cannot be used, and notes about data that can."""
 
+import sys
+from collections.abc import Sequence
 from reprlib import Repr
 
-__all__ = ["DataError", "LayoutError", "Tally", "shown"]
+__all__ = ["DataError", "LayoutError", "Tally", "shown", "told"]
 
 _SHORT = Repr()
 _SHORT.maxlevel = 2
@@ -16,6 +18,20 @@ class DataError(ValueError):
 
 class LayoutError(DataError):
     """A folder or file that the layout of the data set must have is not there."""
+
+
+def told(failed: Sequence[str], most: int = 20) -> int:
+    """Print on stderr what a command had to leave out; returns its exit code: 1 if anything.
+
+    Args:
+        failed: a line for each file that cannot be used.
+        most: so many of them are printed.
+    """
+    for line in failed[:most]:
+        print(f"failed: {line}", file=sys.stderr)
+    if len(failed) > most:
+        print(f"failed: {len(failed) - most} more", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def shown(value: object) -> str:

@@ -4,7 +4,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from maskattn_kernels.common.command_line import Parser, count, positive, torch_device
 from maskattn_kernels.common.progress import Progress
 from maskattn_kernels.segmentation.checkpoints import Checkpoint, as_checkpoint
-from maskattn_kernels.segmentation.data.files import passed_over
+from maskattn_kernels.segmentation.data.errors import DataError, told
 from maskattn_kernels.segmentation.model.cost import measure_cost, peak_memory
 from maskattn_kernels.segmentation.prediction.frames import frames
 from maskattn_kernels.segmentation.prediction.writing import Writer
@@ -36,7 +36,8 @@ def predict(
 ) -> dict[str, Any]:
     """Segment a source of images, and write the results into a folder.
 
-    While the network computes, threads read the next images and write the results before.
+    While the network computes, threads read the next images and write the results before. An image
+    that cannot be read is left out and told; the others are written.
 
     Args:
         source: an image, a folder, a video, or the number of a camera; see `frames`.
@@ -46,17 +47,20 @@ def predict(
             classes, as the data set's own masks do.
         truth: folder of label PNGs of the same names, whose pixels are the classes' ids; panels
             then show the errors.
-        panels: how many images, from the first, get a panel.
+        panels: how many images get a panel, spread over the source; of a video or a camera, whose
+            end is not known, the first ones.
         batch_size: images that go through the network together.
         limit: stop after this many images; a camera never stops by itself.
         device: to compute on; "auto" = a GPU if there is one. The network stays there.
         progress: called with the number of images that are done, after each image.
 
     Returns:
-        the summary, as it is in ``summary.json``: rates, memory, and the network's cost.
+        the summary, as it is in ``summary.json``: rates, memory, and the network's cost; in
+        "failed" a line for each file that cannot be used, in "notes" what else was left out.
 
     Raises:
-        ValueError: source, checkpoint or truth cannot be used.
+        ValueError: source, checkpoint or truth cannot be used, or no image can be read.
+        KeyboardInterrupt: stopped, as is usual for a camera; the results so far are written.
         WriteError: the folder cannot be written to.
         ModuleNotFoundError: matplotlib is missing, which panels need.
 
@@ -76,35 +80,62 @@ def predict(
         ['labels', 'panoptic', 'panoptic.json', 'street.png', 'summary.json']
     """
     place = torch_device(device)
-    images = islice(frames(source), limit)
+    images = frames(source)
     loaded = as_checkpoint(checkpoint)
     loaded.network.to(place).eval()
     cost = measure_cost(loaded.network, loaded.size, batch_size)
-    start, done = time.perf_counter(), 0
-    results = loaded.segment_stream(images, batch_size=batch_size, device=place, attended=panels)
-    with Writer(Path(out), loaded.classes, panels=panels, truth=truth) as writer:
-        try:
-            for done, found in enumerate(results, start=1):
+    start, stop = time.perf_counter(), None
+    shown, failed = _spread(panels, images.count, limit), list[str]()
+    results = loaded.segment_stream(
+        islice(images, limit),
+        batch_size=batch_size,
+        device=place,
+        attended=shown,
+        failed=lambda error: failed.append(str(error)),
+    )
+    try:
+        with Writer(Path(out), loaded.classes, panels=shown, truth=truth) as writer:
+            for found in results:
                 writer.add(found)
                 if progress is not None:
-                    progress(done)
-        except KeyboardInterrupt:  # the usual end of a camera
-            print("\nstopped; writing the results so far", file=sys.stderr)
-    rate = done / (time.perf_counter() - start)
+                    progress(writer.count)
+            if failed and not writer.count:
+                raise DataError(_none_of(failed))
+    except KeyboardInterrupt as stopped:
+        stop = stopped
+    rate = writer.count / (time.perf_counter() - start)
     peak = peak_memory(place)
     summary = {
         "source": str(source),
         "checkpoint": None if isinstance(checkpoint, Checkpoint) else str(checkpoint),
-        "images": done,
+        "images": writer.count,
         "images_per_second": rate,
         "network": cost.as_dict(),
         "share_of_network_rate": rate / cost.images_per_second,
         "peak_memory_mb": None if peak is None else peak / 2**20,
         "device": str(place),
         "size": loaded.size,
+        "failed": failed + writer.failed,
+        "notes": images.notes,
     }
     writer.write_text("summary.json", json.dumps(summary, indent=2) + "\n")
+    if stop is not None:
+        raise type(stop)(f"stopped after {writer.count} images; their results are in {out}")
     return summary
+
+
+def _spread(panels: int, count: int | None, limit: int | None) -> Collection[int]:
+    """Places of ``panels`` images, as far apart as ``count`` images allow."""
+    if count is None:
+        return range(panels)
+    last = min(count, count if limit is None else limit) - 1
+    return {round(last * k / max(1, panels - 1)) for k in range(panels)}
+
+
+def _none_of(failed: Sequence[str]) -> str:
+    if len(failed) == 1:
+        return failed[0]
+    return f"source: none of {len(failed)} images can be read; the first: {failed[0]}"
 
 
 def summary_text(summary: dict[str, Any]) -> str:
@@ -146,9 +177,6 @@ def main(argv: Sequence[str]) -> int:
     add("--limit", type=positive, metavar="N", help="stop after N images")
     add("--device", default="auto", help="cpu, cuda, .. (default: a GPU if there is one)")
     given = parser.parse_args(argv)
-    folder = Path(given.source)
-    for note in passed_over(folder) if folder.is_dir() else ():
-        print(f"note: {note}", file=sys.stderr)
     with Progress() as progress:
         summary = predict(
             given.source,
@@ -163,4 +191,6 @@ def main(argv: Sequence[str]) -> int:
         )
     print(summary_text(summary))
     print(f"written: {given.out}")
-    return 0
+    for note in summary["notes"]:
+        print(f"note: {note}", file=sys.stderr)
+    return told(summary["failed"])

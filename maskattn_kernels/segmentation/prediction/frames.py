@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Images to predict, one after another: a file, a folder, frames of a video or of a camera."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy as np
 
 from maskattn_kernels.common.text import first_line
 from maskattn_kernels.segmentation.data.errors import DataError
-from maskattn_kernels.segmentation.data.files import image_files
+from maskattn_kernels.segmentation.data.files import image_files, passed_over
 from maskattn_kernels.segmentation.data.images import (
     count_frames,
     read_frames,
@@ -20,7 +22,7 @@ from maskattn_kernels.segmentation.data.images import (
 )
 from maskattn_kernels.segmentation.data.sample import Sample
 
-__all__ = ["frames"]
+__all__ = ["Frames", "frames"]
 
 VIDEO_ENDINGS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 
@@ -29,13 +31,32 @@ Read: TypeAlias = Callable[[], Sample]
 """Gives an image whose name is unique in its source; it may be called in any thread."""
 
 
-def frames(source: str | PathLike[str]) -> Iterator[Read]:
+@dataclass
+class Frames:
+    """The images of a source, as functions that read them; to be iterated once.
+
+    Attributes:
+        reads: the functions.
+        count: how many there are; None where only the end tells.
+        notes: lines on what is passed over or missing; complete after the last image.
+    """
+
+    reads: Iterable[Read]
+    count: int | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Read]:
+        return iter(self.reads)
+
+
+def frames(source: str | PathLike[str]) -> Frames:
     """All images of a source, as functions that read them.
 
     Args:
         source: an image file, also one of many frames (an animation, a TIFF of many pages); a
             folder of images, each of which is one image; a video (needs OpenCV or imageio with a
-            plugin for videos); a number: that camera (needs OpenCV), whose frames do not end.
+            plugin for videos); a number: that camera (needs OpenCV), whose frames do not end. A
+            file or folder whose name is a number comes before the camera.
 
     Raises:
         DataError: nothing there, an ending that is not known, or a package is missing.
@@ -53,11 +74,14 @@ def frames(source: str | PathLike[str]) -> Iterator[Read]:
         [('a', (6, 8, 3)), ('b', (6, 8, 3))]
     """
     source = fspath(source)
-    if source.isascii() and source.isdigit():
-        return _with_opencv(_opencv(f"camera {source}"), int(source), f"camera{source}")
     path = Path(source)
     if path.is_dir():
-        return _folder(path)
+        files = image_files(path)
+        reads = [partial(_file_sample, name, file) for name, file in files.items()]
+        return Frames(reads, len(reads), list(passed_over(path)))
+    if source.isascii() and source.isdigit() and not path.exists():
+        camera = _opencv(f"camera {source}")
+        return Frames(_with_opencv(camera, int(source), f"camera{source}", []))
     if not path.is_file():
         raise DataError(f"{source}: no such file or folder")
     if path.suffix.lower() in VIDEO_ENDINGS:
@@ -65,16 +89,16 @@ def frames(source: str | PathLike[str]) -> Iterator[Read]:
     return _file(path)
 
 
-def _folder(folder: Path) -> Iterator[Read]:
-    for name, file in image_files(folder).items():
-        yield partial(_file_sample, name, file)
-
-
-def _file(path: Path) -> Iterator[Read]:
+def _file(path: Path) -> Frames:
     try:
-        if count_frames(path) == 1:
-            yield partial(_file_sample, path.stem, path)
-            return
+        count = count_frames(path)
+    except DataError as error:
+        return Frames([partial(_fail, error)], 1)
+    return Frames([partial(_file_sample, path.stem, path)] if count == 1 else _film(path), count)
+
+
+def _film(path: Path) -> Iterator[Read]:
+    try:
         for number, pixels in enumerate(read_frames(path)):
             yield partial(Sample, f"{path.stem}-{number:06d}", pixels)
     except DataError as error:  # raised where it is read, after the images before it
@@ -89,12 +113,13 @@ def _fail(error: DataError) -> Sample:
     raise error
 
 
-def _video(path: Path) -> Iterator[Read]:
+def _video(path: Path) -> Frames:
+    notes: list[str] = []
     try:
         import cv2
     except ModuleNotFoundError:
-        return _with_imageio(path)
-    return _with_opencv(cv2, str(path), path.stem)
+        return Frames(_with_imageio(path, notes), notes=notes)
+    return Frames(_with_opencv(cv2, str(path), path.stem, notes), notes=notes)
 
 
 def _opencv(purpose: str) -> ModuleType:
@@ -105,31 +130,51 @@ def _opencv(purpose: str) -> ModuleType:
     return cv2
 
 
-def _with_opencv(cv2: ModuleType, source: int | str, name: str) -> Iterator[Read]:
+def _with_opencv(cv2: ModuleType, source: int | str, name: str, notes: list[str]) -> Iterator[Read]:
     capture = cv2.VideoCapture(source)
     if not capture.isOpened():
         raise DataError(f"{source}: OpenCV cannot open it")
     try:
+        declared = capture.get(cv2.CAP_PROP_FRAME_COUNT)  # of a camera: -1 or 0
         number = 0
         while True:
             there, picture = capture.read()
             if not there:
-                return
+                break
             pixels = np.ascontiguousarray(picture[..., ::-1])
             yield partial(Sample, f"{name}-{number:06d}", pixels)
             number += 1
     finally:
         capture.release()
+    if isinstance(source, str):
+        yield from _end(source, number, declared, notes)
 
 
-def _with_imageio(path: Path) -> Iterator[Read]:
+def _with_imageio(path: Path, notes: list[str]) -> Iterator[Read]:
     hint = "reading videos needs OpenCV; pip install opencv-python-headless"
     try:
         from imageio import v3
     except ModuleNotFoundError:
         raise DataError(f"{path}: {hint}") from None
+    declared, number = math.nan, 0
     try:
-        for number, picture in enumerate(v3.imiter(path)):
+        declared = v3.improps(path).n_images or math.nan
+        for picture in v3.imiter(path):
             yield partial(Sample, f"{path.stem}-{number:06d}", np.asarray(picture[..., :3]))
-    except (ImportError, OSError) as error:  # no plugin of imageio's takes it
-        raise DataError(f"{path}: {hint} (imageio: {first_line(error)})") from None
+            number += 1
+    except Exception as error:  # plugins raise whatever comes up
+        if not number:  # no plugin of imageio's takes it
+            raise DataError(f"{path}: {hint} (imageio: {first_line(error)})") from None
+        notes.append(f"{path}: cannot be read after frame {number - 1} ({first_line(error)})")
+    yield from _end(path, number, declared, notes)
+
+
+def _end(path: str | Path, number: int, declared: float, notes: list[str]) -> Iterator[Read]:
+    """Tell of a video that ends before its ``declared`` number of frames."""
+    if not number:
+        yield partial(_fail, DataError(f"{path}: no frame of this video can be read"))
+    elif math.isfinite(declared) and number < math.floor(declared):
+        notes.append(
+            f"{path}: {number} of {declared:.0f} frames could be read: the file breaks off, or a "
+            f"part of it is damaged and later frames have too low a number"
+        )

@@ -2,6 +2,7 @@
 """The files that ``maskattn predict`` leaves, written in a thread."""
 
 from collections import deque
+from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -31,16 +32,25 @@ class Writer:
             of the classes, as in the masks of the data set: PNGs of 8 bits, or of 16 where an id is
             above 255. If one is above 65535, labels are class numbers.
         classes: of the segmentations.
-        panels: how many images, from the first, get a panel.
+        panels: places of the images that get a panel.
         truth: folder of label PNGs, named as the images, with the classes' ids as pixels.
 
+    Attributes:
+        count: images so far.
+        failed: a line for each file of ``truth`` that cannot be used; its panel shows no errors.
+
     Raises:
-        DataError: there is no such folder ``truth``, or a file in it cannot be used.
+        DataError: there is no such folder ``truth``.
         WriteError: the folder cannot be written to.
     """
 
     def __init__(
-        self, out: Path, classes: Classes, *, panels: int = 0, truth: str | Path | None = None
+        self,
+        out: Path,
+        classes: Classes,
+        *,
+        panels: Collection[int] = (),
+        truth: str | Path | None = None,
     ) -> None:
         truth = None if truth is None else Path(truth)
         if truth is not None and not truth.is_dir():
@@ -53,6 +63,7 @@ class Writer:
         if self.values.dtype == np.uint8:
             self.palette[self.values[: len(classes)]] = classes.colors
         self.count = 0
+        self.failed: list[str] = []
         self.waiting: deque[Future] = deque()
         try:
             for folder in ("labels", "panels") if panels else ("labels",):
@@ -64,9 +75,8 @@ class Writer:
 
     def add(self, found: Segmentation) -> None:
         """Write the files of ``found``, soon; an error of an earlier image is raised here."""
-        with_panel = self.count < self.panels
         self.count += 1
-        self.waiting.append(self.thread.submit(self._write, found, with_panel))
+        self.waiting.append(self.thread.submit(self._write, found))
         while len(self.waiting) > WAITING or (self.waiting and self.waiting[0].done()):
             self.waiting.popleft().result()
 
@@ -79,32 +89,41 @@ class Writer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.thread.shutdown(wait=True, cancel_futures=error is not None)
-        if error is None:
+        # Whatever ends the work: what was computed is written, and the JSON lists it.
+        self.thread.shutdown(wait=True)
+        try:
             while self.waiting:
                 self.waiting.popleft().result()
             self.panoptic.close()
+        except WriteError:
+            if error is None:
+                raise
 
     def write_text(self, name: str, text: str) -> None:
         """Write ``text`` into the small file ``name`` at once."""
         replace_file(self.out / name, lambda path: path.write_text(text, encoding="utf-8"))
 
-    def _write(self, found: Segmentation, with_panel: bool) -> None:
+    def _write(self, found: Segmentation) -> None:
         try:
-            self._write_files(found, with_panel)
+            self._write_files(found)
         except OSError as error:
             name = error.filename or self.out
             raise WriteError(f"cannot write {name}: {error.strerror or error}") from None
 
-    def _write_files(self, found: Segmentation, with_panel: bool) -> None:
+    def _write_files(self, found: Segmentation) -> None:
         labels = Image.fromarray(self.values[found.semantic])
         if labels.mode == "L":
             labels.putpalette(self.palette.tobytes())
         # Label maps shrink well at the fastest level too.
         labels.save(self.out / "labels" / f"{found.name}.png", compress_level=1)
         self.panoptic.add(found.name, found.semantic, found.instance, found.scores.tolist())
-        if with_panel:
-            panel = draw_panel(found, self._truth(found.name, found.semantic.shape))
+        if found.place in self.panels:
+            try:
+                truth = self._truth(found.name, found.semantic.shape)
+            except DataError as error:
+                self.failed.append(str(error))
+                truth = None
+            panel = draw_panel(found, truth)
             panel.save(self.out / "panels" / f"{found.name}.png", compress_level=1)
 
     def _truth(self, name: str, shape: tuple[int, ...]) -> np.ndarray | None:

@@ -18,7 +18,7 @@ from maskattn_kernels.common.progress import Progress
 from maskattn_kernels.segmentation.checkpoints import Checkpoint, as_checkpoint
 from maskattn_kernels.segmentation.data.arguments import add_data_arguments, open_named
 from maskattn_kernels.segmentation.data.augmentation import Square
-from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.data.errors import DataError, told
 from maskattn_kernels.segmentation.data.opening import SPLITS
 from maskattn_kernels.segmentation.data.sample import Sample, SegmentationDataset
 from maskattn_kernels.segmentation.model.grouping import Panoptic
@@ -36,6 +36,7 @@ def evaluate(
     batch_size: int = 16,
     device: str | torch.device = "auto",
     progress: Callable[[int], object] | None = None,
+    failed: Callable[[DataError], object] | None = None,
 ) -> dict[str, Scores]:
     """Score a checkpoint on a labelled data set.
 
@@ -45,6 +46,8 @@ def evaluate(
         batch_size: images that go through the network together.
         device: to compute on; "auto" = a GPU if there is one. The network stays there.
         progress: called with the number of images that are done, after each batch.
+        failed: called with the error of each sample that cannot be read, in a thread; that sample
+            is left out. None = the error is raised.
 
     Returns:
         ``{"network size": scores, "original size": scores}``. At the first, labels are resized as
@@ -53,7 +56,8 @@ def evaluate(
         there is nothing to score.
 
     Raises:
-        DataError: other classes, no labels, or a sample that cannot be read.
+        DataError: other classes, no labels, or samples that cannot be read: the first one, or with
+            ``failed`` all of them.
         CheckpointError: the checkpoint cannot be read.
 
     Example:
@@ -73,7 +77,7 @@ def evaluate(
         for size in ("network size", "original size")
     }
     reads = (partial(_labelled, dataset, index) for index in range(len(dataset)))
-    results = checkpoint.segment_stream(reads, batch_size=batch_size, device=device)
+    results = checkpoint.segment_stream(reads, batch_size=batch_size, device=device, failed=failed)
     done = 0
     for batch in batched(results, batch_size):
         metrics["network size"].update(
@@ -86,6 +90,8 @@ def evaluate(
         done += len(batch)
         if progress is not None:
             progress(done)
+    if len(dataset) and not done:
+        raise DataError(f"dataset: none of its {len(dataset)} samples can be read and scored")
     return {
         size: {"mean": metric.compute(), "classes": metric.per_class()}
         for size, metric in metrics.items()
@@ -175,6 +181,7 @@ def main(argv: Sequence[str]) -> int:
     device = torch_device(given.device)
     checkpoint = Checkpoint.from_pretrained(given.checkpoint)
     dataset = open_named(given, given.split)
+    failed: list[str] = []
     with Progress() as progress:
         scores = evaluate(
             checkpoint,
@@ -182,17 +189,19 @@ def main(argv: Sequence[str]) -> int:
             batch_size=given.batch_size,
             device=device,
             progress=lambda done: progress.show(f"{done}/{len(dataset)} images"),
+            failed=lambda error: failed.append(str(error)),
         )
     print(tables(scores, checkpoint.size))
     report = {
         "checkpoint": given.checkpoint,
         "data": given.data,
         "split": given.split,
-        "images": len(dataset),
+        "images": len(dataset) - len(failed),
+        "failed": failed,
         "size": checkpoint.size,
         "scores": _without_nan(scores),
     }
     text = json.dumps(report, indent=2) + "\n"
     replace_file(given.out, lambda path: path.write_text(text, encoding="utf-8"))
     print(f"\nwritten: {given.out}")
-    return 0
+    return told(failed)

@@ -216,7 +216,7 @@ def _learn_from_unlabelled(config: Namespace, batches: Batches) -> None:
     pseudo = PseudoLabelled(
         teacher, Path(config.unlabelled), config.confidence, torch_device(device)
     )
-    for note in pseudo.images.notes:
+    for note in pseudo.notes:
         _say(f"note: {note}")
     _say(f"{len(pseudo)} images without labels; {pseudo.kept:.0%} of their pixels are sure enough")
     labelled = batches.dataset("train")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from maskattn_kernels.segmentation.checkpoints import Checkpoint
+from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.images import ImageFiles
 from maskattn_kernels.segmentation.data.sample import VOID, Sample, SegmentationDataset
 from maskattn_kernels.segmentation.model.label_sizes import resize_labels
@@ -28,8 +29,11 @@ class PseudoLabelled:
         confidence: 0 to 1.
         device: the teacher computes on.
 
+    Attributes:
+        notes: on files of the folder that are passed over or cannot be read.
+
     Raises:
-        DataError: no folder, no image in it, or one that cannot be read.
+        DataError: no folder, or no image in it that can be read.
     """
 
     def __init__(
@@ -39,15 +43,24 @@ class PseudoLabelled:
         confidence: float,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.images = ImageFiles(folder, checkpoint.classes)
+        self._images = ImageFiles(folder, checkpoint.classes)
         self.classes = checkpoint.classes
-        reads = (partial(self.images.__getitem__, index) for index in range(len(self.images)))
-        labels = [
-            np.stack([found.square_semantic, found.square_instance]).astype(np.uint8)
-            for found in checkpoint.segment_stream(reads, device=device, confidence=confidence)
-        ]
-        # Two bytes a pixel at the network's size: small enough to keep.
+        failed: list[str] = []
+        results = checkpoint.segment_stream(
+            (partial(self._images.__getitem__, index) for index in range(len(self._images))),
+            device=device,
+            confidence=confidence,
+            failed=lambda error: failed.append(str(error)),
+        )
+        self._places, labels = [], []
+        for found in results:
+            self._places.append(found.place)
+            # Four bytes a pixel at the network's size: small enough to keep.
+            labels.append(np.stack([found.square_semantic, found.square_instance]).astype(np.int16))
+        if not labels:
+            raise DataError(f"{folder}: no image there can be read, such as {failed[0]}")
         self.labels = torch.from_numpy(np.stack(labels))
+        self.notes = (*self._images.notes, *(f"left out: {line}" for line in failed))
 
     @property
     def kept(self) -> float:
@@ -55,13 +68,15 @@ class PseudoLabelled:
         return float((self.labels[:, 0] != VOID).float().mean())
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self._places)
 
     def __getitem__(self, index: int) -> Sample:
-        sample = self.images[index]
+        sample = self._images[self._places[index]]
         height, width = sample.image.shape[:2]
         semantic, instance = resize_labels(self.labels[index], (height, width)).numpy()
-        return replace(sample, semantic=semantic, instance=instance.astype(np.int32))
+        return replace(
+            sample, semantic=semantic.astype(np.uint8), instance=instance.astype(np.int32)
+        )
 
 
 class LabelledAndPseudo:
