@@ -42,6 +42,7 @@ from maskattn_kernels.segmentation.training.run_data import RunData
 from maskattn_kernels.segmentation.training.run_state import SafeStateIO, read_state, saved_batches
 from maskattn_kernels.segmentation.training.self_training import LabelledAndPseudo, PseudoLabelled
 from maskattn_kernels.segmentation.training.sync_norm import share_batch_norm
+from maskattn_kernels.segmentation.training.task import chosen_task
 
 __all__ = ["main", "run", "train"]
 
@@ -128,6 +129,8 @@ def _train(config: Namespace) -> dict[str, float]:
     out = Path(config.out)
     state_path, state = _saved_state(config, out)
     batches = _batches(config)
+    config.network.task, reason = chosen_task(config.network.task, batches)
+    _say(f"task: {config.network.task} ({reason})")
     module = _module(config, batches)
     writable_folder(out)
     stop = StopRequest()

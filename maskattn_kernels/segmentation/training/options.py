@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
@@ -96,7 +96,9 @@ def make_parser() -> ArgumentParser:
     )
     data.add_class_arguments(Batches, "data", skip={"seed"}, as_group=False)
     data.add_argument("--data.options", type=dict[str, Any], default={}, help="of the data set")
-    parser.add_class_arguments(SegmentationNetwork, "network", skip={"classes", "things"})
+    parser.add_class_arguments(SegmentationNetwork, "network", skip={"classes", "things", "task"})
+    add("--network.task", type=Literal["auto", "semantic", "instance", "panoptic"], default="auto",
+        help="auto: panoptic where objects of things are labelled, else semantic")  # fmt: skip
     parser.add_class_arguments(SegmentationLoss, "loss", skip={"things", "task"})
     parser.add_class_arguments(OptimizerOptions, "optimizer")
     parser.add_class_arguments(TrainerOptions, "trainer")
@@ -118,7 +120,7 @@ def parse(argv: Sequence[str]) -> Namespace:
         config = parser.parse_args(argv)
         if config.init_from:
             trained = Checkpoint.from_pretrained(config.init_from).network.config
-            known = config.network.as_dict()
+            known = config.network.as_dict().keys() - {"task"}  # that is for the data to allow
             defaults = {f"network.{k}": v for k, v in trained.items() if k in known}
             defaults["optimizer.muon_lr"] = OptimizerOptions.muon_lr / 4
             parser.set_defaults(defaults)
