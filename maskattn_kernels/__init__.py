@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Attention over selected tokens: exact, differentiable, O(N D) memory."""
 
+import maskattn_kernels.common.starting  # noqa: F401  # isort: skip  # before long imports
 from maskattn_kernels._version import __version__
 from maskattn_kernels.explanation import backends, explain
 from maskattn_kernels.functional import masked_attention

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The command ``maskattn``: a table of commands, each a module of its own with ``main(argv)``.
 
-Exit codes: 0 done, 1 failed while running, 2 wrong arguments or input, 130 interrupted. An error is
-one line on stderr, and with ``MASKATTN_DEBUG=1`` the traceback before it. Progress goes to stderr,
-results go to stdout.
+Exit codes: 0 done, 1 failed while running, 2 wrong arguments or input, 130 stopped by Ctrl-C, 143
+stopped by SIGTERM. An error is one line on stderr, and with ``MASKATTN_DEBUG=1`` the traceback
+before it. Progress goes to stderr, results go to stdout.
 """
 
 import importlib
@@ -17,6 +17,8 @@ from maskattn_kernels import __version__
 from maskattn_kernels.common.command_line import Parser
 from maskattn_kernels.common.errors import CommandError
 from maskattn_kernels.common.extras import missing_package
+from maskattn_kernels.common.failures import known_failure
+from maskattn_kernels.common.signals import Terminated, exit_code, handle, raise_interrupt
 
 
 class Command(NamedTuple):
@@ -81,7 +83,9 @@ def run(command: Command, argv: Sequence[str]) -> int:
         CommandError: a package is not installed that an extra brings.
     """
     try:
-        return importlib.import_module(f"maskattn_kernels.{command.module}").main(argv)
+        module = importlib.import_module(f"maskattn_kernels.{command.module}")
+        with handle(raise_interrupt):
+            return module.main(argv)
     except ModuleNotFoundError as error:  # some are imported only when they are needed
         raise CommandError(f"cannot run: {missing_package(error, command.extra)}") from None
 
@@ -100,8 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(COMMANDS[words[0]], words[1:])
     except KeyboardInterrupt as stop:
-        print(f"{name}: {str(stop) or 'interrupted'}", file=sys.stderr)
-        return 130
+        what = "terminated" if isinstance(stop, Terminated) else "interrupted"
+        print(f"{name}: {str(stop) or what}", file=sys.stderr)
+        return exit_code(stop)
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -113,6 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, ValueError | CommandError):
             print(f"{name}: {text}", file=sys.stderr)
             return 2 if isinstance(error, ValueError) else 1
+        if known := known_failure(error):
+            print(f"{name}: {known}", file=sys.stderr)
+            return 1
         where = "" if debug else " (MASKATTN_DEBUG=1 shows where)"
         print(f"{name}: {type(error).__name__}: {text}{where}", file=sys.stderr)
         return 1

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from maskattn_kernels.common.signals import SIGNALS
 from maskattn_kernels.segmentation.data.augmentation import Augmentation, Square, fit
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.judge import differing
@@ -159,7 +160,7 @@ class Batches:
             num_workers=self.workers,
             collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_ignore_ctrl_c,
+            worker_init_fn=_ignore_signals,
             **options,
         )
 
@@ -202,6 +203,8 @@ def _collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-def _ignore_ctrl_c(worker: int) -> None:
-    """A terminal sends Ctrl-C to the loading processes as well; the training process ends them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _ignore_signals(worker: int) -> None:
+    """Terminals and schedulers send signals to the loading processes as well; the training process
+    ends them."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
