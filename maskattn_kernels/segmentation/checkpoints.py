@@ -34,7 +34,8 @@ __all__ = ["Checkpoint", "CheckpointError", "as_checkpoint", "load_matching"]
 
 WEIGHTS, CONFIG, FORMAT = "model.safetensors", "config.json", 1
 #: What depends on classes, task and selector; all else is common to one width and depth.
-OWN = ("unet.head.", "coarse_heads.", "objects.", ".mask_head.", ".query_head.", ".selector.")
+CLASS_HEADS = ("unet.head.", "coarse_heads.")
+OWN = (*CLASS_HEADS, "objects.", ".mask_head.", ".query_head.", ".selector.")
 
 
 class CheckpointError(ValueError):
@@ -350,12 +351,18 @@ def _weights_file(source: str | Path) -> Path:
         ) from None
 
 
-def load_matching(network: SegmentationNetwork, trained: SegmentationNetwork) -> list[str]:
+def load_matching(
+    network: SegmentationNetwork,
+    trained: SegmentationNetwork,
+    rows: Mapping[int, int] | None = None,
+) -> list[str]:
     """Copy a trained network's weights into one for other classes; its own heads stay new.
 
     Args:
         network: is changed.
         trained: of the same width and depth; its classes and task may be others.
+        rows: class number of the network to that of the same class of ``trained``; other classes
+            stay new. None = the classes are the same ones if there are as many.
 
     Returns:
         names of the tensors that did not fit and stay as they were: of heads and selectors only.
@@ -363,7 +370,13 @@ def load_matching(network: SegmentationNetwork, trained: SegmentationNetwork) ->
     Raises:
         CheckpointError: a tensor outside the heads does not fit: another width or depth.
     """
-    own, theirs = network.state_dict(), trained.state_dict()
+    own, theirs = network.state_dict(), dict(trained.state_dict())
+    if rows is not None:
+        for name in [n for n in own if n.startswith(CLASS_HEADS)]:
+            old = theirs.pop(name, None)
+            if old is not None and rows and old.shape[1:] == own[name].shape[1:]:
+                theirs[name] = own[name].clone()
+                theirs[name][list(rows.keys())] = old[list(rows.values())]
     fits = {
         name: tensor
         for name, tensor in theirs.items()

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What happens beside training: progress on stderr, saved state, and a stop by Ctrl-C."""
+"""What happens beside training: progress on stderr, saved state, and a stop by a signal."""
 
 import math
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,37 +15,54 @@ from typing import Any
 import pytorch_lightning as pl
 
 from maskattn_kernels.common.progress import Progress
+from maskattn_kernels.common.signals import SIGNALS, Terminated, handle
 from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.training.module import SegmentationModule, main_score
+from maskattn_kernels.segmentation.training.processes import say
 
 __all__ = ["SaveState", "ShowProgress", "StopRequest", "Stopped"]
 
 
 class Stopped(Exception):
-    """Training was stopped by Ctrl-C after its state was saved."""
+    """Training was stopped by a signal after its state was saved."""
 
 
 class StopRequest:
-    """Ctrl-C as a request, honoured between two steps; a second one interrupts at once."""
+    """Ctrl-C or SIGTERM as a request that is honoured between two steps.
+
+    A second signal ends the process at once.
+    """
 
     def __init__(self) -> None:
-        self.made = False
+        self.signal: int | None = None
+
+    @property
+    def made(self) -> bool:
+        """Whether there was a signal."""
+        return self.signal is not None
 
     @contextmanager
     def listen(self) -> Iterator[None]:
-        """Take over SIGINT for the time of the context."""
-
-        def on_signal(number: int, frame: FrameType | None) -> None:
-            if self.made:
-                signal.default_int_handler(number, frame)
-            self.made = True
-            print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
-
-        before = signal.signal(signal.SIGINT, on_signal)
-        try:
+        """Take over both signals for the time of the context."""
+        with handle(self._take):
+            self._handlers = {number: signal.getsignal(number) for number in SIGNALS}
             yield
-        finally:
-            signal.signal(signal.SIGINT, before)
+
+    def listen_again(self) -> None:
+        """After Lightning has put a handler of its own in place, which ends the run unsaved."""
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
+
+    def interrupt(self, message: str) -> KeyboardInterrupt:
+        """What the stopped run raises; its class tells the exit code."""
+        kind = KeyboardInterrupt if self.signal == signal.SIGINT else Terminated
+        return kind(message)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        line = "stopping after this step; a second signal stops at once"
+        say(f"\n{line}" if sys.stderr.isatty() else line)
 
 
 class SaveState(pl.Callback):
@@ -65,9 +83,10 @@ class SaveState(pl.Callback):
         self.every, self.stop, self.log_every = every, stop, log_every
         self.best: tuple[bool, float] | None = None
         self.stopping = False
+        self.row: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best, "row": self.row}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
@@ -80,7 +99,16 @@ class SaveState(pl.Callback):
             return
         self.stopping = self._stop_requested(trainer)
         if self.stopping or (self.every and trainer.global_step % self.every == 0):
+            # Lightning logs this step only later, and a kill in between must not lose its row.
+            due = trainer.global_step % self.log_every == 0
+            self.row = {k: float(v) for k, v in trainer.logged_metrics.items()} if due else {}
             trainer.save_checkpoint(self.path)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.stop.listen_again()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.stop.listen_again()
 
     def on_train_batch_start(self, trainer: pl.Trainer, *batch: Any) -> None:
         if self.stopping:  # only now: the row of the step before is in the log
@@ -93,6 +121,7 @@ class SaveState(pl.Callback):
         if self.best is None or rank > self.best:
             self.best = rank
             save_network(trainer, pl_module, self.best_folder)
+        self.row = {}
         trainer.save_checkpoint(self.path)
         if self._stop_requested(trainer) and trainer.global_step < trainer.max_steps:
             raise Stopped(trainer.global_step)

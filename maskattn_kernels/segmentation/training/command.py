@@ -5,28 +5,22 @@ The folder holds ``config.yaml`` (every option as it was), ``train.csv`` and ``v
 ``tensorboard/``, ``last.ckpt`` (state to resume from), ``best/`` and ``final/`` (checkpoints).
 """
 
-import json
 import logging
-import os
-import sys
+import shlex
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from jsonargparse import Namespace
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from maskattn_kernels.common.command_line import torch_device, writable_folder
-from maskattn_kernels.segmentation.checkpoints import Checkpoint, load_matching
-from maskattn_kernels.segmentation.data.batches import Batches
-from maskattn_kernels.segmentation.data.errors import DataError
-from maskattn_kernels.segmentation.data.findings import survey
-from maskattn_kernels.segmentation.data.opening import SPLITS
-from maskattn_kernels.segmentation.model.losses import SegmentationLoss
-from maskattn_kernels.segmentation.model.network import SegmentationNetwork
+from maskattn_kernels.common.atomic import replace_file
+from maskattn_kernels.common.text import one_line
+from maskattn_kernels.segmentation.checkpoints import Checkpoint, CheckpointError
+from maskattn_kernels.segmentation.training.building import make_batches, make_module
 from maskattn_kernels.segmentation.training.callbacks import (
     SaveState,
     ShowProgress,
@@ -35,24 +29,25 @@ from maskattn_kernels.segmentation.training.callbacks import (
     save_network,
 )
 from maskattn_kernels.segmentation.training.csv_log import CSVLog
-from maskattn_kernels.segmentation.training.finite import StopIfNotFinite
-from maskattn_kernels.segmentation.training.module import OptimizerOptions, SegmentationModule
-from maskattn_kernels.segmentation.training.options import ConfigError, as_arguments, parse, to_yaml
+from maskattn_kernels.segmentation.training.finite import Diverged, StopIfNotFinite
+from maskattn_kernels.segmentation.training.options import as_arguments, parse, to_yaml
+from maskattn_kernels.segmentation.training.processes import say
+from maskattn_kernels.segmentation.training.resume import (
+    check_data,
+    check_processes,
+    run_identity,
+    saved_state,
+)
 from maskattn_kernels.segmentation.training.run_data import RunData
-from maskattn_kernels.segmentation.training.run_state import SafeStateIO, read_state, saved_batches
-from maskattn_kernels.segmentation.training.self_training import LabelledAndPseudo, PseudoLabelled
+from maskattn_kernels.segmentation.training.run_folder import MARK, claimed
+from maskattn_kernels.segmentation.training.run_state import (
+    SafeStateIO,
+    check_weights,
+    saved_batches,
+)
 from maskattn_kernels.segmentation.training.sync_norm import share_batch_norm
-from maskattn_kernels.segmentation.training.task import chosen_task
 
 __all__ = ["main", "run", "train"]
-
-#: Images of each split whose labels are read and judged before training.
-LABELS_READ = 100
-
-#: Sections that a resumed run must share with the one that was stopped.
-FIXED = ("seed", "steps", "data", "network", "loss", "optimizer", "freeze_encoder", "unlabelled")
-#: Of those, what may differ: it changes no result.
-FREE = ("data.workers", "data.root")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -127,52 +122,68 @@ def run(config: Namespace) -> dict[str, float]:
 
 def _train(config: Namespace) -> dict[str, float]:
     out = Path(config.out)
-    state_path, state = _saved_state(config, out)
-    batches = _batches(config)
-    config.network.task, reason = chosen_task(config.network.task, batches)
-    _say(f"task: {config.network.task} ({reason})")
-    module = _module(config, batches)
-    writable_folder(out)
+    state_path, state = saved_state(config, out)
+    goes_on = state_path is not None and state_path.resolve() == (out / "last.ckpt").resolve()
+    with claimed(out, resume=goes_on):
+        if goes_on and state["global_step"] == config.steps and (out / "final").is_dir():
+            say(
+                f"{out}: all {config.steps} steps are done; to train on, start a new run with "
+                f"--init_from {out / 'final'} --out ANOTHER"
+            )
+            return Checkpoint.from_pretrained(out / "final").metrics
+        return _train_in(out, config, state_path, state)
+
+
+def _train_in(
+    out: Path, config: Namespace, state_path: Path | None, state: dict[str, Any]
+) -> dict[str, float]:
+    batches = make_batches(config)
+    if state_path is not None:
+        check_data(batches, state["run"])
+    module = make_module(config, batches, run_identity(config, batches))
     stop = StopRequest()
-    trainer = _trainer(config, out, batches.batch_size, stop, int(state.get("global_step", 0)))
+    trainer = _trainer(config, out, batches.batch_size, stop, state)
+    module.run["processes"] = str(trainer.world_size)
+    if state_path is not None:
+        check_processes(trainer.world_size, state["run"])
+        check_weights(state, state_path, module)
+        say(f"resuming {state_path} after step {state['global_step']} of {config.steps}, in {out}")
     if trainer.world_size > 1:
         share_batch_norm(module.network)
     if trainer.is_global_zero:
-        (out / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        text = f"{MARK}\n{to_yaml(config)}"
+        replace_file(out / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
     total = config.steps * config.trainer.accumulate_grad_batches
     data = RunData(batches, total, start=saved_batches(state) if state else 0)
     try:
         with stop.listen():
             trainer.fit(module, datamodule=data, ckpt_path=state_path, weights_only=True)
+            module.restoring = False
             if module.scored_at != trainer.global_step:  # no validation was due at the last step
                 trainer.validate(module, datamodule=data, verbose=False)
-    except Stopped as stopped:
-        raise KeyboardInterrupt(
-            f"stopped after step {stopped}; resume with: "
-            f"maskattn train --config {out / 'config.yaml'} --ckpt_path last"
+    except (Stopped, Diverged, SIGTERMException) as error:
+        if not trainer.is_global_zero:
+            raise SystemExit(0) from None  # the first process speaks, and ends as all of them do
+        if isinstance(error, Diverged):
+            raise
+        resume = shlex.join(["--config", str(out / "config.yaml"), "--ckpt_path", "last"])
+        raise stop.interrupt(
+            f"stopped after step {trainer.global_step}; resume with: maskattn train {resume}"
         ) from None
+    except Exception as error:
+        if module.restoring:
+            raise CheckpointError(f"{state_path}: cannot be restored: {one_line(error)}") from error
+        raise
     save_network(trainer, module, out / "final")
     return module.scores
 
 
-def _saved_state(config: Namespace, out: Path) -> tuple[Path | None, dict[str, Any]]:
-    """The file to resume from, and what it holds; None and nothing for a new run."""
-    if config.ckpt_path is None:
-        if (out / "last.ckpt").exists() and "LOCAL_RANK" not in os.environ:
-            raise ConfigError(
-                f"out: {out} holds a run; resume it with --ckpt_path last, or choose another folder"
-            )
-        return None, {}
-    path = out / "last.ckpt" if config.ckpt_path == "last" else Path(config.ckpt_path)
-    state = read_state(path)
-    _check_same(config, state)
-    return path, state
-
-
 def _trainer(
-    config: Namespace, out: Path, batch_size: int, stop: StopRequest, resumed_at: int
+    config: Namespace, out: Path, batch_size: int, stop: StopRequest, state: dict[str, Any]
 ) -> pl.Trainer:
     options = config.trainer
+    saver = SaveState(out, config.save_every, stop, config.log_every)
+    last_row = state["callbacks"]["SaveState"]["row"] if state else None
     return pl.Trainer(
         accelerator=options.accelerator,
         devices=options.devices,
@@ -192,10 +203,10 @@ def _trainer(
         callbacks=[
             ShowProgress(config.steps, batch_size, config.log_every),
             StopIfNotFinite(config.log_every, _rates(config)),
-            SaveState(out, config.save_every, stop, config.log_every),
+            saver,
         ],
         logger=[
-            CSVLog(out, resumed_at),
+            CSVLog(out, state.get("global_step", 0), last_row),
             TensorBoardLogger(out, name=None, version="tensorboard"),
         ],
         plugins=[SafeStateIO()],
@@ -208,86 +219,3 @@ def _trainer(
 def _rates(config: Namespace) -> dict[str, float]:
     names = ("lr", "muon_lr") if config.optimizer.name == "muon" else ("lr",)
     return {f"optimizer.{name}": config.optimizer[name] for name in names}
-
-
-def _learn_from_unlabelled(config: Namespace, batches: Batches) -> None:
-    """Add the images of ``--unlabelled``, with labels by the checkpoint of ``--init_from``."""
-    teacher = Checkpoint.from_pretrained(config.init_from)
-    if teacher.classes.names != batches.classes.names:
-        raise ConfigError("unlabelled: the checkpoint of --init_from has other classes")
-    device = "cpu" if config.trainer.accelerator == "cpu" else "auto"
-    pseudo = PseudoLabelled(
-        teacher, Path(config.unlabelled), config.confidence, torch_device(device)
-    )
-    for note in pseudo.notes:
-        _say(f"note: {note}")
-    _say(f"{len(pseudo)} images without labels; {pseudo.kept:.0%} of their pixels are sure enough")
-    labelled = batches.dataset("train")
-    batches.train_with(LabelledAndPseudo(labelled, batches.labelled(), pseudo))
-
-
-def _batches(config: Namespace) -> Batches:
-    arguments = config.data.as_dict()
-    options = arguments.pop("options")
-    batches = Batches(**arguments, seed=config.seed, **options)
-    batches.open()
-    _judge_labels(batches)
-    if config.unlabelled:
-        _learn_from_unlabelled(config, batches)
-    return batches
-
-
-def _judge_labels(batches: Batches) -> None:
-    """Look at some labels of files, so that a run that cannot learn ends before it starts."""
-    if batches.root is None or "LOCAL_RANK" in os.environ:
-        return
-    sets = {split: batches.dataset(split) for split in SPLITS}
-    found = survey(sets, LABELS_READ, {"train": batches.labelled()})
-    for note in found.notes:
-        _say(f"note: {note}")
-    for fault in found.faults:
-        raise DataError(f"{batches.root}: {fault}")
-
-
-def _module(config: Namespace, batches: Batches) -> SegmentationModule:
-    torch.manual_seed(config.seed)
-    classes = batches.classes
-    network = SegmentationNetwork(len(classes), classes.things, **config.network.as_dict())
-    options = config.loss.as_dict()
-    if options["keep"] is None and config.network.selector in ("threshold", "gumbel"):
-        options["keep"] = config.network.keep  # without this loss they select too much
-    loss = SegmentationLoss(classes.things, network.task, **options)
-    if config.init_from:
-        trained = Checkpoint.from_pretrained(config.init_from)
-        new = load_matching(network, trained.network)
-        _say(f"weights of {config.init_from}; new: {', '.join(new) or 'none'}")
-    return SegmentationModule(
-        network,
-        loss,
-        classes,
-        steps=config.steps,
-        seed=config.seed,
-        optimizer=OptimizerOptions(**config.optimizer.as_dict()),
-        freeze_encoder=config.freeze_encoder,
-        size=batches.size,
-        run=_run_options(config),
-    )
-
-
-def _check_same(config: Namespace, state: dict[str, Any]) -> None:
-    """A resumed run gives the result of an unbroken one only if it is the same run."""
-    before = state.get("run", {})
-    for name, value in _run_options(config).items():
-        if before.get(name, value) != value:
-            raise ConfigError(f"{name}: the run to resume has {before[name]}, got {value}")
-
-
-def _run_options(config: Namespace) -> dict[str, str]:
-    """The options that decide a run's result, by name, as text."""
-    plain = {name: value for name, value in vars(config.as_flat()).items() if name not in FREE}
-    return {n: json.dumps(v, default=str) for n, v in plain.items() if n.split(".")[0] in FIXED}
-
-
-def _say(text: str) -> None:
-    if "LOCAL_RANK" not in os.environ:
-        print(text, file=sys.stderr, flush=True)

@@ -9,6 +9,8 @@ from typing import Any
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from maskattn_kernels.common.atomic import replace_file
+
 __all__ = ["CSVLog", "read_log"]
 
 
@@ -21,14 +23,24 @@ class CSVLog(Logger):
     Args:
         folder: of the tables; must exist.
         resumed_at: step from which the run is resumed; 0 = a new run.
+        last_row: of ``train.csv``, for the step ``resumed_at``; a kill may have come between the
+            saved state and this row.
     """
 
-    def __init__(self, folder: Path, resumed_at: int = 0) -> None:
+    def __init__(
+        self, folder: Path, resumed_at: int = 0, last_row: dict[str, float] | None = None
+    ) -> None:
         super().__init__()
         self.folder = folder
         self.columns: dict[str, list[str]] = {}
-        for table in ("train", "validation"):
-            self._cut(folder / f"{table}.csv", resumed_at)
+        self._take_up(resumed_at, last_row)
+
+    @rank_zero_only
+    def _take_up(self, resumed_at: int, last_row: dict[str, float] | None) -> None:
+        self._cut("validation", resumed_at)
+        is_there = self._cut("train", resumed_at)
+        if last_row and not is_there:
+            self.log_metrics(last_row, resumed_at - 1)
 
     @property
     def name(self) -> str:
@@ -56,18 +68,24 @@ class CSVLog(Logger):
                 writer.writeheader()
             writer.writerow(row)
 
-    def _cut(self, path: Path, resumed_at: int) -> None:
+    def _cut(self, table: str, resumed_at: int) -> bool:
+        """Remove the rows that will be written again; whether the last row left is of that step."""
+        path = self.folder / f"{table}.csv"
         if not path.exists():
-            return
-        rows = read_log(path) if resumed_at else []
-        kept = [row for row in rows if row["step"] <= resumed_at]
-        path.unlink()
-        if kept:
-            with open(path, "w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, list(kept[0]))
-                writer.writeheader()
-                writer.writerows(kept)
-            self.columns[path.stem] = list(kept[0])
+            return False
+        kept = [row for row in _rows(path) if resumed_at and float(row["step"]) <= resumed_at]
+        if not kept:
+            path.unlink()
+            return False
+        self.columns[table] = list(kept[0])
+        replace_file(path, lambda temporary: self._write(temporary, kept))
+        return float(kept[-1]["step"]) == resumed_at
+
+    def _write(self, path: Path, rows: list[dict[str, str]]) -> None:
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
@@ -82,9 +100,9 @@ def read_log(path: Path) -> list[dict[str, float]]:
         >>> read_log(folder / "train.csv")
         [{'step': 10.0, 'loss/loss': 0.5}]
     """
-    rows = []
+    return [{name: float(value) for name, value in row.items()} for row in _rows(path)]
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
     with open(path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if None not in row.values():
-                rows.append({name: float(value) for name, value in row.items()})
-    return rows
+        return [row for row in csv.DictReader(file) if None not in row.values()]

@@ -92,6 +92,7 @@ class SegmentationModule(pl.LightningModule):
         self.metrics = SegmentationMetrics(classes, network.task)
         self.scores: dict[str, float] = {}
         self.scored_at = 0
+        self.restoring = False
         self.frozen = encoder_parts(network) if freeze_encoder else []
         for part in self.frozen:
             part.requires_grad_(False).eval()
@@ -164,6 +165,19 @@ class SegmentationModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["run"] = self.run
+        checkpoint["scores"] = {"at": self.scored_at, "values": self.scores}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.restoring = True
+        self.scores, self.scored_at = checkpoint["scores"]["values"], checkpoint["scores"]["at"]
+
+    def on_train_start(self) -> None:
+        for optimizer in self.trainer.optimizers:
+            for parameter, state in optimizer.state.items():
+                for name, value in state.items():
+                    if value.ndim and value.shape != parameter.shape:
+                        raise ValueError(f"{name} of the optimizer has another shape")
+        self.restoring = False
 
     def checkpoint(self) -> Checkpoint:
         """The network with its weights of now, for use without Lightning."""

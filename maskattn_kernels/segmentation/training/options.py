@@ -83,8 +83,8 @@ def make_parser() -> ArgumentParser:
     add("--save_every", type=int, default=100, help="steps between saved states; 0: at validations")
     add("--log_every", type=int, default=10, help="steps between rows of the log")
     add("--ckpt_path", type=str | None, default=None, help="resume: 'last', or a .ckpt file")
-    add("--init_from", type=str | None, default=None, help="checkpoint to start from; heads of "
-        "other classes are new; width, depth and the like are taken from it")  # fmt: skip
+    add("--init_from", type=str | None, default=None, help="checkpoint to start from; a class "
+        "of another name is new; width, depth and the like are taken from it")  # fmt: skip
     add("--freeze_encoder", type=bool, default=False, help="train the decoder and heads only")
     add("--unlabelled", type=str | None, default=None, help="folder of images without labels: "
         "learn from what --init_from predicts there")  # fmt: skip

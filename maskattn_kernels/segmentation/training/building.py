@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Data, network and loss of a run, from its options."""
+
+from pathlib import Path
+
+import torch
+from jsonargparse import Namespace
+
+from maskattn_kernels.common.command_line import torch_device
+from maskattn_kernels.segmentation.checkpoints import Checkpoint, load_matching
+from maskattn_kernels.segmentation.data.batches import Batches
+from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.data.findings import survey
+from maskattn_kernels.segmentation.data.opening import SPLITS
+from maskattn_kernels.segmentation.data.sample import Classes
+from maskattn_kernels.segmentation.model.losses import SegmentationLoss
+from maskattn_kernels.segmentation.model.network import SegmentationNetwork
+from maskattn_kernels.segmentation.training.module import OptimizerOptions, SegmentationModule
+from maskattn_kernels.segmentation.training.options import ConfigError
+from maskattn_kernels.segmentation.training.processes import is_first_process, say
+from maskattn_kernels.segmentation.training.resume import differing_classes
+from maskattn_kernels.segmentation.training.self_training import LabelledAndPseudo, PseudoLabelled
+from maskattn_kernels.segmentation.training.task import chosen_task
+
+__all__ = ["make_batches", "make_module"]
+
+#: Images of each split whose labels are read and judged before training.
+LABELS_READ = 100
+
+
+def make_batches(config: Namespace) -> Batches:
+    """The data of a run, opened and judged; the task of the config becomes one that they allow.
+
+    Raises:
+        DataError, ConfigError: they cannot be used.
+    """
+    arguments = config.data.as_dict()
+    options = arguments.pop("options")
+    batches = Batches(**arguments, seed=config.seed, **options)
+    batches.open()
+    _judge_labels(batches)
+    config.network.task, reason = chosen_task(config.network.task, batches)
+    say(f"task: {config.network.task} ({reason})")
+    return batches
+
+
+def make_module(
+    config: Namespace, batches: Batches, identity: dict[str, str]
+) -> SegmentationModule:
+    """What is trained.
+
+    Args:
+        config: of the run; its task is known.
+        batches: from `make_batches`.
+        identity: kept in saved states, see `run_identity`.
+
+    Raises:
+        ConfigError, CheckpointError: an option or the checkpoint of ``init_from`` does not fit.
+    """
+    torch.manual_seed(config.seed)
+    classes = batches.classes
+    network = SegmentationNetwork(len(classes), classes.things, **config.network.as_dict())
+    options = config.loss.as_dict()
+    if options["keep"] is None and config.network.selector in ("threshold", "gumbel"):
+        options["keep"] = config.network.keep  # without this loss they select too much
+    loss = SegmentationLoss(classes.things, network.task, **options)
+    if config.init_from:
+        trained = Checkpoint.from_pretrained(config.init_from)
+        _take_weights(config.init_from, network, classes, trained)
+        if config.unlabelled:
+            _learn_from_unlabelled(config, batches, trained)
+    return SegmentationModule(
+        network,
+        loss,
+        classes,
+        steps=config.steps,
+        seed=config.seed,
+        optimizer=OptimizerOptions(**config.optimizer.as_dict()),
+        freeze_encoder=config.freeze_encoder,
+        size=batches.size,
+        run=identity,
+    )
+
+
+def _take_weights(
+    source: str, network: SegmentationNetwork, classes: Classes, trained: Checkpoint
+) -> None:
+    """Start from the weights of a checkpoint; a class keeps those of the class of its name."""
+    there = {name: number for number, name in enumerate(trained.classes.names)}
+    rows = {n: there[name] for n, name in enumerate(classes.names) if name in there}
+    new = load_matching(network, trained.network, rows)
+    say(f"weights of {source}; new: {', '.join(new) or 'none'}")
+    if classes.names != trained.classes.names:
+        parts = {
+            "kept": [classes.names[number] for number in rows],
+            "new": [name for name in classes.names if name not in there],
+            "left out": [name for name in trained.classes.names if name not in classes.names],
+        }
+        told = (f"{what} {', '.join(names) or 'none'}" for what, names in parts.items())
+        say(f"classes by name: {'; '.join(told)}")
+
+
+def _judge_labels(batches: Batches) -> None:
+    """Look at some labels of files, so that a run that cannot learn ends before it starts."""
+    if batches.root is None or not is_first_process():
+        return
+    sets = {split: batches.dataset(split) for split in SPLITS}
+    found = survey(sets, LABELS_READ, {"train": batches.labelled()})
+    for note in found.notes:
+        say(f"note: {note}")
+    for fault in found.faults:
+        raise DataError(f"{batches.root}: {fault}")
+
+
+def _learn_from_unlabelled(config: Namespace, batches: Batches, teacher: Checkpoint) -> None:
+    """Add the images of ``--unlabelled``, with labels by the checkpoint of ``--init_from``."""
+    theirs = teacher.classes
+    differing = differing_classes(theirs.names, theirs.is_thing, batches.classes)
+    if differing:
+        raise ConfigError(
+            f"unlabelled: the checkpoint of --init_from has other classes ({differing}); train it "
+            "with those of the data first"
+        )
+    device = "cpu" if config.trainer.accelerator == "cpu" else "auto"
+    pseudo = PseudoLabelled(
+        teacher, Path(config.unlabelled), config.confidence, torch_device(device)
+    )
+    for note in pseudo.notes:
+        say(f"note: {note}")
+    say(f"{len(pseudo)} images without labels; {pseudo.kept:.0%} of their pixels are sure enough")
+    labelled = batches.dataset("train")
+    batches.train_with(LabelledAndPseudo(labelled, batches.labelled(), pseudo))
