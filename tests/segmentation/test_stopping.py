@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """SIGTERM and Ctrl-C: a run saves its state and says how to resume; a second signal ends it."""
 
+import json
 import os
 import shlex
 import signal
@@ -12,13 +13,14 @@ from pathlib import Path
 
 import pytest
 from repository import ROOT
-from segmentation_runs import tiny_arguments
+from segmentation_runs import tiny_arguments, tiny_checkpoint, write_images
 
 from maskattn_kernels import cli
 from maskattn_kernels.common.signals import Terminated
 from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
+from maskattn_kernels.segmentation.prediction.writing import Writer
 from maskattn_kernels.segmentation.scoring.metrics import SegmentationMetrics
 from maskattn_kernels.segmentation.training import command as training
 from maskattn_kernels.segmentation.training.module import SegmentationModule
@@ -111,6 +113,22 @@ def test_eval_ends_in_one_line(number, code, word, tmp_path, monkeypatch, capsys
     assert cli.main(["eval", *more, *data]) == code
     assert capsys.readouterr().err == f"maskattn eval: {word}\n"
     assert not (tmp_path / "eval.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"]
+)
+def test_predict_keeps_what_is_done(number, code, tmp_path, monkeypatch, capsys):
+    tiny_checkpoint(tmp_path / "trained")
+    images = write_images(tmp_path / "images", 8)
+    out = tmp_path / "out"
+    interrupt(monkeypatch, Writer, "add", number, call=3)
+    more = ("--checkpoint", str(tmp_path / "trained"), "--out", str(out), "--batch_size", "2")
+    assert cli.main(["predict", str(images), *more, "--panels", "0"]) == code
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("maskattn predict: stopped after 2 images; their results are in")
+    assert json.loads((out / "summary.json").read_text())["images"] == 2
+    assert len(list((out / "labels").iterdir())) == 2
 
 
 @pytest.mark.parametrize(
