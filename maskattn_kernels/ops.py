@@ -84,22 +84,30 @@ def attention(
     try:
         return function(*qkv, *query_index, *key_index, key_bias, scale)
     except RuntimeError as error:
-        if str(error).startswith(_BAD_LISTS):  # a compiled library can raise no other class
-            raise ValueError(str(error)) from None
         named = {
-            "query": query, "key": key, "value": value, "key_bias": key_bias,
+            "query": query, "key": key, "value": value,
             "query_mask": query_index[0], "key_mask": key_index[0],
         }  # fmt: skip
-        for name, t in named.items():
-            if t is not None and t.is_inference() and not torch.is_inference_mode_enabled():
-                raise ValueError(
-                    f"{name}: expected a tensor made outside of inference_mode, as gradients are "
-                    "wanted, got one made inside: clone it"
-                ) from None
-        raise
+        fault = _fault_of_caller(error, named)
+        if fault is None:
+            raise
+        raise fault from None
 
 
 _BAD_LISTS = tuple(f"{m}_mask.{field}: " for m in ("query", "key") for field in TokenIndex._fields)
+
+
+def _fault_of_caller(error: RuntimeError, named: dict[str, Tensor | None]) -> ValueError | None:
+    """What the caller gave that an op could not take, in words; None if it is no such fault."""
+    if str(error).startswith(_BAD_LISTS):  # a compiled library can raise no other class
+        return ValueError(str(error))
+    if "Inference tensors cannot be saved" not in str(error):
+        return None
+    names = [name for name, t in named.items() if t is not None and t.is_inference()]
+    return ValueError(
+        f"{', '.join(names)}: expected a tensor made outside of inference_mode, as gradients are "
+        "wanted, got one made inside: clone it"
+    )
 
 
 def short_way() -> OpOverload | None:
