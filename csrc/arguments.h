@@ -47,9 +47,10 @@ inline void check_place(const Tensor& t, const char* name, const Tensor& query, 
   if (index != expected)
     reject(name, "query's device, of index " + std::to_string(expected), std::to_string(index));
   int64_t entries = t.storage_offset() + 1, bytes = 0;
-  for (int64_t d = 0; d < t.dim(); ++d) {
-    if (t.size(d) == 0) return;
-    entries += (t.size(d) - 1) * t.stride(d);
+  const auto sizes = t.sizes(), strides = t.strides();  // one call for all dimensions
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    if (sizes[d] == 0) return;
+    entries += (sizes[d] - 1) * strides[d];
   }
   if (aoti_torch_get_storage_size(t.get(), &bytes) != AOTI_TORCH_SUCCESS ||
       entries > bytes / static_cast<int64_t>(t.element_size()))

@@ -25,6 +25,7 @@ from maskattn_kernels.torch_compat import (
     below_autograd,
     in_forward_mode,
     in_functorch,
+    in_jit_trace,
 )
 
 __all__ = ["MaskedAttentionFunction"]
@@ -72,7 +73,7 @@ def attention(
                 backend_ops.infer, *qkv, query_tokens, key_tokens, key_bias, scale
             )
         function = partial(_below_autograd, backend_ops.fwd)
-    elif torch.compiler.is_compiling() or torch.jit.is_tracing():
+    elif torch.compiler.is_compiling() or in_jit_trace():
         function = backend_ops.fwd
     elif traced:
         function = partial(TransformableFunction.apply, backend)
@@ -118,7 +119,7 @@ def short_way() -> OpOverload | None:
 
 
 def _is_traced() -> bool:
-    return torch.compiler.is_compiling() or in_functorch() or torch.jit.is_tracing()
+    return torch.compiler.is_compiling() or in_functorch() or in_jit_trace()
 
 
 def _has_derivative(*inputs: Tensor | None) -> bool:

@@ -24,6 +24,10 @@ in_functorch = torch._C._are_functorch_transforms_active
 """Whether a transform of torch.func is running."""
 
 
+in_jit_trace = torch._C._is_tracing
+"""Whether torch.jit.trace is running."""
+
+
 def in_forward_mode() -> bool:
     """Whether a context of forward-mode derivatives is open."""
     return forward_ad._current_level >= 0
