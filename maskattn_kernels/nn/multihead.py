@@ -369,5 +369,4 @@ def _selected(key_padding_mask: Tensor | None) -> tuple[Tensor | None, Tensor | 
         return None, None
     if key_padding_mask.dtype == torch.bool:
         return ~key_padding_mask, None
-    ignored = torch.isneginf(key_padding_mask)
-    return ~ignored, key_padding_mask.masked_fill(ignored, 0.0)
+    return None, key_padding_mask
