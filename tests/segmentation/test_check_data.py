@@ -11,15 +11,15 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from maskattn_kernels.segmentation.data.coco_format import (
-    PanopticWriter,
     ids_from_rgb,
-    instance_results,
     labels_from_segments,
 )
 from maskattn_kernels.segmentation.data.coco_panoptic import CocoPanoptic
 from maskattn_kernels.segmentation.data.command import main
 from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes
+from maskattn_kernels.segmentation.data.run_lengths import outlines
 from maskattn_kernels.segmentation.data.sample import VOID
+from maskattn_kernels.segmentation.prediction.coco_files import PanopticWriter
 
 
 def test_a_good_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,8 +128,9 @@ def test_panoptic_is_read_as_it_was_written(tmp_path: Path) -> None:
         scene = scenes[index]
         semantic = scene.semantic.copy()
         semantic[:4] = VOID
-        writer.add(scene.name, semantic, scene.instance, scores=[0.5] * 9)
-        Image.fromarray(scene.image).save(tmp_path / scene.name, format="PNG")
+        name = f"{scene.name}.png"
+        writer.add(index, scene.name, name, semantic, scene.instance, scores=[0.5] * 9)
+        Image.fromarray(scene.image).save(tmp_path / name)
     writer.close()
     again = CocoPanoptic(tmp_path / "panoptic.json", tmp_path, tmp_path / "panoptic")
     assert again.classes.names == scenes.classes.names
@@ -145,7 +146,8 @@ def test_panoptic_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_segments_say_what_the_picture_shows(tmp_path: Path) -> None:
     scene = DigitScenes("val")[0]
     writer = PanopticWriter(tmp_path / "p.json", DigitScenes.classes)
-    writer.add("a", scene.semantic, scene.instance, scores=list(np.arange(9) / 10))
+    scores = list(np.arange(9) / 10)
+    writer.add(1, "a", "a.jpg", scene.semantic, scene.instance, scores)
     writer.close()
     content = json.loads((tmp_path / "p.json").read_text())
     ids = ids_from_rgb(np.asarray(Image.open(tmp_path / "p" / "a.png")))
@@ -163,8 +165,18 @@ def test_segments_say_what_the_picture_shows(tmp_path: Path) -> None:
     assert not unseen
 
 
-def test_results_hold_the_masks() -> None:
-    instance = np.array([[1, 1, 0], [0, 3, 3]])
-    rows = instance_results(5, instance, [2, 4, VOID, 6], [0.9, 0.8, 0.7, 0.6], DigitScenes.classes)
-    assert [(r["image_id"], r["category_id"], r["score"]) for r in rows] == [(5, 2, 0.9)]
-    np.testing.assert_array_equal(coco_mask.decode(rows[0]["segmentation"]), instance == 1)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (7, 1), (40, 60), (300, 200)])
+def test_run_lengths_are_those_of_pycocotools(shape: tuple[int, int]) -> None:
+    random = np.random.default_rng(sum(shape))
+    instance = random.integers(0, 4, shape)
+    instance[: shape[0] // 2] = 7 if shape[0] > 2 else instance[:1]  # long runs beside short ones
+    seen = []
+    for outline in outlines(instance):
+        mask = instance == outline.number
+        seen.append(outline.number)
+        theirs = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+        assert outline.segmentation["counts"] == theirs["counts"].decode()
+        assert outline.segmentation["size"] == theirs["size"] == list(shape)
+        assert outline.area == coco_mask.area(theirs)
+        assert outline.bbox == coco_mask.toBbox(theirs).tolist()
+    assert seen == sorted(set(np.unique(instance)) - {0})

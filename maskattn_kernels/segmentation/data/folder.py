@@ -23,7 +23,8 @@ class Folder:
 
     A mask is a greyscale or palette PNG of class ids, or a PNG in the colours that ``classes.yaml``
     gives the classes. ``instances/`` may hold 8 or 16-bit PNGs with the number of each pixel's
-    object, 0 = none. ``classes.yaml`` names the ids::
+    object, 0 = none. ``masks/`` may be called ``labels/``, as ``maskattn predict`` does.
+    ``classes.yaml`` names the ids::
 
         classes:
           - {id: 0, name: road}
@@ -54,7 +55,9 @@ class Folder:
         self.classes = self._known.classes
         own = name_of_split(root, split)
         place = root / own if own else root
-        pictures, masks = folder(place / "images", LAYOUT), folder(place / "masks", LAYOUT)
+        pictures = folder(place / "images", LAYOUT)
+        predicted = not (place / "masks").is_dir() and (place / "labels").is_dir()
+        masks = folder(place / ("labels" if predicted else "masks"), LAYOUT)
         images = image_files(pictures)
         self._masks = image_files(masks, (".png",))
         names = matched(images, self._masks, masks, "mask")

@@ -238,4 +238,4 @@ class ImageFiles:
 
     def __getitem__(self, index: int) -> Sample:
         name, path = self._files[index]
-        return Sample(name, read_image(path))
+        return Sample(name, read_image(path), file=path)

@@ -70,7 +70,7 @@ def as_sample(image: AnyImage, number: int) -> Sample:
         return image
     if isinstance(image, str | PathLike):
         path = Path(fspath(image))
-        return Sample(path.stem, read_image(path))
+        return Sample(path.stem, read_image(path), file=path)
     name = f"image-{number:06d}"
     if isinstance(image, Image.Image):
         file = getattr(image, "filename", "")

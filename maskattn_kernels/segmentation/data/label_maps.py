@@ -110,7 +110,7 @@ def labelled(
             )
     if instance is not None:
         instance = np.where(classes.where_things(semantic), instance, 0).astype(np.int32)
-    return Sample(name, image, semantic, instance)
+    return Sample(name, image, semantic, instance, file)
 
 
 def palette(count: int) -> tuple[tuple[int, int, int], ...]:

@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -129,6 +130,7 @@ class Sample:
         semantic: uint8 (H,W), class numbers or `VOID`; None where there are no labels.
         instance: int32 (H,W), 0 = no object, else the number of an object, unique within the image;
             None where the data set has no objects.
+        file: that holds the image, and no other; None = there is no such file.
 
     Example:
         >>> import numpy as np
@@ -143,6 +145,7 @@ class Sample:
     image: np.ndarray
     semantic: np.ndarray | None = None
     instance: np.ndarray | None = None
+    file: Path | None = None
 
 
 @runtime_checkable

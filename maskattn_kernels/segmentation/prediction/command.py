@@ -42,9 +42,15 @@ def predict(
     Args:
         source: an image, a folder, a video, or the number of a camera; see `frames`.
         checkpoint: a `Checkpoint`, or a folder or hub id for `Checkpoint.from_pretrained`.
-        out: gets ``labels/NAME.png``, ``panoptic/NAME.png``, ``panoptic.json``, ``panels/NAME.png``
-            and ``summary.json``. Labels have the size of their image, and as pixels the ids of the
-            classes, as the data set's own masks do.
+        out: gets, each image under its own NAME,
+
+            - ``labels/NAME.png``, of the image's size, whose pixels are the ids of the classes as
+              in the data set's own masks, and ``classes.yaml``;
+            - ``panoptic/NAME.png`` and ``panoptic.json``, COCO's panoptic format;
+            - of a network that tells objects apart, ``instances/NAME.png``, the number of each
+              pixel's object in 16 bits, and ``annotations.json``, COCO's format of instances;
+            - ``images/``, links to the images, so that the folder can be opened as a data set;
+            - ``panels/NAME.png`` and ``summary.json``.
         truth: folder of label PNGs of the same names, whose pixels are the classes' ids; panels
             then show the errors.
         panels: how many images get a panel, spread over the source; of a video or a camera, whose
@@ -59,7 +65,8 @@ def predict(
         "failed" a line for each file that cannot be used, in "notes" what else was left out.
 
     Raises:
-        ValueError: source, checkpoint or truth cannot be used, or no image can be read.
+        ValueError: source, checkpoint or truth cannot be used, no image can be read, or the folder
+            holds files of a data set.
         KeyboardInterrupt: stopped, as is usual for a camera; the results so far are written.
         WriteError: the folder cannot be written to.
         ModuleNotFoundError: matplotlib is missing, which panels need.
@@ -76,8 +83,8 @@ def predict(
         >>> Image.new("RGB", (60, 40)).save(out / "street.png")
         >>> predict(out / "street.png", checkpoint, out, panels=0)["images"]
         1
-        >>> sorted(path.name for path in out.iterdir())
-        ['labels', 'panoptic', 'panoptic.json', 'street.png', 'summary.json']
+        >>> sorted(path.name for path in out.glob("[a-o]*"))
+        ['annotations.json', 'classes.yaml', 'images', 'instances', 'labels']
     """
     place = torch_device(device)
     images = frames(source)
@@ -94,7 +101,13 @@ def predict(
         failed=lambda error: failed.append(str(error)),
     )
     try:
-        with Writer(Path(out), loaded.classes, panels=shown, truth=truth) as writer:
+        with Writer(
+            Path(out),
+            loaded.classes,
+            objects=loaded.network.task != "semantic",
+            panels=shown,
+            truth=truth,
+        ) as writer:
             for found in results:
                 writer.add(found)
                 if progress is not None:
@@ -116,7 +129,7 @@ def predict(
         "device": str(place),
         "size": loaded.size,
         "failed": failed + writer.failed,
-        "notes": images.notes,
+        "notes": images.notes + writer.notes,
     }
     writer.write_text("summary.json", json.dumps(summary, indent=2) + "\n")
     if stop is not None:

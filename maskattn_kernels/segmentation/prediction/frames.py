@@ -106,7 +106,7 @@ def _film(path: Path) -> Iterator[Read]:
 
 
 def _file_sample(name: str, path: Path) -> Sample:
-    return Sample(name, read_image(path))
+    return Sample(name, read_image(path), file=path)
 
 
 def _fail(error: DataError) -> Sample:

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The files that ``maskattn predict`` leaves, written in a thread."""
 
+import json
 from collections import deque
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -11,12 +13,17 @@ import numpy as np
 from PIL import Image
 
 from maskattn_kernels.common.atomic import WriteError, replace_file
-from maskattn_kernels.segmentation.data.coco_format import PanopticWriter
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.images import read_labels
 from maskattn_kernels.segmentation.data.label_maps import map_ids
-from maskattn_kernels.segmentation.data.sample import VOID, Classes
+from maskattn_kernels.segmentation.data.sample import VOID, Classes, Sample
 from maskattn_kernels.segmentation.infer import Segmentation
+from maskattn_kernels.segmentation.prediction.coco_files import (
+    InstanceWriter,
+    PanopticWriter,
+    save_png,
+)
+from maskattn_kernels.segmentation.prediction.output_folder import OutputFolder
 from maskattn_kernels.segmentation.prediction.panels import draw_panel, heat_colors
 
 __all__ = ["Writer"]
@@ -28,19 +35,21 @@ class Writer:
     """Writes segmentations into a folder; a context, whose end waits for the last file.
 
     Args:
-        out: gets ``labels/``, ``panoptic/``, ``panoptic.json`` and ``panels/``. Labels are the ids
-            of the classes, as in the masks of the data set: PNGs of 8 bits, or of 16 where an id is
-            above 255. If one is above 65535, labels are class numbers.
+        out: gets the files that `predict` lists. Labels are the ids of the classes, as in the masks
+            of the data set: PNGs of 8 bits, or of 16 where an id is above 255. If one is above
+            65535, labels are class numbers.
         classes: of the segmentations.
+        objects: whether the network tells objects apart; without, there are no files of objects.
         panels: places of the images that get a panel.
         truth: folder of label PNGs, named as the images, with the classes' ids as pixels.
 
     Attributes:
         count: images so far.
         failed: a line for each file of ``truth`` that cannot be used; its panel shows no errors.
+        notes: lines on what is in the folder beside the new files; complete at the end.
 
     Raises:
-        DataError: there is no such folder ``truth``.
+        DataError: there is no such folder ``truth``, or ``out`` holds files of a data set.
         WriteError: the folder cannot be written to.
     """
 
@@ -49,6 +58,7 @@ class Writer:
         out: Path,
         classes: Classes,
         *,
+        objects: bool = True,
         panels: Collection[int] = (),
         truth: str | Path | None = None,
     ) -> None:
@@ -57,18 +67,21 @@ class Writer:
             raise DataError(f"truth: no such folder: {truth}")
         if panels:
             heat_colors()  # if matplotlib is missing, it is better to know before all the work
-        self.out, self.classes, self.panels, self.truth = out, classes, panels, truth
+        self.classes, self.panels, self.truth = classes, panels, truth
         self.values = _label_values(classes)
         self.palette = np.zeros((256, 3), dtype=np.uint8)
         if self.values.dtype == np.uint8:
             self.palette[self.values[: len(classes)]] = classes.colors
         self.count = 0
         self.failed: list[str] = []
+        self.notes: list[str] = []
         self.waiting: deque[Future] = deque()
+        self.out = OutputFolder(out, _of_labels(classes, self.values))
         try:
-            for folder in ("labels", "panels") if panels else ("labels",):
-                (out / folder).mkdir(parents=True, exist_ok=True)
-            self.panoptic = PanopticWriter(out / "panoptic.json", classes)
+            self.panoptic = PanopticWriter(self.out.place("panoptic.json"), classes)
+            self.objects = (
+                InstanceWriter(self.out.place("annotations.json"), classes) if objects else None
+            )
         except OSError as error:
             raise WriteError(f"cannot write {error.filename}: {error.strerror}") from None
         self.thread = ThreadPoolExecutor(1)
@@ -94,37 +107,53 @@ class Writer:
         try:
             while self.waiting:
                 self.waiting.popleft().result()
-            self.panoptic.close()
         except WriteError:
             if error is None:
                 raise
+        finally:
+            with suppress(*(() if error is None else (WriteError,))):
+                self._close()
+
+    def _close(self) -> None:
+        self.panoptic.close()
+        if self.objects is not None:
+            self.objects.close()
+        self.notes += self.out.notes()
 
     def write_text(self, name: str, text: str) -> None:
         """Write ``text`` into the small file ``name`` at once."""
-        replace_file(self.out / name, lambda path: path.write_text(text, encoding="utf-8"))
+        replace_file(self.out.place(name), lambda path: path.write_text(text, encoding="utf-8"))
 
     def _write(self, found: Segmentation) -> None:
         try:
             self._write_files(found)
         except OSError as error:
-            name = error.filename or self.out
+            name = error.filename or self.out.folder
             raise WriteError(f"cannot write {name}: {error.strerror or error}") from None
 
     def _write_files(self, found: Segmentation) -> None:
+        name, number = found.name, found.place + 1
         labels = Image.fromarray(self.values[found.semantic])
         if labels.mode == "L":
             labels.putpalette(self.palette.tobytes())
-        # Label maps shrink well at the fastest level too.
-        labels.save(self.out / "labels" / f"{found.name}.png", compress_level=1)
-        self.panoptic.add(found.name, found.semantic, found.instance, found.scores.tolist())
+        save_png(labels, self.out.place(f"labels/{name}.png"))
+        file_name = _file_name(found.sample)
+        self.out.place(f"panoptic/{name}.png")
+        scores = found.scores.tolist()
+        self.panoptic.add(number, name, file_name, found.semantic, found.instance, scores)
+        if self.objects is not None:
+            instances = Image.fromarray(found.instance.astype(np.uint16))
+            save_png(instances, self.out.place(f"instances/{name}.png"))
+            self.objects.add(number, file_name, found)
+        if found.sample.file is not None:
+            self.out.link_image(found.sample.file)
         if found.place in self.panels:
             try:
-                truth = self._truth(found.name, found.semantic.shape)
+                truth = self._truth(name, found.semantic.shape)
             except DataError as error:
                 self.failed.append(str(error))
                 truth = None
-            panel = draw_panel(found, truth)
-            panel.save(self.out / "panels" / f"{found.name}.png", compress_level=1)
+            save_png(draw_panel(found, truth), self.out.place(f"panels/{name}.png"))
 
     def _truth(self, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
         if self.truth is None:
@@ -137,7 +166,24 @@ class Writer:
         return labels
 
 
+def _file_name(sample: Sample) -> str:
+    return f"{sample.name}.png" if sample.file is None else sample.file.name
+
+
 def _label_values(classes: Classes) -> np.ndarray:
     """What a label PNG holds for each class number and `VOID`: (256,), uint8 or uint16."""
     values = classes.to_ids(np.arange(VOID + 1))
     return values if values.dtype.itemsize <= 2 else np.arange(VOID + 1, dtype=np.uint8)
+
+
+def _of_labels(classes: Classes, values: np.ndarray) -> str:
+    """The ``classes.yaml`` that makes label PNGs of these ``values`` readable as masks."""
+    colors = classes.colors
+    distinct = len({*colors, (0, 0, 0)}) == len(colors) + 1  # else a reader cannot tell them apart
+    lines = ["classes:"]
+    for number, name in enumerate(classes.names):
+        entry = {"id": int(values[number]), "name": name, "thing": classes.is_thing[number]}
+        if distinct:
+            entry["color"] = list(colors[number])
+        lines.append(f"  - {json.dumps(entry, ensure_ascii=False)}")
+    return "\n".join([*lines, f"void: [{int(values[VOID])}]", ""])

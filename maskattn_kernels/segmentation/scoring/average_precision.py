@@ -14,11 +14,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from maskattn_kernels.segmentation.data.coco_format import (
-    categories,
-    encode_masks,
-    instance_results,
-)
+from maskattn_kernels.segmentation.data.coco_format import categories
+from maskattn_kernels.segmentation.data.run_lengths import outlines
 from maskattn_kernels.segmentation.data.sample import VOID, Classes
 
 __all__ = ["AveragePrecision"]
@@ -63,26 +60,34 @@ class AveragePrecision(Metric):
             on_void = np.bincount(predicted[semantic == VOID], minlength=len(classes) + 1)
             area = np.bincount(predicted.ravel(), minlength=len(classes) + 1)
             ignored = on_void[1 : len(classes) + 1] > 0.5 * area[1 : len(classes) + 1]
-            found = instance_results(
-                0, predicted, np.where(ignored, VOID, classes).tolist(), points, self.classes
-            )
+            found = self._found(predicted, np.where(ignored, VOID, classes), points)
             height, width = semantic.shape
             line = json.dumps([found, self._truth(semantic, objects), height, width]) + "\n"
             array = np.frombuffer(line.encode("ascii"), dtype=np.uint8).copy()
             self.images.append(torch.from_numpy(array).to(self.device))
 
+    def _found(
+        self, instance: np.ndarray, labels: np.ndarray, scores: np.ndarray
+    ) -> list[dict[str, Any]]:
+        """The predicted objects of thing classes."""
+        found = []
+        for outline in outlines(instance):
+            label = int(labels[outline.number - 1])
+            if label != VOID and self.classes.is_thing[label]:
+                category, score = self.classes.ids[label], float(scores[outline.number - 1])
+                row = {"category_id": category, "segmentation": outline.segmentation}
+                found.append({**row, "score": score})
+        return found
+
     def _truth(self, semantic: np.ndarray, objects: np.ndarray) -> list[dict[str, Any]]:
         """The labelled objects; each has the class of most of its pixels."""
-        numbers = [n for n in np.unique(objects) if n != 0]
         truth = []
-        for number in numbers:
-            mask = objects == number
-            label = int(np.bincount(semantic[mask]).argmax())
+        for outline in outlines(objects):
+            label = int(np.bincount(semantic[objects == outline.number]).argmax())
             if label != VOID and self.classes.is_thing[label]:
-                record = encode_masks(mask[..., None])[0]
-                area = int(mask.sum())
                 category = self.classes.ids[label]
-                truth.append({"category_id": category, "segmentation": record, "area": area})
+                row = {"category_id": category, "segmentation": outline.segmentation}
+                truth.append({**row, "area": outline.area})
         return truth
 
     def compute(self) -> Tensor:
