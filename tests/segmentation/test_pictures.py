@@ -3,8 +3,10 @@
 
 import io
 import os
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import data_trees as trees
@@ -45,9 +47,52 @@ def test_compressed_tiffs_are_turned_once(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(path)[..., 0], np.rot90(CORNERS, -1))
 
 
-def test_masks_are_never_turned(tmp_path: Path) -> None:
-    path = saved(tmp_path / "a.png", Image.fromarray(CORNERS), 6)
+@pytest.mark.parametrize("turn", [3, 6])
+def test_masks_that_exif_turns_are_refused(tmp_path: Path, turn: int) -> None:
+    path = saved(tmp_path / "a.png", Image.fromarray(CORNERS), turn)
+    with pytest.raises(DataError, match=rf"labels with EXIF orientation {turn}, .* save them upri"):
+        read_labels(path)
+    saved(path, Image.fromarray(CORNERS), 1)
     np.testing.assert_array_equal(read_labels(path), CORNERS)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "WEBP"])
+def test_masks_of_a_lossy_format_under_another_ending(tmp_path: Path, form: str) -> None:
+    Image.fromarray(CORNERS).convert("RGB").save(tmp_path / "a.png", format=form)
+    with pytest.raises(DataError, match=f"a {form} file, which may not keep labels exactly; save "):
+        read_labels(tmp_path / "a.png")
+
+
+def raw_png(values: np.ndarray, bits: int, color: int) -> bytes:
+    """A PNG of ``values`` (H,W,channels), as Pillow cannot write it."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    height, width = values.shape[:2]
+    places = values[..., None] >> np.arange(bits)[::-1] & 1
+    rows = np.packbits(places.reshape(height, -1).astype(np.uint8), axis=1)
+    header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_grey_masks_are_read_as_stored(tmp_path: Path, bits: int) -> None:
+    values = np.arange(6).reshape(2, 3) % 2**bits
+    (tmp_path / "a.png").write_bytes(raw_png(values, bits, 0))
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.png"), values)
+
+
+@pytest.mark.parametrize(("channels", "color"), [(2, 4), (3, 2), (4, 6)])
+def test_masks_of_16_bits_in_colour_are_refused(tmp_path: Path, channels: int, color: int) -> None:
+    values = np.full((2, 3, channels), 7)
+    (tmp_path / "a.png").write_bytes(raw_png(values, 16, color))
+    with pytest.raises(DataError, match=r"16 bits a channel in colour; save them in grey"):
+        read_labels(tmp_path / "a.png")
 
 
 def test_broken_exif_counts_as_none(tmp_path: Path) -> None:

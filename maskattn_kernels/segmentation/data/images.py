@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from maskattn_kernels.common.text import one_line
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.files import folder, image_files, passed_over
-from maskattn_kernels.segmentation.data.pixels import orientation, rgb_pixels
+from maskattn_kernels.segmentation.data.pixels import orientation, raw_modes, rgb_pixels
 from maskattn_kernels.segmentation.data.sample import Classes, Sample
 
 __all__ = [
@@ -31,6 +31,9 @@ __all__ = [
 MAX_PIXELS = 100_000_000
 """Larger images are refused: they are mistakes, or made to fill the memory."""
 _FILMS = ("GIF", "PNG", "WEBP", "AVIF", "TIFF")  # the second picture of others is a thumbnail
+_LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000")
+_SCALED = {"L;2": 85, "L;4": 17}
+"""Pillow stretches grey of 2 and 4 bits to 0..255."""
 _TIFF_SUBFILE, _THUMBNAIL_OR_MASK = 254, 0b101
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its errors go to stderr
@@ -98,15 +101,35 @@ def read_labels(path: Path) -> np.ndarray:
     """The PNG at ``path`` as it is stored: (H,W) grey values or palette entries, or (H,W,2 to 4).
 
     Raises:
-        DataError: as `read_image`, or pixels that are not whole numbers.
+        DataError: as `read_image`, or pixels that are not exactly the numbers that were saved: a
+            lossy format, 16 bits a channel in colour, no whole numbers, or an EXIF orientation.
     """
     with _opened(path) as picture:
-        values = np.array(picture)
+        return _label_values(picture, path)
+
+
+def _label_values(picture: Image.Image, path: Path) -> np.ndarray:
+    if picture.format in _LOSSY:
+        raise DataError(
+            f"{path}: a {picture.format} file, which may not keep labels exactly; save it as PNG"
+        )
+    stored = raw_modes(picture)  # before `orientation`, which may load the pixels
+    turn = orientation(picture)
+    if turn > 1:
+        raise DataError(
+            f"{path}: labels with EXIF orientation {turn}, which only some programs apply; save "
+            f"them upright without EXIF"
+        )
+    values = np.array(picture)
+    if values.ndim == 3 and any(";16" in mode for mode in stored):
+        raise DataError(
+            f"{path}: labels with 16 bits a channel in colour; save them in grey, with 8 or 16 bits"
+        )
     if values.dtype == np.bool_:
         return values.astype(np.uint8)
     if values.dtype.kind not in "ui":
         raise DataError(f"{path}: expected whole numbers as pixels, got {values.dtype}")
-    return values
+    return values // _SCALED.get(stored[0], 1) if stored else values
 
 
 def read_mask(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -119,11 +142,12 @@ def read_mask(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """
     with _opened(path) as picture:
         entries = picture.getpalette("RGB") if picture.mode == "P" else None
+        values = _label_values(picture, path)
     if entries is None:
-        return read_labels(path), None
+        return values, None
     palette = np.full((256, 3), -1, dtype=np.int16)
     palette[: len(entries) // 3] = np.reshape(entries, (-1, 3))
-    return read_labels(path), palette
+    return values, palette
 
 
 def is_turned(path: Path) -> bool:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from maskattn_kernels.segmentation.data.errors import DataError
 
-__all__ = ["orientation", "rgb_pixels"]
+__all__ = ["orientation", "raw_modes", "rgb_pixels"]
 
 BACKDROP = 255
 """What transparent pixels are laid over: white, as most viewers do."""
@@ -59,6 +59,13 @@ def orientation(picture: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
+def raw_modes(picture: Image.Image) -> list[str]:
+    """How the file stores the pixels of ``picture``, in Pillow's words; empty once it is loaded."""
+    # The last argument of a decoder: "L;4", ("RGB;16B", ..) or, of a few formats, a number.
+    arguments = [tile[3] for tile in getattr(picture, "tile", ())]
+    return [str(a[0] if isinstance(a, tuple) and a else a) for a in arguments]
+
+
 def _turned(pixels: np.ndarray, turn: int) -> np.ndarray:
     if turn >= 5:
         pixels = pixels.swapaxes(0, 1)
@@ -71,8 +78,8 @@ def _turned(pixels: np.ndarray, turn: int) -> np.ndarray:
 
 def _has_16_bits(picture: Image.Image) -> bool:
     """Whether the file holds 16 bits a channel; Pillow keeps only 8 of a colour's 16."""
-    raw_modes = [str(tile[3]).split(",")[0] for tile in getattr(picture, "tile", ())]
-    return any(";16" in mode and "BGR" not in mode for mode in raw_modes)  # BGR;16: 5 + 6 + 5 bits
+    # BGR;16: 5 + 6 + 5 bits
+    return any(";16" in mode and "BGR" not in mode for mode in raw_modes(picture))
 
 
 def _grey_levels(picture: Image.Image, path: Path | str) -> np.ndarray:
