@@ -7,6 +7,8 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <exception>
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <utility>
@@ -19,12 +21,27 @@ namespace maskattn {
 using OptionalTensor = std::optional<Tensor>;
 using CheckDevice = void (*)(const Tensor& t, const char* name);  // throws where t is on another device
 
+// The error where memory is missing, in the words by which torch's tools and Lightning know it.
+inline std::runtime_error no_memory(const char* what, bool on_gpu) {
+  const char* words = on_gpu ? "CUDA out of memory" : "DefaultCPUAllocator: can't allocate memory";
+  return std::runtime_error(std::string(words) + " for " + what + " of maskattn_kernels");
+}
+
+// A new tensor beside `like`. The stable ABI loses what torch's allocators say.
+inline Tensor allocate(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType dtype) {
+  try {
+    return torch::stable::new_empty(like, shape, dtype);
+  } catch (const std::exception&) {
+    throw no_memory("a tensor", like.is_cuda());
+  }
+}
+
 // A dense (B, H, N, D) tensor whose memory is ordered as t's: tokens before heads, or heads before tokens.
 inline Tensor new_like(const Tensor& t) {
   const int64_t b = t.size(0), h = t.size(1), n = t.size(2), d = t.size(3);
   if (h > 1 && t.stride(1) < t.stride(2))
-    return torch::stable::transpose(torch::stable::new_empty(t, {b, n, h, d}), 1, 2);
-  return torch::stable::new_empty(t, {b, h, n, d});
+    return torch::stable::transpose(allocate(t, {b, n, h, d}, t.scalar_type()), 1, 2);
+  return allocate(t, {b, h, n, d}, t.scalar_type());
 }
 
 inline Tensor unit_stride(const Tensor& t) {

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <new>
 #include <optional>
 #include <tuple>
 
@@ -32,7 +33,7 @@ void fill_cpu_inputs(Inputs& in, double scale, ForwardParams& p) {
 
 std::tuple<Tensor, Tensor> forward(ForwardParams& p, const Tensor& query) {
   Tensor out = new_like(query);
-  Tensor lse = torch::stable::new_empty(query, {p.batch, p.heads_q, p.seqlen_q}, ScalarType::Float);
+  Tensor lse = allocate(query, {p.batch, p.heads_q, p.seqlen_q}, ScalarType::Float);
   p.out = view(out), p.lse = row_view(lse);
   launch_cpu_fwd(p, torch_threads());
   return {out, lse};
@@ -73,8 +74,8 @@ class ListedMask {
 std::tuple<Tensor, Tensor> cpu_select_tokens(const Tensor& mask) {
   check_mask(mask, "mask", mask, check_cpu);
   const int64_t b = mask.size(0), h = mask.size(1), n = mask.size(2);
-  Tensor indices = torch::stable::new_empty(mask, {b, h, n}, ScalarType::Int);
-  Tensor counts = torch::stable::new_empty(mask, {b, h}, ScalarType::Int);
+  Tensor indices = allocate(mask, {b, h, n}, ScalarType::Int);
+  Tensor counts = allocate(mask, {b, h}, ScalarType::Int);
   launch_cpu_select_tokens(
       select_params(mask, static_cast<int32_t*>(indices.data_ptr()), static_cast<int32_t*>(counts.data_ptr())),
       torch_threads());
@@ -117,13 +118,27 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cpu_bwd(
   fill_backward_inputs(more, query, p, check_cpu);
   p.dout = view(more.dout), p.out = view(more.out);
   Tensor dq = new_like(query), dk = new_like(key), dv = new_like(value);
-  Tensor dbias = key_bias.has_value() ? torch::stable::new_empty(*key_bias, {p.batch, p.heads_kv, p.seqlen_k})
-                                      : torch::stable::new_empty(query, {0}, ScalarType::Float);
+  Tensor dbias = key_bias.has_value() ? allocate(*key_bias, {p.batch, p.heads_kv, p.seqlen_k}, ScalarType::Float)
+                                      : allocate(query, {0}, ScalarType::Float);
   p.dq = view(dq), p.dk = view(dk), p.dv = view(dv);
   if (key_bias.has_value()) p.dbias = row_view(dbias);
   launch_cpu_bwd(p, torch_threads());
   return {dq, dk, dv, dbias};
 }
+
+// An op that tells of missing workspace as it does of missing tensors.
+template <auto op>
+struct Told;
+template <class Result, class... Args, Result (*op)(Args...)>
+struct Told<op> {
+  static Result call(Args... args) {
+    try {
+      return op(args...);
+    } catch (const std::bad_alloc&) {
+      throw no_memory("the workspace", false);
+    }
+  }
+};
 
 STABLE_TORCH_LIBRARY(maskattn, m) {
   m.def("cpu_select_tokens" MASKATTN_SELECT_TOKENS_SCHEMA);
@@ -133,10 +148,10 @@ STABLE_TORCH_LIBRARY(maskattn, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(maskattn, CPU, m) {
-  m.impl("cpu_select_tokens", TORCH_BOX(&cpu_select_tokens));
-  m.impl("cpu_fwd", TORCH_BOX(&cpu_fwd));
-  m.impl("cpu_infer", TORCH_BOX(&cpu_infer));
-  m.impl("cpu_bwd", TORCH_BOX(&cpu_bwd));
+  m.impl("cpu_select_tokens", TORCH_BOX(&Told<&cpu_select_tokens>::call));
+  m.impl("cpu_fwd", TORCH_BOX(&Told<&cpu_fwd>::call));
+  m.impl("cpu_infer", TORCH_BOX(&Told<&cpu_infer>::call));
+  m.impl("cpu_bwd", TORCH_BOX(&Told<&cpu_bwd>::call));
 }
 
 }  // namespace maskattn

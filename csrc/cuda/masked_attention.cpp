@@ -49,11 +49,11 @@ MaskView view_of(const OptionalTensor& mask, const char* name, const Tensor& que
 std::tuple<Tensor, Tensor> forward(const Tensor& query, CudaForwardParams& p) {
   const OnDevice device(query);
   Tensor out = new_like(query);
-  Tensor lse = torch::stable::new_empty(query, {p.batch, p.heads_q, p.seqlen_q}, ScalarType::Float);
+  Tensor lse = allocate(query, {p.batch, p.heads_q, p.seqlen_q}, ScalarType::Float);
   if (p.batch * p.heads_q * p.seqlen_q == 0 || p.seqlen_k == 0) return {filled(out, 0.0), filled(lse, -INFINITY)};
   p.out = gpu_view(out), p.lse = row_view(lse);
   p.splits = cuda_fwd_splits(p, device.processors());
-  Tensor workspace = torch::stable::new_empty(query, {lay_out_cuda_fwd(p, nullptr)}, ScalarType::Byte);
+  Tensor workspace = allocate(query, {lay_out_cuda_fwd(p, nullptr)}, ScalarType::Byte);
   lay_out_cuda_fwd(p, workspace.data_ptr());
   check_launch(launch_cuda_fwd(p, device.stream()), "fwd");
   return {out, lse};
@@ -65,8 +65,8 @@ std::tuple<Tensor, Tensor> cuda_select_tokens(const Tensor& mask) {
   check_mask(mask, "mask", mask, check_gpu);
   const OnDevice device(mask);
   const int64_t b = mask.size(0), h = mask.size(1), n = mask.size(2);
-  Tensor indices = torch::stable::new_empty(mask, {b, h, n}, ScalarType::Int);
-  Tensor counts = torch::stable::new_empty(mask, {b, h}, ScalarType::Int);
+  Tensor indices = allocate(mask, {b, h, n}, ScalarType::Int);
+  Tensor counts = allocate(mask, {b, h}, ScalarType::Int);
   const auto p =
       select_params(mask, static_cast<int32_t*>(indices.data_ptr()), static_cast<int32_t*>(counts.data_ptr()));
   check_launch(launch_cuda_select_tokens(p, device.stream()), "select_tokens");
@@ -113,14 +113,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cuda_bwd(
   BackwardInputs more{dout, out, torch::stable::contiguous(lse), dlse};
   fill_backward_inputs(more, query, p, check_gpu);
   Tensor dq = new_like(query), dk = new_like(key), dv = new_like(value);
-  Tensor dbias = key_bias.has_value() ? torch::stable::new_empty(*key_bias, {p.batch, p.heads_kv, p.seqlen_k})
-                                      : torch::stable::new_empty(query, {0}, ScalarType::Float);
+  Tensor dbias = key_bias.has_value() ? allocate(*key_bias, {p.batch, p.heads_kv, p.seqlen_k}, ScalarType::Float)
+                                      : allocate(query, {0}, ScalarType::Float);
   if (p.batch * p.heads_q * p.seqlen_q == 0 || p.seqlen_k == 0)
     return {filled(dq, 0.0), filled(dk, 0.0), filled(dv, 0.0), filled(dbias, 0.0)};
   p.dout = gpu_view(more.dout), p.out = gpu_view(more.out);
   p.dq = gpu_view(dq), p.dk = gpu_view(dk), p.dv = gpu_view(dv);
   if (key_bias.has_value()) p.dbias = row_view(dbias);
-  Tensor workspace = torch::stable::new_empty(query, {lay_out_cuda_bwd(p, nullptr)}, ScalarType::Byte);
+  Tensor workspace = allocate(query, {lay_out_cuda_bwd(p, nullptr)}, ScalarType::Byte);
   lay_out_cuda_bwd(p, workspace.data_ptr());
   check_launch(launch_cuda_bwd(p, device.stream()), "bwd");
   return {dq, dk, dv, dbias};

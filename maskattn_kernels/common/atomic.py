@@ -12,6 +12,9 @@ from maskattn_kernels.common.text import one_line
 __all__ = ["WriteError", "replace_file"]
 
 
+_PROBES = 64  # of 64 KiB: more than a failed write leaves of a disk, and soon written
+
+
 class WriteError(CommandError):
     """A file could not be written: the disk is full, or the folder is not ours."""
 
@@ -40,14 +43,37 @@ def replace_file(path: Path, write: Callable[[Path], object], *, durable: bool =
     temporary = path.with_name(f".{path.name[:60]}.part")  # a system's longest name is 255 bytes
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the umask has it
         write(temporary)
+        if temporary.stat().st_mode != mode:  # safetensors keeps its files from everybody else
+            temporary.chmod(mode)
         if durable:
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
     except Exception as error:
+        reason = _reason(error, temporary)
         with contextlib.suppress(OSError):
             temporary.unlink()
-        reason = getattr(error, "strerror", None) or one_line(error)
         old = "; the one from before is still good" if path.exists() else ""
         raise WriteError(f"cannot write {path}: {reason}{old}") from error
+
+
+def _reason(error: BaseException, temporary: Path) -> str:
+    """Why a file could not be written; also where a library hides what the system said."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, OSError) and found.strerror:
+            return found.strerror
+        found = found.__cause__ or found.__context__
+    try:
+        with open(temporary, "ab") as file:  # a disk that is full is still full
+            for _ in range(_PROBES):
+                file.write(bytes(1 << 16))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as probed:
+        return probed.strerror or one_line(probed)
+    return one_line(error)

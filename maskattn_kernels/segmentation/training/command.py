@@ -167,9 +167,9 @@ def _train_in(
         if isinstance(error, Diverged):
             raise
         resume = shlex.join(["--config", str(out / "config.yaml"), "--ckpt_path", "last"])
-        raise stop.interrupt(
-            f"stopped after step {trainer.global_step}; resume with: maskattn train {resume}"
-        ) from None
+        is_saved = (out / "last.ckpt").exists()
+        how = f"resume with: maskattn train {resume}" if is_saved else "nothing is saved yet"
+        raise stop.interrupt(f"stopped after step {trainer.global_step}; {how}") from None
     except Exception as error:
         if module.restoring:
             raise CheckpointError(f"{state_path}: cannot be restored: {one_line(error)}") from error

@@ -9,7 +9,7 @@ from typing import Any
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from maskattn_kernels.common.atomic import replace_file
+from maskattn_kernels.common.atomic import WriteError, replace_file
 
 __all__ = ["CSVLog", "read_log"]
 
@@ -62,11 +62,14 @@ class CSVLog(Logger):
         columns = self.columns.setdefault(table, list(row))
         path = self.folder / f"{table}.csv"
         new = not path.exists()
-        with open(path, "a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns, extrasaction="ignore")
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        try:
+            with open(path, "a", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, columns, extrasaction="ignore")
+                if new:
+                    writer.writeheader()
+                writer.writerow(row)
+        except OSError as error:
+            raise WriteError(f"cannot write {path}: {error.strerror}") from error
 
     def _cut(self, table: str, resumed_at: int) -> bool:
         """Remove the rows that will be written again; whether the last row left is of that step."""

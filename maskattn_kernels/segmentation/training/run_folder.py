@@ -43,10 +43,16 @@ def claimed(out: Path, *, resume: bool) -> Iterator[None]:
         yield
         return
     _check_owner(out, resume)
+    is_new = not out.exists()
     writable_folder(out)
-    with _locked(out):
-        _check_owner(out, resume)  # another process may have had it until now
-        yield
+    try:
+        with _locked(out):
+            _check_owner(out, resume)  # another process may have had it until now
+            yield
+    finally:
+        if is_new:  # a run that could not start leaves no folder
+            with suppress(OSError):
+                out.rmdir()
 
 
 def _check_owner(out: Path, resume: bool) -> None:
