@@ -14,9 +14,9 @@ from maskattn_kernels.segmentation.data.coco_file import (
     whole_number,
 )
 from maskattn_kernels.segmentation.data.coco_format import ids_from_rgb
-from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.data.errors import DataError, Tally
 from maskattn_kernels.segmentation.data.files import composed, folder, image_files, passed_over
-from maskattn_kernels.segmentation.data.images import read_image, read_labels
+from maskattn_kernels.segmentation.data.images import read_colors, read_image, read_labels
 from maskattn_kernels.segmentation.data.label_maps import labelled, map_ids, matched, without_image
 from maskattn_kernels.segmentation.data.sample import Sample
 
@@ -40,6 +40,9 @@ class ADE20K:
         root: the folder ``ADEChallengeData2016``.
         split: "train" or "val".
 
+    Attributes:
+        files: the images, by name.
+
     Raises:
         DataError: another layout, or files that cannot be used.
     """
@@ -49,13 +52,14 @@ class ADE20K:
     def __init__(self, root: Path, split: str = "train") -> None:
         folder(root, LAYOUT)
         place = {"train": "training", "val": "validation"}[split]
-        self._images = image_files(folder(root / "images" / place, LAYOUT))
+        self.files = image_files(folder(root / "images" / place, LAYOUT))
         masks = folder(root / "annotations" / place, LAYOUT)
         self._masks = image_files(masks, (".png",))
-        self._names = matched(self._images, self._masks, masks)
-        self.notes = (
+        self._names = matched(self.files, self._masks, masks)
+        self._tally = Tally(root)
+        self._notes = (
             *passed_over(root / "images" / place),
-            *without_image(self._images, self._masks, masks),
+            *without_image(self.files, self._masks, masks),
         )
         self._panoptic = self._instance = None
         panoptic, instances = (
@@ -64,11 +68,16 @@ class ADE20K:
         )
         if panoptic.is_dir():
             self._panoptic = image_files(panoptic, (".png",))
-            self._things = _thing_segments(panoptic.with_suffix(".json"))
-            matched(self._images, self._panoptic.keys() & self._things.keys(), panoptic)
+            self._segments = _segments(panoptic.with_suffix(".json"))
+            matched(self.files, self._panoptic.keys() & self._segments.keys(), panoptic)
         elif instances.is_dir():
             self._instance = image_files(instances, (".png",))
-            matched(self._images, self._instance, instances)
+            matched(self.files, self._instance, instances)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is passed over or lost so far; reading samples may add to it."""
+        return (*self._notes, *self._tally.lines())
 
     def __len__(self) -> int:
         return len(self._names)
@@ -78,38 +87,35 @@ class ADE20K:
         path = self._masks[name]
         advice = "expected 0 (void) to 150, as in ADEChallengeData2016/annotations"
         semantic = map_ids(read_labels(path), self.classes.number_of, path, advice)
-        file, objects = self._images[name], self._objects(name)
-        return labelled(name, read_image(file), semantic, objects, self.classes, path, file)
+        file, objects = self.files[name], self._objects(name)
+        return labelled(
+            name, read_image(file), semantic, objects, self.classes, path, file, self._tally
+        )
 
     def _objects(self, name: str) -> np.ndarray | None:
         if self._panoptic is not None:
-            path = self._panoptic[name]
-            ids = ids_from_rgb(_colors(path))
-            objects = np.where(np.isin(ids, self._things[name]), ids, 0)
+            path, things = self._panoptic[name], self._segments[name]
+            ids = ids_from_rgb(read_colors(path))
+            unknown = np.setdiff1d(ids, [0, *things])
+            if unknown.size:
+                raise DataError(f"{path}: id {unknown[0]} is not of a segment in its JSON")
+            objects = np.where(np.isin(ids, [id for id, thing in things.items() if thing]), ids, 0)
         elif self._instance is not None:
             path = self._instance[name]
-            objects = _colors(path)[..., 1].astype(np.int32)
+            objects = read_colors(path)[..., 1].astype(np.int32)
         else:
             return None
         return objects.astype(np.int32)
 
 
-def _colors(path: Path) -> np.ndarray:
-    colors = read_labels(path)
-    if colors.ndim != 3:
-        raise DataError(f"{path}: expected a PNG in colour (RGB)")
-    return colors
-
-
-def _thing_segments(path: Path) -> dict[str, list[int]]:
-    """Ids of the segments of thing classes, by image name."""
+def _segments(path: Path) -> dict[str, dict[int, bool]]:
+    """Ids of the segments, each with whether its class is a thing, by image name."""
     content = read_json(path, ("annotations", "categories"))
     things = {whole_number(path, row, "id") for row in content["categories"] if is_thing(path, row)}
     return {
-        composed(Path(text(path, row, "file_name")).stem): [
-            whole_number(path, segment, "id")
+        composed(Path(text(path, row, "file_name")).stem): {
+            whole_number(path, segment, "id"): whole_number(path, segment, "category_id") in things
             for segment in rows_of(path, row, "segments_info")
-            if whole_number(path, segment, "category_id") in things
-        ]
+        }
         for row in content["annotations"]
     }

@@ -36,6 +36,9 @@ class BDD100K:
         root: the folder with ``images`` and ``labels``.
         split: "train" or "val".
 
+    Attributes:
+        files: the images, by name.
+
     Raises:
         DataError: another layout, or files that cannot be used.
     """
@@ -44,13 +47,13 @@ class BDD100K:
 
     def __init__(self, root: Path, split: str = "train") -> None:
         folder(root, LAYOUT)
-        self._images = image_files(folder(root / "images" / "10k" / split, LAYOUT))
+        self.files = image_files(folder(root / "images" / "10k" / split, LAYOUT))
         masks = folder(root / "labels" / "sem_seg" / "masks" / split, LAYOUT)
         self._masks = image_files(masks, (".png",))
-        self._names = matched(self._images, self._masks, masks)
+        self._names = matched(self.files, self._masks, masks)
         self.notes = (
             *passed_over(root / "images" / "10k" / split),
-            *without_image(self._images, self._masks, masks),
+            *without_image(self.files, self._masks, masks),
         )
         self._objects: dict[str, Path] = {}
         for kind, numbers in _KINDS.items():
@@ -58,7 +61,7 @@ class BDD100K:
             if place.is_dir():
                 self._objects = image_files(place, (".png",))
                 self._numbers = numbers
-                matched(self._images, self._objects, place, "bitmasks")
+                matched(self.files, self._objects, place, "bitmasks")
                 break
 
     def __len__(self) -> int:
@@ -66,7 +69,7 @@ class BDD100K:
 
     def __getitem__(self, index: int) -> Sample:
         name = self._names[index]
-        file = self._images[name]
+        file = self.files[name]
         image = read_image(file)
         path = self._masks[name]
         advice = "expected trainIds from 0 to 18, or 255"

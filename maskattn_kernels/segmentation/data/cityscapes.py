@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.data.errors import DataError, Tally
 from maskattn_kernels.segmentation.data.files import folder
 from maskattn_kernels.segmentation.data.images import read_image, read_labels
 from maskattn_kernels.segmentation.data.label_maps import labelled, map_ids, matched, without_image
+from maskattn_kernels.segmentation.data.masks import read_objects
 from maskattn_kernels.segmentation.data.sample import Sample
 from maskattn_kernels.segmentation.data.street_classes import CITYSCAPES
 
@@ -32,6 +33,9 @@ class Cityscapes:
         root: the folder with ``leftImg8bit`` and ``gtFine``.
         split: "train" or "val".
 
+    Attributes:
+        files: the images, by name.
+
     Raises:
         DataError: another layout, or files that cannot be used.
     """
@@ -46,9 +50,15 @@ class Cityscapes:
         if not images:
             raise DataError(f"{pictures}: no images; expected CITY/*{_IMAGE} there")
         self._labels = {p.name.removesuffix(_LABEL): p for p in labels.glob(f"*/*{_LABEL}")}
-        self._images = images
-        self.notes = without_image(images, self._labels, labels)
+        self.files = images
+        self._tally = Tally(labels)
+        self._notes = without_image(images, self._labels, labels)
         self._names = matched(images, self._labels, labels)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is passed over or lost so far; reading samples may add to it."""
+        return (*self._notes, *self._tally.lines())
 
     def __len__(self) -> int:
         return len(self._names)
@@ -58,8 +68,10 @@ class Cityscapes:
         path = self._labels[name]
         advice = "expected labelIds from 0 to 33, as Cityscapes publishes them (never trainIds)"
         semantic = map_ids(read_labels(path), self.classes.number_of, path, advice)
-        objects = read_labels(path.with_name(f"{name}_gtFine_instanceIds.png"))
+        objects = read_objects(path.with_name(f"{name}_gtFine_instanceIds.png"))
         # An object's number is 1000 * labelId + its count; smaller numbers are stuff and groups.
         instance = np.where(objects >= 1000, objects, 0)
-        file = self._images[name]
-        return labelled(name, read_image(file), semantic, instance, self.classes, path, file)
+        file = self.files[name]
+        return labelled(
+            name, read_image(file), semantic, instance, self.classes, path, file, self._tally
+        )

@@ -17,7 +17,7 @@ from maskattn_kernels.segmentation.data.coco_file import (
 from maskattn_kernels.segmentation.data.coco_format import ids_from_rgb, labels_from_segments
 from maskattn_kernels.segmentation.data.errors import DataError, Tally, shown
 from maskattn_kernels.segmentation.data.files import Files
-from maskattn_kernels.segmentation.data.images import read_labels
+from maskattn_kernels.segmentation.data.images import read_colors
 from maskattn_kernels.segmentation.data.label_maps import labelled
 from maskattn_kernels.segmentation.data.sample import Sample
 
@@ -68,11 +68,8 @@ class CocoPanoptic:
 
     def __getitem__(self, index: int) -> Sample:
         row = self._rows[index]
-        colors = read_labels(row.file)
-        if colors.ndim != 3 or colors.shape[-1] < 3:
-            raise DataError(f"{row.file}: expected a PNG in colour (RGB) of segment ids")
+        ids = ids_from_rgb(read_colors(row.file))
         try:
-            ids = ids_from_rgb(colors)
             semantic, instance, unseen = labels_from_segments(ids, row.segments, self.classes)
         except KeyError as unknown:
             raise DataError(

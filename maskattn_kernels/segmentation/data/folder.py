@@ -4,13 +4,15 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from maskattn_kernels.segmentation.data.classes_file import read_classes
-from maskattn_kernels.segmentation.data.errors import LayoutError
+from maskattn_kernels.segmentation.data.errors import LayoutError, Tally
 from maskattn_kernels.segmentation.data.files import folder, image_files, passed_over
 from maskattn_kernels.segmentation.data.images import read_image
 from maskattn_kernels.segmentation.data.label_maps import labelled, matched, without_image
 from maskattn_kernels.segmentation.data.masks import read_numbers, read_objects
-from maskattn_kernels.segmentation.data.sample import Sample
+from maskattn_kernels.segmentation.data.sample import Classes, Sample
 from maskattn_kernels.segmentation.data.splits import name_of_split, share_out
 
 __all__ = ["Folder"]
@@ -40,7 +42,6 @@ class Folder:
 
     Attributes:
         files: the images of the split, by name.
-        notes: what is passed over.
 
     Raises:
         DataError: another layout, or files that cannot be used.
@@ -68,11 +69,18 @@ class Folder:
         if (place / "instances").is_dir():
             self._objects = image_files(place / "instances", (".png",))
             matched(images, self._objects, place / "instances", "instances")
-        self.notes = (
+        self._tally = Tally(root)
+        self._notes = (
             *passed_over(pictures),
             *passed_over(masks, (".png",)),
             *without_image(images, self._masks, masks),
+            *without_image(images, self._objects, place / "instances"),
         )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is passed over or lost so far; reading samples may add to it."""
+        return (*self._notes, *self._tally.lines())
 
     def __len__(self) -> int:
         return len(self._names)
@@ -86,4 +94,18 @@ class Folder:
         if not self._objects:
             return sample
         path = self._objects[name]
-        return labelled(name, image, semantic, read_objects(path), self.classes, path, file)
+        objects = read_objects(path)
+        sample = labelled(name, image, semantic, objects, self.classes, path, file, self._tally)
+        for number in _of_two_classes(objects, semantic, self.classes):
+            kind = "objects have pixels of two classes; number all objects of an image differently"
+            self._tally.add(kind, f"object {number} of {path}")
+        return sample
+
+
+def _of_two_classes(objects: np.ndarray, semantic: np.ndarray, classes: Classes) -> list[int]:
+    """Numbers of the objects with pixels of more than one thing class."""
+    counted = (objects > 0) & classes.where_things(semantic)
+    numbers, class_numbers = objects[counted], semantic[counted]
+    class_of = np.zeros(int(objects.max()) + 1, dtype=np.uint8)
+    class_of[numbers] = class_numbers
+    return np.unique(numbers[class_of[numbers] != class_numbers]).tolist()

@@ -21,6 +21,7 @@ __all__ = [
     "ImageFiles",
     "count_frames",
     "is_turned",
+    "read_colors",
     "read_frames",
     "read_image",
     "read_labels",
@@ -148,6 +149,18 @@ def read_mask(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     palette = np.full((256, 3), -1, dtype=np.int16)
     palette[: len(entries) // 3] = np.reshape(entries, (-1, 3))
     return values, palette
+
+
+def read_colors(path: Path) -> np.ndarray:
+    """The label PNG at ``path`` that holds colours: (H,W,3) or (H,W,4).
+
+    Raises:
+        DataError: as `read_labels`, or a PNG in grey.
+    """
+    values = read_labels(path)
+    if values.ndim != 3 or values.shape[-1] < 3:
+        raise DataError(f"{path}: expected a PNG in colour (RGB)")
+    return values
 
 
 def is_turned(path: Path) -> bool:

@@ -48,7 +48,7 @@ def judge(splits: Mapping[str, Counts], classes: Classes) -> tuple[list[str], li
             faults.append(_one_class(classes.names[int(seen.argmax())], void, classes))
     if not faults:
         notes += [*_unseen(splits, classes), *_between(splits, classes)]
-        if classes.things and not any(counts.objects for counts in splits.values()):
+        if classes.things and not any(any(counts.objects) for counts in splits.values()):
             things = _names(classes, classes.things)
             notes.append(f"no labels of objects, so those of {things} cannot be told apart")
     return faults, notes

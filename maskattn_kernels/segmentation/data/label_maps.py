@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.data.errors import DataError, Tally
 from maskattn_kernels.segmentation.data.images import turned_hint
-from maskattn_kernels.segmentation.data.sample import Classes, Sample, numbers_from_ids
+from maskattn_kernels.segmentation.data.sample import VOID, Classes, Sample, numbers_from_ids
 
 __all__ = ["labelled", "map_ids", "matched", "palette", "without_image"]
+
+_NO_THING = "objects are left out, since their pixels are of classes that are no things"
 
 
 def matched(
@@ -89,6 +91,7 @@ def labelled(
     classes: Classes,
     path: Path,
     file: Path,
+    tally: Tally | None = None,
 ) -> Sample:
     """A `Sample` whose maps fit its image; pixels without a thing class get object 0.
 
@@ -97,6 +100,7 @@ def labelled(
         classes: of the data set; they say what a thing is.
         path: of the maps, for errors.
         file: of the image, for errors.
+        tally: counts the objects that lie on classes which are no things.
 
     Raises:
         DataError: maps of another size.
@@ -109,7 +113,12 @@ def labelled(
                 f"{path}: labels of {width} x {height} pixels for an image of {wide} x {high}{cure}"
             )
     if instance is not None:
-        instance = np.where(classes.where_things(semantic), instance, 0).astype(np.int32)
+        things = classes.where_things(semantic)
+        stray = instance[(instance > 0) & ~things & (semantic != VOID)]
+        if tally is not None and stray.size:
+            for number in np.setdiff1d(stray, instance[things]).tolist():
+                tally.add(_NO_THING, f"object {number} of {path}")
+        instance = np.where(things, instance, 0).astype(np.int32)
     return Sample(name, image, semantic, instance, file)
 
 
