@@ -9,7 +9,6 @@ of one network beside the description of another.
 
 import json
 import math
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,13 +17,19 @@ from typing import Any, overload
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from maskattn_kernels.common.atomic import replace_file
 from maskattn_kernels.common.text import one_line
-from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.checkpoint_files import (
+    FORMAT,
+    CheckpointError,
+    read_description,
+    read_network,
+    weights_file,
+    write_weights,
+)
+from maskattn_kernels.segmentation.data.errors import DataError, shown
 from maskattn_kernels.segmentation.data.inputs import AnyImage, OneImage, listed
 from maskattn_kernels.segmentation.data.sample import VOID, Classes
 from maskattn_kernels.segmentation.infer import Pipeline, Segmentation
@@ -32,14 +37,10 @@ from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 
 __all__ = ["Checkpoint", "CheckpointError", "as_checkpoint", "load_matching"]
 
-WEIGHTS, CONFIG, FORMAT = "model.safetensors", "config.json", 1
+CONFIG, LARGEST_SIZE = "config.json", 16384
 #: What depends on classes, task and selector; all else is common to one width and depth.
 CLASS_HEADS = ("unet.head.", "coarse_heads.")
 OWN = (*CLASS_HEADS, "objects.", ".mask_head.", ".query_head.", ".selector.")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is missing, damaged, of another kind, or does not fit."""
 
 
 @dataclass
@@ -51,6 +52,10 @@ class Checkpoint:
         classes: that it tells apart.
         size: side of the square images that it was trained on, in pixels.
         metrics: scores at the time of saving, 0 to 100.
+
+    Raises:
+        TypeError, ValueError: an argument is of another type, there are more or fewer classes than
+            outputs of the network, or the size is not from 1 to 16384.
 
     Example:
         >>> import tempfile
@@ -67,6 +72,24 @@ class Checkpoint:
     classes: Classes
     size: int
     metrics: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.network, SegmentationNetwork):
+            got = type(self.network).__name__
+            raise TypeError(f"network: expected a SegmentationNetwork, got {got}")
+        if not isinstance(self.classes, Classes):
+            raise TypeError(f"classes: expected Classes, got {type(self.classes).__name__}")
+        outputs = self.network.config["classes"]
+        if len(self.classes) != outputs:
+            raise ValueError(
+                f"classes: expected {outputs}, as many as the network tells apart, got "
+                f"{len(self.classes)}"
+            )
+        whole = isinstance(self.size, int) and not isinstance(self.size, bool)
+        if not whole or not 1 <= self.size <= LARGEST_SIZE:
+            raise ValueError(
+                f"size: expected a whole number from 1 to {LARGEST_SIZE}, got {shown(self.size)}"
+            )
 
     def description(self) -> dict[str, Any]:
         """All but the weights, for JSON."""
@@ -95,8 +118,7 @@ class Checkpoint:
         plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         text = json.dumps(self.description(), indent=2, allow_nan=False)
         folder = Path(folder)
-        header = {"maskattn": text}
-        replace_file(folder / WEIGHTS, lambda path: save_file(plain, path, metadata=header))
+        write_weights(folder, plain, text)
         replace_file(folder / CONFIG, lambda path: path.write_text(text + "\n", encoding="utf-8"))
 
     def segment_stream(
@@ -244,7 +266,8 @@ class Checkpoint:
         """Read a folder that `save_pretrained` wrote, or one of the Hugging Face hub.
 
         Args:
-            source: a folder, or a hub id as ``owner/name``. Nothing read there is run as code.
+            source: a folder; or a hub id as ``hf:owner/name``, also without ``hf:`` where no folder
+                here is called "owner". Nothing read there is run as code.
 
         Returns:
             the checkpoint, its network on the CPU and in eval mode.
@@ -252,50 +275,25 @@ class Checkpoint:
         Raises:
             CheckpointError: one line on what is missing, damaged, or does not fit.
         """
-        file = _weights_file(source)
+        file = weights_file(source)
+        described = read_description(file)
+        network = read_network(file, described.get("network"))
         try:
-            with safe_open(file, framework="pt") as opened:
-                header = opened.metadata() or {}
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file}: not a whole safetensors file ({error})") from None
-        return cls._from_parts(file, header.get("maskattn"), tensors)
-
-    @classmethod
-    def _from_parts(cls, file: Path, text: str | None, tensors: dict[str, Tensor]) -> "Checkpoint":
-        try:
-            described = json.loads(text or "")
-            if described["format"] != FORMAT:
-                raise ValueError(f"format {described['format']}, this version reads {FORMAT}")
             names = described["classes"]
             classes = Classes(
-                tuple(map(str, names["names"])),
-                tuple(map(bool, names["is_thing"])),
-                tuple((int(r), int(g), int(b)) for r, g, b in names["colors"]),
-                tuple(map(int, names["ids"])),
-                tuple(map(int, names.get("void_ids", (VOID,)))),
+                tuple(names["names"]),
+                tuple(names["is_thing"]),
+                tuple((r, g, b) for r, g, b in names["colors"]),
+                tuple(names["ids"]),
+                tuple(names.get("void_ids", (VOID,))),
             )
-            network = SegmentationNetwork(**described["network"])
-            size = int(described["size"])
             metrics = {
                 str(k): math.nan if v is None else float(v) for k, v in described["metrics"].items()
             }
+            return cls(network, classes, described["size"], metrics)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise CheckpointError(
-                f"{file}: not saved by save_pretrained ({one_line(error)})"
-            ) from None
-        try:
-            network.load_state_dict(tensors)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[-1].strip()
-            raise CheckpointError(f"{file}: weights do not fit the network ({reason})") from None
-        for name, tensor in tensors.items():
-            if not tensor.isfinite().all():
-                raise CheckpointError(
-                    f"{file}: {name} holds NaN or infinity, so the network can tell nothing; take "
-                    "an earlier checkpoint, or train again with a lower learning rate"
-                )
-        return cls(network.eval(), classes, size, metrics)
+            reason = one_line(error)[:200]
+            raise CheckpointError(f"{file}: not saved by save_pretrained ({reason})") from None
 
     def push_to_hub(self, repo: str, *, private: bool = False, token: str | None = None) -> str:
         """Upload the checkpoint to the Hugging Face hub; returns its address there.
@@ -326,29 +324,6 @@ def as_checkpoint(checkpoint: Checkpoint | str | Path) -> Checkpoint:
     if isinstance(checkpoint, Checkpoint):
         return checkpoint
     return Checkpoint.from_pretrained(checkpoint)
-
-
-def _weights_file(source: str | Path) -> Path:
-    path = Path(source)
-    if path.is_dir():
-        if not (path / WEIGHTS).is_file():
-            raise CheckpointError(f"{path}: no {WEIGHTS} in this folder")
-        return path / WEIGHTS
-    if path.is_file():
-        raise CheckpointError(
-            f"{path}: expected a folder with {WEIGHTS}, as `maskattn train` leaves in OUT/best"
-        )
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-        raise CheckpointError(f"{source}: no such folder")
-    import huggingface_hub  # a folder needs no hub
-
-    try:
-        return Path(huggingface_hub.hf_hub_download(str(source), WEIGHTS))
-    except Exception as error:  # many kinds: no network, no such repository, no rights
-        reason = one_line(error)[:200]
-        raise CheckpointError(
-            f"{source}: no such folder, and the hub does not give it ({reason})"
-        ) from None
 
 
 def load_matching(

@@ -45,6 +45,7 @@ WINGS = (
     ("data",),
     ("model",),
     ("infer",),
+    ("checkpoint_files",),
     ("checkpoints",),
     ("scoring", "prediction"),
     ("training",),

@@ -4,10 +4,14 @@
 import json
 import os
 import pickle
+import resource
+import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from segmentation_runs import CLASSES, tiny_checkpoint
 
@@ -17,6 +21,7 @@ from maskattn_kernels.segmentation.checkpoints import (
     CheckpointError,
     load_matching,
 )
+from maskattn_kernels.segmentation.data.sample import Classes
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 
 
@@ -80,18 +85,144 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(spoil, says, tmp_path):
 
 
 def test_what_is_not_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "huggingface_hub.hf_hub_download", lambda *a: (_ for _ in ()).throw(OSError("no\nnetwork"))
-    )
+    asked = []
+
+    def no_network(self, name, timeout):
+        asked.append(name)
+        raise OSError("no\nnetwork")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", no_network)
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(
         CheckpointError, match=r"^nowhere/model: no such folder, and the hub does .*no network"
     ):
         Checkpoint.from_pretrained("nowhere/model")
     with pytest.raises(CheckpointError, match=r"no such folder$"):
         Checkpoint.from_pretrained(tmp_path / "a" / "b")
+    (tmp_path / "out" / "best").mkdir(parents=True)
+    for mistyped in ("out/bset", tmp_path / "out" / "bset"):
+        with pytest.raises(CheckpointError, match=r"no such folder; did you mean .*out/best\?"):
+            Checkpoint.from_pretrained(mistyped)
+    assert asked == ["nowhere/model"]
+    with pytest.raises(CheckpointError, match="the hub does not give it"):
+        Checkpoint.from_pretrained("hf:out/bset")
+    assert asked == ["nowhere/model", "out/bset"]
     (tmp_path / "last.ckpt").touch()
     with pytest.raises(CheckpointError, match=r"expected a folder with model.safetensors"):
         Checkpoint.from_pretrained(tmp_path / "last.ckpt")
+
+
+def test_what_was_downloaded_before_needs_no_network(tmp_path, monkeypatch):
+    tiny_checkpoint(tmp_path)
+    file = str(tmp_path / "model.safetensors")
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a: file)
+    assert Checkpoint.from_pretrained("nowhere/model").classes == CLASSES
+
+
+def with_header(folder: Path, change, keep_digest: bool = False) -> None:
+    """A checkpoint whose description is changed, as somebody else could write it."""
+    tiny_checkpoint(folder)
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    with safe_open(file, framework="pt") as opened:
+        header = opened.metadata()
+    if not keep_digest:
+        del header["sha256"]
+    described = json.loads(header["maskattn"])
+    changed = change(described)
+    header["maskattn"] = changed if isinstance(changed, str) else json.dumps(described)
+    save_file(tensors, file, metadata=header)
+
+
+def set_to(*keys_and_value):
+    *keys, last, value = keys_and_value
+
+    def change(described):
+        for key in keys:
+            described = described[key]
+        described[last] = value
+
+    return change
+
+
+NETWORK, CLASSES_KEY = "network", "classes"
+FEWER = {name: values[:2] for name, values in asdict(CLASSES).items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (set_to("size", -1), "size: expected a whole number from 1"),
+        (set_to("size", float("inf")), "size: expected a whole number from 1"),
+        (set_to("size", 10**9), "size: expected a whole number from 1"),
+        (set_to(CLASSES_KEY, "colors", [[999, 0, 0]] * 3), "colors: expected"),
+        (set_to(CLASSES_KEY, "names", ["sky", "road"]), "is_thing: expected 2 entries"),
+        (set_to(CLASSES_KEY, "ids", [1, 1, 2]), "ids: 1 occurs twice"),
+        (set_to(CLASSES_KEY, FEWER), "classes: expected 3"),
+        (set_to(NETWORK, "depth", 10**6), "depth: 1000000 for "),
+        (set_to(NETWORK, "depth", 40), "model.safetensors: "),
+        (set_to(NETWORK, "width", 2**40), "model.safetensors: "),
+        (set_to(NETWORK, "width", 64), "weights do not fit the network .*expected"),
+        (set_to(NETWORK, "embedding", 10**9), "weights do not fit the network"),
+        (set_to(NETWORK, "embedding", 10**30), "model.safetensors: "),
+        (set_to(NETWORK, "num_heads", 2**50), "model.safetensors: "),
+        (set_to(NETWORK, "bottleneck", 2**60), "model.safetensors: "),
+        (set_to(NETWORK, "things", list(range(10**6))), "things: "),
+        (set_to(NETWORK, None), "not saved by save_pretrained"),
+        (set_to("format", 2), "has format 2, this version reads up to 1; update maskattn_kernels"),
+        (set_to("format", "1"), "not saved by save_pretrained .*format '1'"),
+        (lambda described: "[" * 10**6, "not saved by save_pretrained"),
+        (lambda described: "9" * 10**6, "not saved by save_pretrained"),
+    ],
+)
+def test_hostile_descriptions_are_refused_soon(change, says, tmp_path):
+    with_header(tmp_path, change)
+    started, before = time.process_time(), peak()
+    with pytest.raises(CheckpointError, match=says) as caught:
+        Checkpoint.from_pretrained(tmp_path)
+    assert time.process_time() - started < 5 and peak() - before < 200
+    text = str(caught.value)
+    assert str(tmp_path / "model.safetensors") in text and "\n" not in text and len(text) < 600
+
+
+def peak() -> float:
+    """Most memory of this process so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def test_another_description_than_was_saved_is_refused(tmp_path):
+    with_header(tmp_path, set_to("size", 64), keep_digest=True)
+    with pytest.raises(CheckpointError, match="damaged: its content is not what was saved"):
+        Checkpoint.from_pretrained(tmp_path)
+    with_header(tmp_path, lambda described: None)  # as older versions saved it: no digest
+    assert Checkpoint.from_pretrained(tmp_path).size == 32
+
+
+def test_every_changed_bit_of_the_weights_is_seen(tmp_path):
+    tiny_checkpoint(tmp_path)
+    file = tmp_path / "model.safetensors"
+    whole = file.read_bytes()
+    for place in range(len(whole) - 40, 3000, -len(whole) // 40):
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        file.write_bytes(changed)
+        with pytest.raises(CheckpointError, match=r"model\.safetensors: "):
+            Checkpoint.from_pretrained(tmp_path)
+
+
+def test_arguments_of_a_checkpoint_are_checked():
+    network = SegmentationNetwork(3, things=[2], width=4, depth=1)
+    with pytest.raises(TypeError, match="network: expected a SegmentationNetwork, got str"):
+        Checkpoint("best", CLASSES, size=32)
+    with pytest.raises(TypeError, match="classes: expected Classes, got tuple"):
+        Checkpoint(network, CLASSES.names, size=32)
+    with pytest.raises(ValueError, match=r"classes: expected 3, .* got 2"):
+        fewer = Classes(("a", "b"), (False, True), ((0, 0, 0), (9, 9, 9)), (0, 1))
+        Checkpoint(network, fewer, size=32)
+    for size in (0, -32, 1.5, True, None):
+        with pytest.raises(ValueError, match="size: expected a whole number from 1"):
+            Checkpoint(network, CLASSES, size=size)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):

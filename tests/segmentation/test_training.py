@@ -46,6 +46,12 @@ def test_logs_and_the_folder_of_a_run(tmp_path):
     assert Checkpoint.from_pretrained(out / "final").metrics.keys() >= {"mIoU", "PQ", "AP"}
 
 
+def test_a_folder_named_like_a_preset_is_no_config(tmp_path, monkeypatch):
+    (tmp_path / "own-data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert parse(["--config", "own-data"]).data.name == "folder"
+
+
 @pytest.mark.parametrize("name", preset_names())
 def test_presets_parse_and_come_back_from_their_yaml(name, tmp_path):
     config = parse(["--config", name, "--root", "somewhere"])

@@ -19,8 +19,11 @@ from typing import Any
 
 import data_trees as trees
 import numpy as np
+import torch
 from PIL import Image
+from segmentation_runs import tiny_checkpoint
 
+from maskattn_kernels.segmentation.checkpoints import Checkpoint, CheckpointError
 from maskattn_kernels.segmentation.data import DataError, open_dataset
 from maskattn_kernels.segmentation.data.sample import VOID
 from maskattn_kernels.segmentation.prediction.frames import frames
@@ -75,7 +78,7 @@ SETS = {
     "mask": ("folder", trees.folder, "masks/2.png"),
     "panoptic-mask": ("coco", trees.coco, "annotations/panoptic_val2017/000000000139.png"),
 }
-KINDS = (*PICTURES, *SETS)
+KINDS = (*PICTURES, *SETS, "checkpoint")
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
@@ -131,6 +134,25 @@ def read_set(name: str, root: Path) -> None:
         assert all("\n" not in note for note in getattr(samples, "notes", ()))
 
 
+def redescribed(content: bytes, rng: random.Random) -> bytes:
+    """A checkpoint with another description of its network, and without the digest."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    text = rewritten(header["__metadata__"]["maskattn"].encode(), rng).decode()
+    header["__metadata__"] = {"maskattn": text}
+    new = json.dumps(header).encode()
+    return len(new).to_bytes(8, "little") + new + content[8 + length :]
+
+
+def read_checkpoint(folder: Path, whole: Checkpoint) -> None:
+    """Damage is seen, unless the file says nothing of how it should be."""
+    found = Checkpoint.from_pretrained(folder)
+    if b"sha256" in (folder / "model.safetensors").read_bytes():
+        assert found.description() == whole.description()
+        theirs = whole.network.state_dict()
+        assert all(torch.equal(t, theirs[n]) for n, t in found.network.state_dict().items())
+
+
 def read_pictures(path: Path) -> None:
     for read in frames(path):
         pixels = read().image
@@ -141,7 +163,7 @@ def what_is_wrong(read: Callable[[], None]) -> str | None:
     signal.alarm(SECONDS)
     try:
         read()
-    except DataError as error:
+    except (DataError, CheckpointError) as error:
         text = str(error)
         return (
             f"{len(text)} characters: {text[:300]!r}" if "\n" in text or len(text) > 1000 else None
@@ -158,6 +180,9 @@ def read_damaged(kind: str, count: int, seed: int, root: Path) -> int:
     if kind in PICTURES:
         file = PICTURES[kind](root)
         read = partial(read_pictures, file)
+    elif kind == "checkpoint":
+        read = partial(read_checkpoint, root, tiny_checkpoint(root))
+        file = root / "model.safetensors"
     else:
         name, make, damaged_file = SETS[kind]
         make(root)
@@ -165,7 +190,10 @@ def read_damaged(kind: str, count: int, seed: int, root: Path) -> int:
         read = partial(read_set, name, root)
     whole, wrong = file.read_bytes(), 0
     for case in range(seed, seed + count):
-        change = rewritten if kind.startswith("json") and case % 3 else damaged
+        change = damaged
+        if case % 3:
+            change = redescribed if kind == "checkpoint" else change
+            change = rewritten if kind.startswith("json") else change
         file.write_bytes(change(whole, random.Random(case)))
         print(f"{kind} {case}", file=sys.stderr, flush=True)  # the last one is where it crashed
         fault = what_is_wrong(read)

@@ -57,20 +57,21 @@ def read_classes(path: Path) -> ClassesFile:
     ids = tuple(entry.number() for entry in entries)
     void_ids, void_colors = _void(path, content, ids)
     given = [entry.color() for entry in entries]
-    classes = Classes(
-        names=tuple(entry.name() for entry in entries),
-        is_thing=tuple(entry.thing() for entry in entries),
-        colors=tuple(own or color for own, color in zip(given, colors, strict=True)),
-        ids=ids,
-        void_ids=void_ids,
-    )
+    names = tuple(entry.name() for entry in entries)
     given_colors = [color for color in (*given, *void_colors) if color]
-    _check_once(path, "name", classes.names)
+    _check_once(path, "name", names)
     _check_once(path, "id", ids)
     _check_once(path, "color", [list(color) for color in given_colors])
     both = sorted({*ids} & {*void_ids})
     if both:
         raise DataError(f"{path}: id {both[0]} is in classes and in void; expected it in one")
+    classes = Classes(
+        names=names,
+        is_thing=tuple(entry.thing() for entry in entries),
+        colors=tuple(own or color for own, color in zip(given, colors, strict=True)),
+        ids=ids,
+        void_ids=void_ids,
+    )
     numbers = {color: number for number, color in enumerate(given) if color}
     return ClassesFile(classes, numbers | dict.fromkeys(void_colors, VOID))
 

@@ -8,10 +8,20 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from maskattn_kernels.segmentation.data.errors import shown
+
 __all__ = ["VOID", "Classes", "Sample", "SegmentationDataset", "numbers_from_ids"]
 
 VOID = 255
 """The class of pixels that have none: ignored by losses and metrics."""
+
+
+LARGEST_ID = 2**31
+
+
+def _is_id(value: object) -> bool:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return whole and 0 <= int(value) < LARGEST_ID  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True)
@@ -25,6 +35,10 @@ class Classes:
         ids: what the data set's own files call the class (a COCO category id, a grey value).
         void_ids: what they call pixels of no class; may be empty.
 
+    Raises:
+        TypeError, ValueError: a tuple is of another length or holds values of another kind, or a
+            name or an id occurs twice.
+
     Example:
         >>> from maskattn_kernels.segmentation import Classes
         >>> classes = Classes(("sky", "car"), (False, True), ((0, 0, 255), (255, 0, 0)), (0, 1))
@@ -37,6 +51,29 @@ class Classes:
     colors: tuple[tuple[int, int, int], ...]
     ids: tuple[int, ...]
     void_ids: tuple[int, ...] = (VOID,)
+
+    def __post_init__(self) -> None:
+        count = len(self.names)
+        if not 1 <= count <= VOID:
+            raise ValueError(f"names: expected 1 to {VOID} classes, got {count}")
+        for field in ("is_thing", "colors", "ids"):
+            if len(getattr(self, field)) != count:
+                got = len(getattr(self, field))
+                raise ValueError(f"{field}: expected {count} entries, one a name, got {got}")
+        if not all(isinstance(name, str) for name in self.names):
+            raise TypeError("names: expected texts")
+        if not all(isinstance(thing, bool | np.bool_) for thing in self.is_thing):
+            raise TypeError("is_thing: expected True or False for each class")
+        if not all(_is_id(there) for there in (*self.ids, *self.void_ids)):
+            raise ValueError(f"ids, void_ids: expected whole numbers from 0 below {LARGEST_ID}")
+        for color in self.colors:
+            if len(color) != 3 or not all(_is_id(level) and level <= 255 for level in color):
+                raise ValueError(f"colors: expected RGB from 0 to 255, got {shown(color)}")
+        for field in ("names", "ids"):
+            values = getattr(self, field)
+            if len({*values}) != count:
+                twice = next(value for value in values if values.count(value) > 1)
+                raise ValueError(f"{field}: {shown(twice)} occurs twice")
 
     def __len__(self) -> int:
         return len(self.names)

@@ -175,7 +175,7 @@ def main(argv: Sequence[str]) -> int:
     add(
         "--checkpoint",
         required=True,
-        help="folder, as `maskattn train` leaves in OUT/best; or hub id",
+        help="folder, as `maskattn train` leaves in OUT/best; or hf:owner/name",
     )
     add("--out", type=Path, default=Path("out/predict"), help="folder (default out/predict)")
     add("--truth", type=Path, help="folder of label PNGs: panels then show the errors")

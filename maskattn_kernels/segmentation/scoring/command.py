@@ -171,7 +171,7 @@ def main(argv: Sequence[str]) -> int:
     """Run ``maskattn eval`` with the arguments ``argv``; returns the exit code."""
     parser = Parser(prog="maskattn eval", description="Score a checkpoint on labelled images.")
     add = parser.add_argument
-    add("--checkpoint", required=True, help="folder as `maskattn train` leaves, or hub id")
+    add("--checkpoint", required=True, help="folder as `maskattn train` leaves, or hf:owner/name")
     add_data_arguments(parser)
     add("--split", default="val", choices=SPLITS, help="default val")
     add("--batch_size", type=positive, default=16, help="default 16")

@@ -185,7 +185,7 @@ def _with_preset_files(argv: list[str]) -> list[str]:
 
 
 def _preset_file(name: str) -> str:
-    if Path(name).exists():
+    if Path(name).is_file():
         return name
     if name in preset_names():
         return str(PRESETS / f"{name}.yaml")

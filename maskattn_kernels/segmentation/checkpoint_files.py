@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The file of a checkpoint: found, written, and read in bounded time and memory.
+
+``model.safetensors`` holds the weights, and in its header a JSON text that describes the network,
+and a digest of all of it. Nothing in it is trusted: the shapes that the text describes are compared
+with those in the file before a network is built.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from maskattn_kernels.common.atomic import replace_file
+from maskattn_kernels.common.text import one_line
+from maskattn_kernels.segmentation.model.network import SegmentationNetwork
+
+__all__ = [
+    "FORMAT",
+    "CheckpointError",
+    "read_description",
+    "read_network",
+    "weights_file",
+    "write_weights",
+]
+
+WEIGHTS, FORMAT = "model.safetensors", 1
+HUB = "hf:"
+HUB_SECONDS = 10  # until an answer
+_HEADER = ("maskattn", "sha256", "format")  # the last one is what other programs add
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, damaged, of another kind, or does not fit."""
+
+
+def write_weights(folder: Path, tensors: Mapping[str, Tensor], text: str) -> None:
+    """Write the file into a ``folder``; what was there before stays good until it is whole.
+
+    Args:
+        folder: made if it is not there.
+        tensors: on the CPU, contiguous.
+        text: JSON that describes the network.
+
+    Raises:
+        WriteError: it could not be written.
+    """
+    header = {"maskattn": text, "sha256": _digest(tensors, text)}
+    whole = dict(tensors)
+    replace_file(folder / WEIGHTS, lambda path: save_file(whole, path, metadata=header))
+
+
+def read_description(file: Path) -> dict[str, Any]:
+    """The JSON in the header of a ``file``, of which only the format has been checked.
+
+    Raises:
+        CheckpointError: it cannot be read, or is of another kind or a newer format.
+    """
+    header = _opened(file)[0]
+    odd = [key for key in header if key not in _HEADER]
+    try:
+        if odd:
+            raise ValueError(f"unknown entry {odd[0][:40]!r} in the header")
+        described = json.loads(header.get("maskattn", ""))
+        number = described["format"]
+        if not isinstance(number, int) or number < 1:
+            raise ValueError(f"format {number!r}")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise _foreign(file, error) from None
+    if number > FORMAT:
+        raise CheckpointError(
+            f"{file}: has format {number}, this version reads up to {FORMAT}; update "
+            f"maskattn_kernels"
+        )
+    return described
+
+
+def read_network(file: Path, config: Any) -> SegmentationNetwork:
+    """The network of a ``file``, on the CPU and in eval mode.
+
+    Args:
+        file: that `read_description` has accepted.
+        config: arguments of `SegmentationNetwork`, as the file describes them.
+
+    Raises:
+        CheckpointError: the arguments are not allowed, the weights do not fit them, are damaged, or
+            hold NaN or infinity.
+    """
+    header, shapes = _opened(file)
+    try:
+        depth = config.get("depth") or 1
+        if not isinstance(depth, int) or depth > len(shapes):  # each level has tensors
+            raise ValueError(f"depth: {depth!r} for {len(shapes)} tensors")
+        with torch.device("meta"):  # shapes without memory
+            expected = SegmentationNetwork(**config).state_dict()
+    except Exception as error:  # torch raises whatever comes up for absurd sizes
+        raise _foreign(file, error) from None
+    for name in [*expected, *shapes]:
+        here = list(expected[name].shape) if name in expected else "nothing"
+        there = shapes.get(name, "nothing")
+        if here != there:
+            raise CheckpointError(
+                f"{file}: weights do not fit the network ({name[:100]}: expected {here}, got "
+                f"{there})"
+            )
+    network = SegmentationNetwork(**config)
+    tensors = _tensors(file)
+    if header.get("sha256") not in (None, _digest(tensors, header["maskattn"])):
+        raise CheckpointError(
+            f"{file}: damaged: its content is not what was saved; copy it again, or take another"
+        )
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(
+                f"{file}: {name} holds NaN or infinity, so the network can tell nothing; take an "
+                "earlier checkpoint, or train again with a lower learning rate"
+            )
+    network.load_state_dict(tensors)
+    return network.eval()
+
+
+def weights_file(source: str | Path) -> Path:
+    """The weights in a folder, or of a checkpoint on the Hugging Face hub.
+
+    Args:
+        source: a folder; or "hf:owner/name", or "owner/name" where nothing here is called "owner".
+
+    Raises:
+        CheckpointError: it is not there.
+    """
+    path = Path(source)
+    if path.is_dir():
+        if not (path / WEIGHTS).is_file():
+            raise CheckpointError(f"{path}: no {WEIGHTS} in this folder")
+        return path / WEIGHTS
+    if path.is_file():
+        raise CheckpointError(
+            f"{path}: expected a folder with {WEIGHTS}, as `maskattn train` leaves in OUT/best"
+        )
+    name = str(source).removeprefix(HUB)
+    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+    if on_hub and (str(source).startswith(HUB) or not path.parent.exists()):
+        return _from_hub(name)
+    folders = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+    close = get_close_matches(path.name, folders, n=1)
+    hint = f"; did you mean {path.parent / close[0]}?" if close else ""
+    hub = f"; {HUB}{name} would be that of the Hugging Face hub" if on_hub else ""
+    raise CheckpointError(f"{source}: no such folder{hint}{hub}")
+
+
+def _from_hub(name: str) -> Path:
+    import huggingface_hub  # a folder needs no hub
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        # Asked first, since it answers once and at once: a download tries again for half a minute.
+        found = huggingface_hub.HfApi().model_info(name, timeout=HUB_SECONDS)
+        return Path(huggingface_hub.hf_hub_download(name, WEIGHTS, revision=found.sha))
+    except Exception as error:  # many kinds: no network, no such repository, no rights
+        reason = one_line(error)[:200]
+        if not isinstance(error, HfHubHTTPError):  # no answer: an earlier download will do
+            kept = huggingface_hub.try_to_load_from_cache(name, WEIGHTS)
+            if isinstance(kept, str):
+                return Path(kept)
+    raise CheckpointError(f"{name}: no such folder, and the hub does not give it ({reason})")
+
+
+def _opened(file: Path) -> tuple[dict[str, str], dict[str, list[int]]]:
+    """The header's texts, and the shapes of the tensors."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            names = list(opened.keys())
+            return opened.metadata() or {}, {n: opened.get_slice(n).get_shape() for n in names}
+    except Exception as error:  # what the library raises depends on the damage
+        raise _not_whole(file, error) from None
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in list(opened.keys())}
+    except Exception as error:  # as above
+        raise _not_whole(file, error) from None
+
+
+def _not_whole(file: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{file}: not a whole safetensors file ({one_line(error)[:200]})")
+
+
+def _foreign(file: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{file}: not saved by save_pretrained ({one_line(error)[:200]})")
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    """A digest of everything in the file: a changed bit gives a network that nobody trained."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
