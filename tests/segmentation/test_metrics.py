@@ -173,3 +173,26 @@ def test_wrong_arguments() -> None:
         SegmentationMetrics(CLASSES, "depth")
     with pytest.raises(ValueError, match=r"prediction\.semantic: expected the shape"):
         scores(predict([[SKY]]), truth([[SKY, SKY]]))
+
+
+def test_ap_counts_every_object_of_a_crowd() -> None:
+    """COCO's own limit is 100 objects an image; a perfect answer must be perfect with 150 too."""
+    instance = torch.arange(300).reshape(10, 30) // 2 + 1
+    semantic = torch.full_like(instance, CAR)
+    found = predict(semantic, instance, [CAR] * 150, torch.linspace(0.9, 0.1, 150).tolist())
+    assert scores(found, truth(semantic, instance), "instance").compute()["AP"] == 100
+
+
+@pytest.mark.parametrize("number", [4, 29, 256, -1])
+def test_numbers_of_no_class_are_refused(number: int) -> None:
+    good, bad = [[SKY, CAR, VOID]], [[SKY, number, VOID]]
+    expected = rf"expected class numbers from 0 to 3, or 255 for void, got {number}$"
+    with pytest.raises(ValueError, match=rf'^batch\["semantic"\]: {expected}'):
+        scores(predict(good), truth(bad), "semantic")
+    with pytest.raises(ValueError, match=rf"^prediction\.semantic: {expected}"):
+        scores(predict(bad), truth(good), "semantic")
+
+
+def test_labelled_pixels() -> None:
+    metrics = scores(predict([[SKY, SKY, CAR, DOG]]), truth([[SKY, CAR, CAR, VOID]]), "semantic")
+    assert metrics.labelled_pixels() == {"sky": 1, "car": 2, "sea": 0, "dog": 0}

@@ -355,7 +355,28 @@ def test_evaluation_at_both_sizes(tmp_path):
         assert found["classes"]["road"]["IoU"] == pytest.approx(100 / 3)
         assert found["mean"] == {"mIoU": pytest.approx(100 / 9)}
     table = evaluate.tables(scores, 32).splitlines()
-    assert table[0] == "at 32 x 32" and table[3].split() == ["road", "33.3"]
+    assert table[0] == "at 32 x 32" and table[3].split() == ["road", "33.3", "1024"]
+    assert table[1].split() == ["mIoU", "pixels"] and table[5].split() == ["mean", "11.1"]
+    assert scores["original size"]["classes"]["car"]["pixels"] == 20 * 30
+
+
+class OnlySky(Scenes):
+    def __getitem__(self, index):
+        return super().__getitem__(0)
+
+
+def test_classes_that_are_only_predicted_are_told(tmp_path, monkeypatch, capsys):
+    tiny_checkpoint(tmp_path / "checkpoint", task="semantic")
+    monkeypatch.setattr(evaluate, "open_named", lambda *given: OnlySky())
+    arguments = ["--checkpoint", str(tmp_path / "checkpoint"), "--data", "digit-scenes"]
+    out = tmp_path / "scores.json"
+    assert evaluate.main([*arguments, "--out", str(out)]) == 0
+    strict = json.loads(out.read_text(), parse_constant=lambda text: pytest.fail(text))
+    rows = strict["scores"]["original size"]["classes"]
+    predicted = [name for name in ("road", "car") if rows[name]["IoU"] == 0]
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert predicted and len(told) == len(predicted)
+    assert told[0].startswith(f"note: {predicted[0]}: no pixel is labelled so")
 
 
 class SomeBroken(Scenes):

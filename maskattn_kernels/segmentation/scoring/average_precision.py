@@ -4,6 +4,7 @@
 import contextlib
 import io
 import json
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -129,7 +130,8 @@ class AveragePrecision(Metric):
             run = COCOeval(labels, labels.loadRes(found), "segm")
             run.params.catIds = ids
             run.params.areaRng, run.params.areaRngLbl = [[0, 1e10]], ["all"]
-            run.params.maxDets = [100]
+            # COCO's limit of 100 an image would leave out objects of crowded ones.
+            run.params.maxDets = [max(Counter(row["image_id"] for row in found).values())]
             run.evaluate()
             run.accumulate()
         # COCOeval sorts the categories by id.

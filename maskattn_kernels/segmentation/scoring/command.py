@@ -3,6 +3,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -52,8 +53,8 @@ def evaluate(
     Returns:
         ``{"network size": scores, "original size": scores}``. At the first, labels are resized as
         in training; at the second, predictions are resized to the labels. Each scores is
-        ``{"mean": {"mIoU": .., ..}, "classes": {"sky": {"IoU": .., ..}, ..}}``, 0 to 100, NaN where
-        there is nothing to score.
+        ``{"mean": {"mIoU": .., ..}, "classes": {"sky": {"IoU": .., "pixels": ..}, ..}}``, 0 to 100,
+        NaN where there is nothing to score; "pixels" are the labelled ones.
 
     Raises:
         DataError: other classes, no labels, or samples that cannot be read: the first one, or with
@@ -93,9 +94,14 @@ def evaluate(
     if len(dataset) and not done:
         raise DataError(f"dataset: none of its {len(dataset)} samples can be read and scored")
     return {
-        size: {"mean": metric.compute(), "classes": metric.per_class()}
+        size: {"mean": metric.compute(), "classes": _by_class(metric)}
         for size, metric in metrics.items()
     }
+
+
+def _by_class(metric: SegmentationMetrics) -> dict[str, dict[str, float]]:
+    pixels = metric.labelled_pixels()
+    return {name: {**row, "pixels": pixels[name]} for name, row in metric.per_class().items()}
 
 
 def _labelled(dataset: SegmentationDataset, index: int) -> Sample:
@@ -137,7 +143,9 @@ def _check_classes(checkpoint: Checkpoint, dataset: SegmentationDataset) -> None
 
 
 def tables(scores: dict[str, Scores], size: int) -> str:
-    """Scores for people: means, and a row a class; a class without anything to score has dashes.
+    """Scores for people: means, and a row a class with its number of labelled pixels.
+
+    A class without anything to score has dashes.
 
     Args:
         scores: from `evaluate`.
@@ -151,13 +159,21 @@ def _table(scores: Scores, where: str, size: int) -> str:
     rows = {**scores["classes"], "mean": scores["mean"]}
     columns = list(scores["mean"])
     width = max(len(name) for name in rows)
-    lines = [title, " ".join([" " * width, *(f"{c:>6}" for c in columns)])]
+    lines = [title, " ".join([" " * width, *(f"{c:>6}" for c in columns), f"{'pixels':>10}"])]
     for name, row in rows.items():
         # A class has an IoU, their mean is the mIoU.
         values = (row.get(c, row.get("IoU", math.nan)) for c in columns)
         cells = ["     -" if math.isnan(value) else f"{value:6.1f}" for value in values]
+        cells += [f"{row['pixels']:10d}"] if "pixels" in row else []
         lines.append(" ".join([f"{name:<{width}}", *cells]))
     return "\n".join(lines)
+
+
+def _only_predicted(scores: dict[str, Scores]) -> list[str]:
+    """Lines on classes that lower the mean though no label has them."""
+    rows = scores["original size"]["classes"]
+    names = [n for n, row in rows.items() if not row["pixels"] and not math.isnan(row["IoU"])]
+    return [f"{name}: no pixel is labelled so, its IoU of 0 counts in mIoU" for name in names]
 
 
 def _without_nan(value: Any) -> Any:
@@ -192,6 +208,8 @@ def main(argv: Sequence[str]) -> int:
             failed=lambda error: failed.append(str(error)),
         )
     print(tables(scores, checkpoint.size))
+    for note in _only_predicted(scores):
+        print(f"note: {note}", file=sys.stderr)
     report = {
         "checkpoint": given.checkpoint,
         "data": given.data,

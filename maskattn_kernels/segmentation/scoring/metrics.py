@@ -61,6 +61,9 @@ class SegmentationMetrics(nn.Module):
         Args:
             prediction: the semantic task needs only its ``semantic``.
             batch: ``semantic`` (B,H,W), ``instance`` (B,H,W).
+
+        Raises:
+            ValueError: another shape, or numbers that are neither of a class nor `VOID`.
         """
         device = prediction.semantic.device
         semantic = batch["semantic"].to(device).long()
@@ -69,6 +72,8 @@ class SegmentationMetrics(nn.Module):
                 f"prediction.semantic: expected the shape {tuple(semantic.shape)} of the labels, "
                 f"got {tuple(prediction.semantic.shape)}"
             )
+        self._check_numbers("prediction.semantic", prediction.semantic)
+        self._check_numbers('batch["semantic"]', semantic)
         self.iou.update(prediction.semantic, semantic)
         if self.precision is None:
             return
@@ -98,11 +103,25 @@ class SegmentationMetrics(nn.Module):
             for number, name in enumerate(self.classes.names)
         }
 
+    def labelled_pixels(self) -> dict[str, int]:
+        """How many pixels of the labels each class has, by its name."""
+        counts = self.iou.confmat.sum(dim=1).tolist()
+        return {name: int(counts[number]) for number, name in enumerate(self.classes.names)}
+
     def reset(self) -> None:
         """Forget all batches."""
         for metric in (self.iou, self.quality, self.precision):
             if metric is not None:
                 metric.reset()
+
+    def _check_numbers(self, what: str, numbers: Tensor) -> None:
+        count = len(self.classes)
+        wrong = numbers[((numbers < 0) | (numbers >= count)) & (numbers != VOID)]
+        if len(wrong):
+            raise ValueError(
+                f"{what}: expected class numbers from 0 to {count - 1}, or {VOID} for void, got "
+                f"{int(wrong[0])}"
+            )
 
     def _by_class(self) -> dict[str, Tensor]:
         found = {"mIoU": self.iou.compute()}
