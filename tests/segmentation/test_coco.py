@@ -172,6 +172,14 @@ REFUSED = {
         lambda rows: rows["images"][0].update(file_name="a\\..\\..\\x.png"),
         "leaves the folder",
     ),
+    "one id twice": (
+        lambda rows: rows["images"][1].update(id=1.0),
+        "two images have the id 1; the second is '2.png'",
+    ),
+    "one name in two folders": (
+        lambda rows: rows["images"][1].update(file_name="b/1.png"),
+        "two images are named '1', the second in file_name 'b/1.png'; expected names that differ",
+    ),
     "other size": (
         lambda rows: rows["images"][0].update(height=480, width=640),
         r"1\.png is declared with 640 x 480 pixels, the file has 30 x 20; expected the file that",
@@ -198,7 +206,7 @@ def test_shapes_without_declared_sizes_are_checked_by_the_image(tmp_path: Path) 
 
     samples, (first, _) = opened(tmp_path, lambda rows: change(rows, [40, 0, 50, 0, 50, 9]))
     assert (first.semantic == 2).all()
-    assert samples.notes[0].endswith("such as annotation 10")
+    assert samples.notes[0].endswith("nothing of them lies in their image, such as annotation 10")
     with pytest.raises(DataError, match="10 lies far outside of its image of 30 x 20"):
         opened(tmp_path, lambda rows: change(rows, [4e6, 0, 50, 0, 50, 9]))
 
@@ -206,6 +214,8 @@ def test_shapes_without_declared_sizes_are_checked_by_the_image(tmp_path: Path) 
 OUTLINE = "annotations have a box and no outline: their boxes are void"
 TOLD = {
     "a box, no outline": (row(segmentation=[]), square(2, VOID), OUTLINE),
+    "empty text": (row(segmentation=""), square(2, VOID), OUTLINE),
+    "empty object": (row(segmentation={}), square(2, VOID), OUTLINE),
     "null": (row(segmentation=None), square(2, VOID), OUTLINE),
     "two points": (row(segmentation=[[1, 2, 3, 4]]), square(2, VOID), OUTLINE),
     "nothing": (row(segmentation=[[]], bbox=None), whole_image(2), "they have no outline of three"),
@@ -234,9 +244,11 @@ def test_an_annotation_without_a_pixel_is_told(tmp_path: Path, case: str) -> Non
     samples, (first, second) = opened(tmp_path, change)
     np.testing.assert_array_equal(first.semantic, expected)
     np.testing.assert_array_equal(second.semantic, square())
-    (note,) = samples.notes
+    note = samples.notes[0]
     assert "train.json: 1 annotations " in note and "such as annotation 10" in note
     assert message in note
+    no_annotation = "images have no annotation: all of their pixels are background, such as 1.png"
+    assert [no_annotation in line for line in samples.notes[1:]] == [True] * (case == "no image")
 
 
 def test_a_fraction_and_an_object_under_others_are_told(tmp_path: Path) -> None:
@@ -307,6 +319,27 @@ def test_a_category_background_is_the_background(tmp_path: Path, name: str) -> N
     samples, (first, _) = opened(tmp_path, lambda rows: rows["categories"][1].update(name=name))
     assert samples.classes.names == ("cell", name) and samples.classes.things == (0,)
     np.testing.assert_array_equal(first.semantic, square(1))
+
+
+def test_a_category_that_is_no_thing_is_stuff(tmp_path: Path) -> None:
+    samples, (first, _) = opened(tmp_path, lambda rows: rows["categories"][0].update(isthing=0))
+    assert samples.classes.names == ("cell", "nucleus", "background")
+    assert samples.classes.is_thing == (False, True, False)
+    np.testing.assert_array_equal(first.semantic, square())
+    assert not first.instance.any()
+
+
+def test_percent_is_told(tmp_path: Path) -> None:
+    """As Label Studio counts: 0 to 100 over the image, whatever its size."""
+    rows = content()
+    rows["annotations"] = [annotation(n, 1 + n % 2) for n in range(6)]
+    for image, (height, width) in zip(rows["images"], [(300, 400), (200, 200)], strict=True):
+        image.update(height=height, width=width)
+    root = write(tmp_path, rows)
+    (note,) = open_dataset("coco-json", root).notes
+    assert "all coordinates of 6 annotations are from 0 to 100" in note
+    rows["annotations"][3]["segmentation"] = [[0, 0, 101, 0, 101, 101]]
+    assert open_dataset("coco-json", write(tmp_path, rows)).notes == ()
 
 
 def test_a_category_that_only_groups_others_is_left_out(tmp_path: Path) -> None:

@@ -77,6 +77,15 @@ def test_objects_that_are_counted_anew_in_each_class(tmp_path: Path) -> None:
     assert message not in told("folder", tmp_path)
 
 
+def test_object_numbers_of_32_bits_are_refused(tmp_path: Path) -> None:
+    """A TIFF under the name of a PNG can hold them."""
+    trees.folder(tmp_path)
+    for path in (tmp_path / "instances").iterdir():
+        Image.fromarray(trees.grid(0, 2**31 - 1, -5, np.int32)).save(path, format="TIFF")
+    with pytest.raises(DataError, match="expected numbers from 0 to 65535, got -5 to 2147483647"):
+        open_dataset("folder", tmp_path)[0]
+
+
 def test_instances_without_image_are_told(tmp_path: Path) -> None:
     trees.folder(tmp_path)
     trees.save(tmp_path / "instances" / "more.png", trees.grid(0, 1, 0))

@@ -295,12 +295,19 @@ def yolo(root: Path) -> None:
     (root / "labels" / "train" / "a.txt").write_text("0 .1 .1 .2 .2")
 
 
+def coco_of_other_names(root: Path) -> None:
+    trees.coco_json(root)
+    for name in ("first.json", "second.json"):
+        (root / name).write_bytes((root / "annotations.json").read_bytes())
+    (root / "annotations.json").unlink()
+
+
 FOREIGN = {
     "voc": (voc, "rename JPEGImages to images .*labelmap"),
     "labelme": (labelme, r"labelme2coco\.py, and use --data coco-json"),
     "label studio": (label_studio, "export the project as COCO with images"),
     "yolo": (yolo, "YOLO.*export the project as COCO"),
-    "folder": (trees.folder, "this is the layout of --data folder"),
+    "folder": (trees.folder, "this is the layout of own folders: use --data folder"),
     "coco": (trees.coco_json, "there is a COCO JSON: use --data coco-json"),
 }
 
@@ -312,3 +319,12 @@ def test_layouts_of_other_tools_are_named(tmp_path: Path, tool: str) -> None:
     for name in {"folder", "coco-json"} - {"coco-json" if tool == "coco" else tool}:
         with pytest.raises(DataError, match=f"expected the layout .*; .*{message}"):
             open_dataset(name, tmp_path)
+
+
+def test_coco_that_coco_json_does_not_read(tmp_path: Path) -> None:
+    coco_of_other_names(tmp_path / "own")
+    with pytest.raises(DataError, match=r"rename them to train\.json and val\.json"):
+        open_dataset("coco-json", tmp_path / "own")
+    trees.coco(tmp_path / "coco")
+    with pytest.raises(DataError, match=r"--set labels=instances can read: use --data coco$"):
+        open_dataset("coco-json", tmp_path / "coco")

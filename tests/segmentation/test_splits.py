@@ -82,16 +82,21 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("val", ["val", "valid"])
+@pytest.mark.parametrize(("train", "val"), [("train", "valid"), ("Train", "Validation")])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_coco_in_the_layouts_of_tools(tmp_path: Path, layout: str, val: str) -> None:
+def test_coco_in_the_layouts_of_tools(tmp_path: Path, layout: str, train: str, val: str) -> None:
     form, images = LAYOUTS[layout]
-    for split, name in (("train", "a"), (val, "b")):
+    for split, name in ((train, "a"), (val, "b")):
         trees.photo(tmp_path / images.format(split) / f"{name}.png")
         path = tmp_path / form.format(split)
         path.parent.mkdir(exist_ok=True)
         path.write_text(coco_rows(f"{name}.png"))
     assert names_of("coco-json", tmp_path) == [{"a"}, {"b"}]
+    trees.photo(tmp_path / images.format(train) / "new.png")
+    notes = open_dataset("coco-json", tmp_path, "train").notes
+    assert [line.endswith("are not in it, such as 'new.png'") for line in notes] == (
+        [] if images == "images" else [True]
+    )
     (tmp_path / form.format(val)).unlink()
     with pytest.raises(DataError, match="nothing for val"):
         open_dataset("coco-json", tmp_path, "train")
@@ -104,6 +109,8 @@ def test_coco_in_the_layouts_of_tools(tmp_path: Path, layout: str, val: str) -> 
         ("annotations/instances_default.json", "images"),
         ("annotations/instances_default.json", "images/default"),
         ("_annotations.coco.json", "."),
+        ("result.json", "images"),  # Label Studio
+        ("labels_my-project.json", "."),
     ],
 )
 def test_coco_without_splits(tmp_path: Path, file: str, images: str) -> None:
@@ -113,6 +120,7 @@ def test_coco_without_splits(tmp_path: Path, file: str, images: str) -> None:
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_text(coco_rows(*names))
     assert open_dataset("coco-json", tmp_path).notes == ()
+    (tmp_path / images / "._a.png").write_bytes(b"of macOS")
     trees.photo(tmp_path / images / "new.png")
     (note,) = open_dataset("coco-json", tmp_path).notes
     assert "1 images of" in note and note.endswith("are not in it, such as 'new.png'")

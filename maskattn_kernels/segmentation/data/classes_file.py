@@ -16,9 +16,10 @@ from maskattn_kernels.segmentation.data.files import composed, is_text
 from maskattn_kernels.segmentation.data.label_maps import palette
 from maskattn_kernels.segmentation.data.sample import VOID, Classes
 
-__all__ = ["ClassesFile", "Color", "read_classes"]
+__all__ = ["LARGEST_ID", "ClassesFile", "Color", "read_classes"]
 
 LARGEST_ID = 65535
+"""Of a mask's 16 bits."""
 Color = tuple[int, int, int]
 _KEYS = ("classes", "void")
 _ENTRY_KEYS = ("id", "name", "thing", "color")

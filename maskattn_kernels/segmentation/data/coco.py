@@ -3,6 +3,7 @@
 
 from pathlib import Path
 
+from maskattn_kernels.segmentation.data.coco_file import read_json
 from maskattn_kernels.segmentation.data.coco_json import CocoJson
 from maskattn_kernels.segmentation.data.coco_panoptic import CocoPanoptic
 from maskattn_kernels.segmentation.data.errors import DataError, LayoutError
@@ -61,8 +62,8 @@ def open_coco_json(root: Path, split: str = "train") -> CocoJson:
 
     Args:
         root: the folder with the JSON: `OWN_SPLITS`, with "train" and "val" (or "valid"); or
-            `OWN_WHOLE`, of which about a fifth of the images is for validation, chosen by a hash of
-            their names.
+            `OWN_WHOLE`, or the only JSON there, of which about a fifth of the images is for
+            validation, chosen by a hash of their names.
         split: "train" or "val".
 
     Raises:
@@ -72,13 +73,25 @@ def open_coco_json(root: Path, split: str = "train") -> CocoJson:
     for form in OWN_SPLITS:
         name = name_of_split(root, split, form)
         if name is not None:
-            places = (root / name, root / "images" / name, root / "images")
-            return CocoJson(root / form.format(name), _first_folder(places))
+            shared = root / "images"
+            images = _first_folder((root / name, shared / name, shared))
+            return CocoJson(root / form.format(name), images, shared=images == shared)
     for path in (root / name for name in OWN_WHOLE):
         if path.is_file():
             places = (root / "images" / "default", root / "images", path.parent)
             return CocoJson(path, _first_folder(places), split)
+    others = [path for place in (root, root / "annotations") for path in place.glob("*.json")]
+    if len(others) == 1 and _is_coco(others[0]):
+        return CocoJson(others[0], _first_folder((root / "images", root)), split)
     raise LayoutError(f"{root / OWN_WHOLE[0]}: no such file; expected the layout {OWN_LAYOUT}")
+
+
+def _is_coco(path: Path) -> bool:
+    try:
+        read_json(path, ("images", "annotations", "categories"))
+    except DataError:
+        return False
+    return True
 
 
 def _first_folder(places: tuple[Path, ...]) -> Path:

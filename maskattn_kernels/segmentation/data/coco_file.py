@@ -72,12 +72,14 @@ class CocoFile:
         path: of the JSON.
         images: folder of the images.
         own_background: whether the pixels outside of all objects are a class. All categories are
-            things then, but for one named "background", which is that class; where there is none,
-            it is added at the end. Otherwise ``isthing`` tells things and stuff apart.
+            things then, but for those with ``isthing: 0`` and one named "background", which is that
+            class; where there is none, it is added at the end. Otherwise each category must have
+            ``isthing``.
 
     Attributes:
         pictures: by id.
         classes: the categories in the order of their ids.
+        background: the number of the class named "background"; None = there is none.
         annotations: the rows, not checked yet but for their ``image_id``, which is the first entry
             of each pair.
         notes: what was left out.
@@ -102,6 +104,8 @@ class CocoFile:
                 f"{path}: category {root['name']!r} is left out: it only groups the others",
             )
         self.classes = _classes(path, rows, own_background)
+        named = [number for number, name in enumerate(self.classes.names) if _is_background(name)]
+        self.background = named[0] if named else None
         self._numbers = {there: number for number, there in enumerate(self.classes.ids)}
 
     def class_of(self, row: Row, what: str) -> int:
@@ -232,8 +236,13 @@ def _pictures(path: Path, rows: list[Row], images: Path) -> dict[Key, Picture]:
     for row in rows:
         key, name = _key(path, row, "id"), text(path, row, "file_name")
         stem = PurePosixPath(name.replace("\\", "/")).stem
-        if key in found or stem in names:
-            raise DataError(f"{path}: image {key!r} ({shown(name)}) appears twice")
+        if key in found:
+            raise DataError(f"{path}: two images have the id {key!r}; the second is {shown(name)}")
+        if stem in names:
+            raise DataError(
+                f"{path}: two images are named {shown(stem)}, the second in file_name "
+                f"{shown(name)}; expected names that differ without their folder and ending"
+            )
         size = None
         if row.get("height") is not None or row.get("width") is not None:
             height, width = (whole_number(path, row, side, 1) for side in ("height", "width"))
@@ -257,7 +266,9 @@ def _category(path: Path, row: Row, own_background: bool) -> Row:
     """A category's checked fields."""
     name = text(path, row, "name").strip()
     number = whole_number(path, row, "id")
-    thing = not _is_background(name) if own_background else is_thing(path, row)
+    if own_background and row.get("isthing") is None:
+        row = {**row, "isthing": 1}
+    thing = is_thing(path, row) and not (own_background and _is_background(name))
     return {"id": number, "name": name, "isthing": thing, "group": row.get("supercategory")}
 
 
@@ -283,7 +294,7 @@ def _classes(path: Path, rows: Iterable[Row], own_background: bool) -> Classes:
             raise DataError(f"{path}: category {field} {shown(twice[0])} appears twice")
     if not 1 <= len(rows) < VOID:
         raise DataError(f"{path}: expected 1 to {VOID - 1} categories, got {len(rows)}")
-    if own_background and all(row["isthing"] for row in rows):
+    if own_background and not any(_is_background(row["name"]) for row in rows):
         ids = [row["id"] for row in rows]
         number = 0 if min(ids) > 0 else max(ids) + 1
         rows.append({"id": number, "name": BACKGROUND, "isthing": False})

@@ -19,6 +19,10 @@ from maskattn_kernels.segmentation.data.splits import share_out
 __all__ = ["CocoJson"]
 
 _NO_PIXEL = "annotations mark no pixel: {}"
+_OUTSIDE = _NO_PIXEL.format("nothing of them lies in their image")
+_PERCENT_OF = 200
+"""Objects in percent are looked for in images whose sides have at least so many pixels."""
+_OBJECTS_IN_PERCENT = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,7 @@ class CocoJson:
         path: of the JSON.
         images: folder of the images.
         split: None = all images; "train" or "val" = four fifths or one fifth of them.
+        shared: whether ``images`` also holds images of other JSONs.
 
     Attributes:
         files: the images of the split, by name.
@@ -49,9 +54,11 @@ class CocoJson:
         DataError: files that are missing or cannot be used.
     """
 
-    def __init__(self, path: Path, images: Path, split: str | None = None) -> None:
+    def __init__(
+        self, path: Path, images: Path, split: str | None = None, shared: bool = False
+    ) -> None:
         content = CocoFile(path, images, own_background=True)
-        self.classes = content.classes
+        self.classes, self._background = content.classes, content.background
         self._path = path
         self._notes = content.notes
         self._tally = Tally(path)
@@ -61,7 +68,7 @@ class CocoJson:
         names = names if split is None else share_out(names, split, path)
         self._pictures = [content.pictures[by_name[name]] for name in names]
         self._objects = [objects[by_name[name]] for name in names]
-        if split is not None:
+        if not shared:
             self._notes += unlisted(images, [p.file for p in content.pictures.values()], path)
         self.files: Mapping[str, Path] = {p.name: p.file for p in self._pictures}
 
@@ -77,15 +84,16 @@ class CocoJson:
         picture = self._pictures[index]
         image = picture.read(self._path)
         height, width = image.shape[:2]
-        background = next(n for n, thing in enumerate(self.classes.is_thing) if not thing)
-        semantic = np.full((height, width), background, dtype=np.uint8)
+        semantic = np.full((height, width), self._background, dtype=np.uint8)
         instance = np.zeros((height, width), dtype=np.int32)
         drawn = []
         for found in self._objects[index]:
             self._check(found, (height, width))
             mask = found.shape.draw(height, width)
             if not mask.any():
-                self._tally.add(_NO_PIXEL.format("they are smaller than one"), found.name)
+                outside = found.shape.outside(height, width)
+                kind = _OUTSIDE if outside else _NO_PIXEL.format("they are smaller than one")
+                self._tally.add(kind, found.name)
             elif found.void:
                 semantic[mask] = VOID
             else:
@@ -113,7 +121,15 @@ class CocoJson:
             found = self._object(row, name, number, content.pictures[key])
             if found is not None:
                 objects[key].append(found)
+        annotated = {key for key, _ in content.annotations}
+        for key, picture in content.pictures.items():
+            if key not in annotated:
+                kind = "images have no annotation: all of their pixels are background"
+                self._tally.add(kind, picture.file.name)
         self._check_all([found for group in objects.values() for found in group])
+        sizes = [content.pictures[key].size for key, group in objects.items() for _ in group]
+        if all(size and min(size) >= _PERCENT_OF for size in sizes):
+            self._look_for_percent([found for group in objects.values() for found in group])
         return objects
 
     def _object(self, row: dict[str, Any], name: str, number: int, of: Picture) -> _Object | None:
@@ -139,7 +155,7 @@ class CocoJson:
         if of.size is not None:
             self._check(found, of.size)
             if shape.outside(*of.size):
-                self._tally.add(_NO_PIXEL.format("nothing of them lies in their image"), name)
+                self._tally.add(_OUTSIDE, name)
                 return None
         return found
 
@@ -157,7 +173,7 @@ class CocoJson:
             raise DataError(
                 f"{self._path}: no annotation with a segmentation belongs to an image{others}"
             )
-        fractions = [found for found in objects if found.shape.in_a_pixel]
+        fractions = [found for found in objects if found.shape.within(1)]
         if 2 * len(fractions) > len(objects):
             raise DataError(
                 f"{self._path}: {len(fractions)} of {len(objects)} annotations have coordinates "
@@ -171,4 +187,12 @@ class CocoJson:
             self._notes += (
                 f"{self._path}: all {len(outlines)} objects are crowds (iscrowd: 1), which are "
                 f"void; write iscrowd: 0 where an annotation is one object",
+            )
+
+    def _look_for_percent(self, objects: list[_Object]) -> None:
+        if len(objects) >= _OBJECTS_IN_PERCENT and all(o.shape.within(100) for o in objects):
+            self._notes += (
+                f"{self._path}: all coordinates of {len(objects)} annotations are from 0 to 100, "
+                f"such as those of {objects[0].name}; if they are percent, multiply them by a "
+                f"hundredth of the image's width and height",
             )

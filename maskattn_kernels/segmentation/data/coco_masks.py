@@ -44,10 +44,9 @@ class _Drawn:
         """Whether nothing of it lies in an image of ``height`` x ``width``."""
         return self.right <= 0 or self.bottom <= 0 or self.left >= width or self.top >= height
 
-    @property
-    def in_a_pixel(self) -> bool:
-        """Whether it lies in the first pixel: coordinates that are fractions of the image."""
-        return min(self.left, self.top) >= 0 and max(self.right, self.bottom) <= 1
+    def within(self, side: int) -> bool:
+        """Whether all coordinates are from 0 to ``side``: 1 for fractions, 100 for percent."""
+        return min(self.left, self.top) >= 0 and max(self.right, self.bottom) <= side
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +99,8 @@ class Runs:
         """Whether they mark no pixel of an image of ``height`` x ``width``."""
         return not self.lengths[1::2].any()
 
-    @property
-    def in_a_pixel(self) -> bool:
-        """Never: runs are pixels."""
+    def within(self, side: int) -> bool:
+        """Never: runs are pixels, not coordinates."""
         return False
 
     def draw(self, height: int, width: int) -> np.ndarray:
@@ -130,7 +128,7 @@ def outline(value: Any) -> Polygons | Runs | None:
         >>> outline({"size": [2, 3], "counts": [2, 1, 3]}).draw(2, 3).astype(int).tolist()
         [[0, 1, 0], [0, 0, 0]]
     """
-    if value is None or value == []:
+    if value in (None, [], {}, ""):
         return None
     if isinstance(value, dict):
         return _runs(value)

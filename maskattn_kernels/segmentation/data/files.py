@@ -81,7 +81,7 @@ def image_files(where: Path, endings: Iterable[str] | None = None) -> dict[str, 
     found: dict[str, Path] = {}
     known = image_endings() if endings is None else tuple(endings)
     for path in sorted(where.iterdir()):
-        if path.suffix.lower() in known and not path.name.startswith("."):
+        if _is_image(path, known):
             name = composed(path.stem)
             if name in found:
                 raise DataError(
@@ -92,6 +92,11 @@ def image_files(where: Path, endings: Iterable[str] | None = None) -> dict[str, 
         others = "; ".join(("", *passed_over(where, known)))
         raise DataError(f"{where}: no images there (files ending in {' '.join(known)}){others}")
     return found
+
+
+def _is_image(path: Path, endings: Iterable[str]) -> bool:
+    """Whether ``path`` is taken for an image; files that begin with a dot are of the system."""
+    return path.suffix.lower() in endings and path.name[0] != "." and not path.is_dir()
 
 
 def passed_over(where: Path, endings: Iterable[str] | None = None) -> tuple[str, ...]:
@@ -123,7 +128,7 @@ def passed_over(where: Path, endings: Iterable[str] | None = None) -> tuple[str,
 def unlisted(where: Path, used: Iterable[Path], path: Path) -> tuple[str, ...]:
     """A line on images in the folder ``where`` that are not ``used`` by the JSON ``path``."""
     known, endings = {*used}, image_endings()
-    images = [file for file in sorted(where.iterdir()) if file.suffix.lower() in endings]
+    images = [file for file in sorted(where.iterdir()) if _is_image(file, endings)]
     left = [shown(file.name) for file in images if file not in known]
     if not left:
         return ()

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 __all__ = ["foreign_hint"]
 
@@ -13,17 +13,19 @@ _LOOKED_AT = 5  # JSON files of a folder
 _YOLO = ("labels/*.txt", "labels/*/*.txt", "*/labels/*.txt")
 
 
-def foreign_hint(root: Path) -> str:
+def foreign_hint(root: Path, name: str) -> str:
     """What to do with data in another tool's layout, as the end of an error; "" = unknown.
 
     Args:
         root: the folder that does not have the expected layout.
+        name: of the data set whose layout was expected.
     """
     if not root.is_dir():
         return ""
-    for seen, hint in _TOOLS:
-        if seen(root):
-            return f"; {hint}"
+    for layout in _LAYOUTS:
+        if layout.reader != name and layout.seen(root):
+            use = f": use --data {layout.reader}" if layout.reader else ""
+            return f"; {layout.hint}{use}"
     return ""
 
 
@@ -53,31 +55,50 @@ def _first_object(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-_TOOLS: tuple[tuple[Callable[[Path], bool], str], ...] = (
-    (
+class _Layout(NamedTuple):
+    """A layout, ``seen`` in a root; ``reader`` is the data set that reads it as it is."""
+
+    seen: Callable[[Path], bool]
+    hint: str
+    reader: str = ""
+
+
+_LAYOUTS = (
+    _Layout(
         _has("JPEGImages", "SegmentationClass"),
         "this is PASCAL VOC's layout: rename JPEGImages to images and SegmentationClass to masks, "
         "and write classes.yaml with the color of each class in labelmap.txt",
     ),
-    (
+    _Layout(
         _json_with("shapes", "imagePath"),
         "these are labelme's files: convert them with labelme's own labelme2coco.py, and use "
         "--data coco-json",
     ),
-    (
+    _Layout(
         _json_with("data", "annotations"),
         "this is Label Studio's JSON: export the project as COCO with images, and use "
         "--data coco-json",
     ),
-    (
+    _Layout(
         _has("classes.yaml", "masks"),
-        "this is the layout of --data folder",
+        "this is the layout of own folders",
+        reader="folder",
     ),
-    (
+    _Layout(
+        _has("annotations/instances_train2017.json"),
+        "this is COCO's own layout, which --set labels=instances can read",
+        reader="coco",
+    ),
+    _Layout(
         _json_with("images", "annotations", "categories"),
-        "there is a COCO JSON: use --data coco-json",
+        "there is a COCO JSON",
+        reader="coco-json",
     ),
-    (
+    _Layout(
+        _json_with("images", "annotations", "categories"),
+        "there are COCO JSONs of other names: rename them to train.json and val.json",
+    ),
+    _Layout(
         lambda root: any(_has(form)(root) for form in _YOLO),
         "these are YOLO's labels: export the project as COCO, and use --data coco-json",
     ),

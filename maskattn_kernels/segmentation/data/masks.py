@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maskattn_kernels.segmentation.data.classes_file import ClassesFile
+from maskattn_kernels.segmentation.data.classes_file import LARGEST_ID, ClassesFile
 from maskattn_kernels.segmentation.data.coco_format import ids_from_rgb
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.images import read_mask
@@ -57,12 +57,15 @@ def read_objects(path: Path) -> np.ndarray:
         path: of a mask in grey, also where it is saved in colour.
 
     Raises:
-        DataError: the mask cannot be read, or is of colours.
+        DataError: the mask cannot be read, is of colours, or has numbers of more than 16 bits.
     """
     values, _ = read_mask(path)
     flat = _flat(values, path)
     if flat is None:
         raise DataError(f"{path}: expected one number a pixel, not colours")
+    low, high = int(flat.min()), int(flat.max())
+    if low < 0 or high > LARGEST_ID:
+        raise DataError(f"{path}: expected numbers from 0 to {LARGEST_ID}, got {low} to {high}")
     return flat
 
 

@@ -66,4 +66,4 @@ def open_dataset(
     try:
         return kind(root=Path(root), split=split, **options)
     except LayoutError as error:
-        raise LayoutError(f"{error}{foreign_hint(Path(root))}") from None
+        raise LayoutError(f"{error}{foreign_hint(Path(root), name)}") from None

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Which images of own data train and which validate: by folders, or by a hash of the name."""
 
+from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
 
@@ -13,7 +14,7 @@ SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validati
 
 
 def name_of_split(root: Path, split: str, form: str = "{}") -> str | None:
-    """What own data calls a split, of `SPLIT_NAMES`; None = it has no splits.
+    """What own data calls a split, of `SPLIT_NAMES` in any case; None = it has no splits.
 
     Args:
         root: of the data.
@@ -25,7 +26,7 @@ def name_of_split(root: Path, split: str, form: str = "{}") -> str | None:
             hold the same images.
     """
     found = {
-        known: next((name for name in names if (root / form.format(name)).exists()), None)
+        known: next((name for name in _spelled(names) if (root / form.format(name)).exists()), None)
         for known, names in SPLIT_NAMES.items()
     }
     for known, other in (("train", "val"), ("val", "train")):
@@ -35,6 +36,11 @@ def name_of_split(root: Path, split: str, form: str = "{}") -> str | None:
                 f"{form.format(other)}, or leave both out to have a fifth of all images for val"
             )
     return found[split]
+
+
+def _spelled(names: Iterable[str]) -> list[str]:
+    """The names as tools spell them: train, Train, TRAIN."""
+    return [form(name) for form in (str.lower, str.capitalize, str.upper) for name in names]
 
 
 def share_out(names: list[str], split: str, where: Path, val_share: float = 0.2) -> list[str]:
