@@ -22,6 +22,7 @@ from maskattn_kernels.segmentation.data.augmentation import fit
 from maskattn_kernels.segmentation.data.drawing import INK, PAPER, legend, overlay
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.findings import Findings, Survey, survey
+from maskattn_kernels.segmentation.data.fonts import drawable_names, font, without_font
 from maskattn_kernels.segmentation.data.opening import SPLITS
 from maskattn_kernels.segmentation.data.sample import VOID, Classes, SegmentationDataset
 
@@ -77,12 +78,14 @@ def sheet(samples: SegmentationDataset, count: int) -> Image.Image:
         square = fit(sample, PANEL)
         shown |= set(np.unique(square.semantic).tolist())
         left = column * PANEL
-        draw.text((left + 2, 1), sample.name[: PANEL // 7], fill=INK)
+        text = sample.name[: PANEL // 7]
+        draw.text((left + 2, 1), text, fill=INK, font=font(10, text))
         tiles.paste(Image.fromarray(square.image), (left, _LINE))
         labels = overlay(square.image, square.semantic, square.instance, samples.classes)
         labels[square.semantic == VOID] = 0
         tiles.paste(Image.fromarray(labels), (left, _LINE + PANEL))
-    colors = dict(enumerate(zip(samples.classes.names, samples.classes.colors, strict=True)))
+    known = drawable_names(samples.classes)
+    colors = dict(enumerate(zip(known, samples.classes.colors, strict=True)))
     colors[VOID] = ("void", (0, 0, 0))
     names = legend([colors[number] for number in sorted(shown)], tiles.width)
     picture = Image.new("RGB", (tiles.width, tiles.height + names.height), PAPER)
@@ -148,7 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             picture = sheet(samples, given.samples)
             replace_file(path, partial(picture.save, format="PNG"))
             print(f"  written: {path}")
-    for note in surveyed.notes:
+    fonts = without_font(classes) if sets and given.samples else ()
+    for note in (*surveyed.notes, *fonts):
         print(f"note: {note}")
     faults = list(dict.fromkeys([*faults, *surveyed.faults]))
     for fault in faults[:MAX_FAULTS]:

@@ -4,18 +4,14 @@
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from maskattn_kernels.segmentation.data.fonts import font
 from maskattn_kernels.segmentation.data.sample import VOID, Classes
 
-__all__ = ["INK", "PAPER", "font", "grey_levels", "legend", "overlay"]
+__all__ = ["INK", "PAPER", "grey_levels", "legend", "overlay"]
 
 INK, PAPER = (34, 40, 49), (255, 255, 255)
-
-
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The font of all pictures, at a ``size`` in pixels."""
-    return ImageFont.load_default(size)
 
 
 def grey_levels(image: np.ndarray) -> np.ndarray:
@@ -58,7 +54,7 @@ def legend(entries: Sequence[tuple[str, tuple[int, int, int]]], width: int) -> I
     line, left, top = 22, 0, 0
     places = []
     for text, color in entries:
-        needed = round(font(14).getlength(text)) + 38
+        needed = round(font(14, text).getlength(text)) + 38
         if left and left + needed > width:
             left, top = 0, top + line
         places.append((left, top, text, color))
@@ -67,5 +63,5 @@ def legend(entries: Sequence[tuple[str, tuple[int, int, int]]], width: int) -> I
     draw = ImageDraw.Draw(picture)
     for left, top, text, color in places:
         draw.rectangle((left, top + 4, left + 14, top + 18), fill=tuple(color), outline=INK)
-        draw.text((left + 20, top + 2), text, fill=INK, font=font(14))
+        draw.text((left + 20, top + 2), text, fill=INK, font=font(14, text))
     return picture

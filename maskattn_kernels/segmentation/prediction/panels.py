@@ -10,17 +10,17 @@ from PIL import Image, ImageDraw
 from maskattn_kernels.segmentation.data.drawing import (
     INK,
     PAPER,
-    font,
     grey_levels,
     legend,
     overlay,
 )
+from maskattn_kernels.segmentation.data.fonts import drawable_names, font
 from maskattn_kernels.segmentation.data.sample import VOID
 from maskattn_kernels.segmentation.infer import Attended, Segmentation
 
 __all__ = ["attended_picture", "draw_panel", "error_picture", "heat_colors"]
 
-TILE, GAP, TITLE = 224, 12, 24
+TILE, THINNEST, GAP, TITLE = 224, 28, 12, 24
 RIGHT, WRONG, IGNORED = (222, 235, 228), (208, 48, 62), (236, 236, 236)
 
 
@@ -97,12 +97,14 @@ def draw_panel(found: Segmentation, truth: np.ndarray | None = None) -> Image.Im
 
 
 def _tile(pixels: np.ndarray) -> np.ndarray:
-    """Pixels made to fit a tile, with their proportions; small images stay sharp-edged."""
+    """Pixels made to fit a tile; small images stay sharp-edged.
+
+    Proportions are kept, but for images of less than `THINNEST` pixels across: those are widened.
+    """
     height, width = pixels.shape[:2]
     scale = TILE / max(height, width)
-    return _resized(
-        pixels, max(1, round(width * scale)), max(1, round(height * scale)), smooth=scale < 1
-    )
+    wide, high = (max(THINNEST, round(side * scale)) for side in (width, height))
+    return _resized(pixels, wide, high, smooth=scale < 1)
 
 
 def _row(tiles: Sequence[tuple[str, np.ndarray]]) -> Image.Image:
@@ -122,9 +124,9 @@ def _legend(shown: np.ndarray, found: Segmentation, width: int) -> Image.Image |
     numbers, counts = np.unique(shown[shown != VOID], return_counts=True)
     if not len(numbers):
         return None
-    entries = []
+    names, entries = drawable_names(found.classes), []
     for number in numbers[np.argsort(-counts, kind="stable")]:
         objects = len(np.unique(found.instance[(found.semantic == number) & (found.instance > 0)]))
-        text = found.classes.names[number] + (f" x {objects}" if objects else "")
+        text = names[number] + (f" x {objects}" if objects else "")
         entries.append((text, found.classes.colors[number]))
     return legend(entries, width)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from maskattn_kernels.common.atomic import WriteError, replace_file
 from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.data.fonts import without_font
 from maskattn_kernels.segmentation.data.images import read_labels
 from maskattn_kernels.segmentation.data.label_maps import map_ids
 from maskattn_kernels.segmentation.data.sample import VOID, Classes, Sample
@@ -119,6 +120,7 @@ class Writer:
         if self.objects is not None:
             self.objects.close()
         self.notes += self.out.notes()
+        self.notes += without_font(self.classes) if self.panels else ()
 
     def write_text(self, name: str, text: str) -> None:
         """Write ``text`` into the small file ``name`` at once."""
