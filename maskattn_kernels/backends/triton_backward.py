@@ -292,9 +292,8 @@ def dq_kernel(
         for start in range(0, key_count, BLOCK_N):
             key_places = start + tl.arange(0, BLOCK_N)
             keys, is_key = selected_rows(key_index, key_places, key_count, nk, HAS_KEY_INDEX)
-            bias = tl.zeros((BLOCK_N,), tl.float32)
             if HAS_BIAS:
-                bias = tl.load(key_bias + keys * bias_strides[2], mask=is_key, other=0.0) * UNIT
+                bias = tl.load(key_bias + keys * bias_strides[2], mask=is_key, other=0.0)
                 is_key = is_key & (bias != float("-inf"))
             kv_mask = tile_mask(is_key, columns, D, D_PAD)
             k_tile = load_rows(k, keys, k_strides, columns, kv_mask)
@@ -302,7 +301,7 @@ def dq_kernel(
             s = dot(q_tile, tl.trans(k_tile), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION)
             s = s * score_scale
             if HAS_BIAS:
-                s += bias[None, :]
+                s += (bias * UNIT)[None, :]
             s = tl.where(is_key[None, :], s, float("-inf"))
             p = tl.exp2((s - lse[:, None]) * (LOG2E / UNIT))
             dp = dot(

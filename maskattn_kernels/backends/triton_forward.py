@@ -135,16 +135,15 @@ def fwd_kernel(
         for start in range(begin, end, BLOCK_N):
             key_places = start + tl.arange(0, BLOCK_N)
             keys, is_key = selected_rows(key_list, key_places, end, nk, HAS_KEY_INDEX, SHORT)
-            bias = tl.zeros((BLOCK_N,), tl.float32)
-            if HAS_BIAS:
-                bias = tl.load(key_bias + keys * bias_strides[2], mask=is_key, other=0.0) * UNIT
-                is_key = is_key & (bias != float("-inf"))
             kv_mask = tile_mask(is_key, columns, D, D_PAD)
             k_tile = load_rows(k, keys, k_strides, columns, kv_mask)
             s = dot(q_tile, tl.trans(k_tile), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION)
             s = s * score_scale
             if HAS_BIAS:
-                s += bias[None, :]
+                bias = tl.load(key_bias + keys * bias_strides[2], mask=is_key, other=0.0)
+                s += (bias * UNIT)[None, :]
+                is_key = is_key & (bias != float("-inf"))
+                kv_mask = tile_mask(is_key, columns, D, D_PAD)
             s = tl.where(is_key[None, :], s, float("-inf"))
 
             m_next = tl.maximum(m, tl.max(s, 1))
