@@ -165,6 +165,33 @@ predict("images", "checkpoint", "out", panels=1)
     assert (tmp_path / "out" / "annotations.json").exists()
 
 
+def test_folders_of_folders(tmp_path):
+    for place in ("", "aachen", "bonn/north", "bonn/.hidden"):
+        half_red(tmp_path / "images" / "val" / place / "x", 2)
+    source, out = tmp_path / "images" / "val", tmp_path / "out"
+    checkpoint = seeing(tmp_path / "checkpoint")
+    with pytest.raises(DataError, match=r"val: no images there .*; .*3 folders not looked into"):
+        predict.predict(source, checkpoint, out, panels=0)
+    (source / "bonn" / "notes.txt").touch()
+    summary = predict.predict(source, checkpoint, out, panels=2, recursive=True)
+    names = [f"{p}x/street {n}" for p in ("aachen/", "bonn/north/", "") for n in (0, 1)]
+    for folder in ("labels", "instances", "panoptic"):
+        found = sorted((out / folder).rglob("*.png"))
+        assert [p.relative_to(out / folder).with_suffix("").as_posix() for p in found] == names
+    assert summary["images"] == 6 and not summary["notes"] and not summary["failed"]
+    content = json.loads((out / "annotations.json").read_text())
+    assert [row["file_name"] for row in content["images"]] == [f"{name}.png" for name in names]
+    assert all((out / "images" / row["file_name"]).is_file() for row in content["images"])
+    assert not predict.predict(source, checkpoint, out, panels=2, recursive=True)["notes"]
+
+
+def test_a_folder_whose_name_is_a_number_is_no_camera(tmp_path, monkeypatch):
+    write_images(tmp_path / "2024", 2)
+    monkeypatch.chdir(tmp_path)
+    checkpoint = tiny_checkpoint(tmp_path / "checkpoint")
+    assert predict.predict("2024", checkpoint, tmp_path / "out", panels=0)["images"] == 2
+
+
 def test_files_of_a_data_set_are_not_replaced(tmp_path):
     images = write_images(tmp_path / "own" / "images", 2)
     checkpoint = tiny_checkpoint(tmp_path / "checkpoint")

@@ -16,6 +16,7 @@ __all__ = [
     "Files",
     "composed",
     "folder",
+    "has_images",
     "image_endings",
     "image_files",
     "is_text",
@@ -99,29 +100,40 @@ def _is_image(path: Path, endings: Iterable[str]) -> bool:
     return path.suffix.lower() in endings and path.name[0] != "." and not path.is_dir()
 
 
-def passed_over(where: Path, endings: Iterable[str] | None = None) -> tuple[str, ...]:
+def has_images(where: Path) -> bool:
+    """Whether `image_files` finds any right in the folder ``where``."""
+    known = image_endings()
+    return any(
+        path.suffix.lower() in known and not path.name.startswith(".") for path in where.iterdir()
+    )
+
+
+def passed_over(
+    where: Path, endings: Iterable[str] | None = None, *, folders: bool = True
+) -> tuple[str, ...]:
     """A line on what is not looked at in the folder ``where``, if there is anything.
 
     Args:
         where: a folder of images.
         endings: of the files that are taken; None = `image_endings`.
+        folders: whether folders inside count as passed over.
     """
     known = image_endings() if endings is None else tuple(endings)
     kinds: Counter[str] = Counter()
-    folders = []
+    inside = []
     for path in sorted(where.iterdir()):
         if path.name.startswith(".") or path.name.lower() in _OF_THE_SYSTEM:
             continue
         if path.is_dir():
-            folders.append(path.name)
+            inside.append(path.name)
         elif path.suffix.lower() not in known:
             kinds[path.suffix.lower() or "without ending"] += 1
     parts = []
     if kinds:
         listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
         parts.append(f"{kinds.total()} files passed over ({listed})")
-    if folders:
-        parts.append(f"{len(folders)} folders not looked into, such as {shown(folders[0])}")
+    if folders and inside:
+        parts.append(f"{len(inside)} folders not looked into, such as {shown(inside[0])}")
     return (f"{where}: {' and '.join(parts)}",) if parts else ()
 
 

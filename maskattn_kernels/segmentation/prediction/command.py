@@ -31,6 +31,7 @@ def predict(
     panels: int = 8,
     batch_size: int = 16,
     limit: int | None = None,
+    recursive: bool = False,
     device: str | torch.device = "auto",
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
@@ -57,8 +58,10 @@ def predict(
             end is not known, the first ones.
         batch_size: images that go through the network together.
         limit: stop after this many images; a camera never stops by itself.
+        recursive: also the images in folders of the folder; NAME then begins with theirs.
         device: to compute on; "auto" = a GPU if there is one. The network stays there.
-        progress: called with the number of images that are done, after each image.
+        progress: called with the number of images that are done: 0 before the network's cost is
+            measured, which takes seconds, and then after each image.
 
     Returns:
         the summary, as it is in ``summary.json``: rates, memory, and the network's cost; in
@@ -87,9 +90,11 @@ def predict(
         ['annotations.json', 'classes.yaml', 'images', 'instances', 'labels']
     """
     place = torch_device(device)
-    images = frames(source)
+    images = frames(source, recursive=recursive)
     loaded = as_checkpoint(checkpoint)
     loaded.network.to(place).eval()
+    if progress is not None:
+        progress(0)
     cost = measure_cost(loaded.network, loaded.size, batch_size)
     start, stop = time.perf_counter(), None
     shown, failed = _spread(panels, images.count, limit), list[str]()
@@ -184,11 +189,12 @@ def main(argv: Sequence[str]) -> int:
         type=count,
         default=8,
         metavar="N",
-        help="panels of the first N images (default 8)",
+        help="panels of N images, spread over a folder (default 8)",
     )
     add("--batch_size", type=positive, default=16, help="default 16")
     add("--limit", type=positive, metavar="N", help="stop after N images")
     add("--device", default="auto", help="cpu, cuda, .. (default: a GPU if there is one)")
+    add("--recursive", action="store_true", help="also the folders inside of a folder")
     given = parser.parse_args(argv)
     with Progress() as progress:
         summary = predict(
@@ -199,8 +205,11 @@ def main(argv: Sequence[str]) -> int:
             panels=given.panels,
             batch_size=given.batch_size,
             limit=given.limit,
+            recursive=given.recursive,
             device=given.device,
-            progress=lambda done: progress.show(f"{done} images"),
+            progress=lambda done: (
+                progress.show(f"{done} images") if done else progress.note("measuring the network")
+            ),
         )
     print(summary_text(summary))
     print(f"written: {given.out}")

@@ -2,6 +2,7 @@
 """Images to predict, one after another: a file, a folder, frames of a video or of a camera."""
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +15,7 @@ import numpy as np
 
 from maskattn_kernels.common.text import first_line
 from maskattn_kernels.segmentation.data.errors import DataError
-from maskattn_kernels.segmentation.data.files import image_files, passed_over
+from maskattn_kernels.segmentation.data.files import has_images, image_files, passed_over
 from maskattn_kernels.segmentation.data.images import (
     count_frames,
     read_frames,
@@ -49,7 +50,7 @@ class Frames:
         return iter(self.reads)
 
 
-def frames(source: str | PathLike[str]) -> Frames:
+def frames(source: str | PathLike[str], *, recursive: bool = False) -> Frames:
     """All images of a source, as functions that read them.
 
     Args:
@@ -57,6 +58,7 @@ def frames(source: str | PathLike[str]) -> Frames:
             folder of images, each of which is one image; a video (needs OpenCV or imageio with a
             plugin for videos); a number: that camera (needs OpenCV), whose frames do not end. A
             file or folder whose name is a number comes before the camera.
+        recursive: also the images in folders of the folder; their names begin with the folder's.
 
     Raises:
         DataError: nothing there, an ending that is not known, or a package is missing.
@@ -76,9 +78,10 @@ def frames(source: str | PathLike[str]) -> Frames:
     source = fspath(source)
     path = Path(source)
     if path.is_dir():
-        files = image_files(path)
+        places = [path, *_folders_below(path)] if recursive else [path]
+        files, notes = _files(path, places)
         reads = [partial(_file_sample, name, file) for name, file in files.items()]
-        return Frames(reads, len(reads), list(passed_over(path)))
+        return Frames(reads, len(reads), notes)
     if source.isascii() and source.isdigit() and not path.exists():
         camera = _opencv(f"camera {source}")
         return Frames(_with_opencv(camera, int(source), f"camera{source}", []))
@@ -87,6 +90,27 @@ def frames(source: str | PathLike[str]) -> Frames:
     if path.suffix.lower() in VIDEO_ENDINGS:
         return _video(path)
     return _file(path)
+
+
+def _folders_below(folder: Path) -> Iterator[Path]:
+    for where, names, _ in os.walk(folder):
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        yield from (Path(where) / name for name in names)
+
+
+def _files(top: Path, places: list[Path]) -> tuple[dict[str, Path], list[str]]:
+    """The images in some folders by their names below the ``top`` one, and what is passed over."""
+    found: dict[str, Path] = {}
+    notes: list[str] = []
+    for place in places:
+        if len(places) > 1 and not has_images(place):
+            continue
+        inside = place.relative_to(top)
+        found |= {(inside / name).as_posix(): file for name, file in image_files(place).items()}
+        notes += passed_over(place, folders=len(places) == 1)
+    if not found:
+        raise DataError(f"{top}: no images there, nor in its {len(places) - 1} folders")
+    return dict(sorted(found.items())), notes
 
 
 def _file(path: Path) -> Frames:

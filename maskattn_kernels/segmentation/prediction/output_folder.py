@@ -43,7 +43,8 @@ class OutputFolder:
             path
             for name in _FOLDERS
             if name != "images" or self._links
-            for path in (folder / name).glob("[!.]*")
+            for path in (folder / name).rglob("[!.]*")
+            if not path.is_dir()
         }
         self._old |= {folder / name for name in _JSON if (folder / name).exists()}
         text = f"{FIRST_LINE}\n{classes}"
@@ -55,20 +56,21 @@ class OutputFolder:
         self._old.discard(path)
         return path
 
-    def link_image(self, file: Path) -> None:
+    def link_image(self, file: Path, name: str) -> None:
         """Make ``images/NAME`` a link to an image, so that the folder is a data set.
 
         Args:
             file: of the image.
+            name: NAME.
         """
         if not self._links:
             return
-        link = self.place(f"images/{file.name}")
+        link = self.place(f"images/{name}")
         target = file.resolve()
         if target == link.parent.resolve() / link.name:  # an image of an earlier run's links
             return
         try:
-            link.parent.mkdir(exist_ok=True)
+            link.parent.mkdir(parents=True, exist_ok=True)
             if link.is_symlink():
                 link.unlink()
             os.symlink(target, link)

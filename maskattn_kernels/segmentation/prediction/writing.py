@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 
 import numpy as np
@@ -116,9 +116,11 @@ class Writer:
                 self._close()
 
     def _close(self) -> None:
-        self.panoptic.close()
-        if self.objects is not None:
-            self.objects.close()
+        try:
+            self.panoptic.close()
+        finally:
+            if self.objects is not None:
+                self.objects.close()
         self.notes += self.out.notes()
         self.notes += without_font(self.classes) if self.panels else ()
 
@@ -148,7 +150,7 @@ class Writer:
             save_png(instances, self.out.place(f"instances/{name}.png"))
             self.objects.add(number, file_name, found)
         if found.sample.file is not None:
-            self.out.link_image(found.sample.file)
+            self.out.link_image(found.sample.file, file_name)
         if found.place in self.panels:
             try:
                 truth = self._truth(name, found.semantic.shape)
@@ -169,7 +171,10 @@ class Writer:
 
 
 def _file_name(sample: Sample) -> str:
-    return f"{sample.name}.png" if sample.file is None else sample.file.name
+    """The image's file as the JSON names it, with the folders that are in its name."""
+    if sample.file is None:
+        return f"{sample.name}.png"
+    return PurePosixPath(sample.name).with_name(sample.file.name).as_posix()
 
 
 def _label_values(classes: Classes) -> np.ndarray:
