@@ -202,7 +202,7 @@ class Pipeline:
     ) -> None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size: expected a whole number from 1, got {batch_size!r}")
-        if not 0 <= confidence <= 1:
+        if not isinstance(confidence, int | float | np.floating) or not 0 <= confidence <= 1:
             raise ValueError(f"confidence: expected a number from 0 to 1, got {confidence!r}")
         self.device = torch_device(device)
         self.network = network.to(self.device).eval()

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import data_trees as trees
+import numpy as np
 import pytest
+from PIL import Image
 
 from maskattn_kernels.segmentation.data import DataError, open_dataset
 
@@ -35,6 +37,10 @@ PANOPTIC = {
     "segment without id": (
         lambda rows: rows["annotations"][0]["segments_info"][0].pop("id"),
         "an entry has no 'id'",
+    ),
+    "segment twice": (
+        lambda rows: rows["annotations"][0]["segments_info"][1].update(id="9"),
+        "segment 9 of image 139 appears twice",
     ),
     "category as list": (
         lambda rows: rows["annotations"][0]["segments_info"][0].update(category_id=[3]),
@@ -85,6 +91,25 @@ def test_panoptic_images_and_segments_that_are_left_out_are_told(tmp_path: Path)
     assert "1 images have no annotation and are left out, such as 7.jpg" in text
     assert "1 segments have no pixel in their PNG, such as segment 55" in text
     assert "1 annotations are of images that the file does not list, such as image_id 'x'" in text
+
+
+def test_panoptic_images_that_the_json_does_not_list_are_told(tmp_path: Path) -> None:
+    trees.coco(tmp_path)
+    trees.photo(tmp_path / "val2017" / "7.jpg")
+    (note,) = open_dataset("coco", tmp_path, "val").notes
+    assert note.endswith("are not in it, such as '7.jpg'")
+
+
+def test_panoptic_colours_in_a_palette(tmp_path: Path) -> None:
+    """So optimisers of PNGs write a picture of few colours."""
+    trees.coco(tmp_path)
+    expected = open_dataset("coco", tmp_path)[0]
+    (path,) = tmp_path.glob("annotations/panoptic_train2017/*.png")
+    with Image.open(path) as picture:
+        picture.quantize(8).save(path)
+    found = open_dataset("coco", tmp_path)[0]
+    np.testing.assert_array_equal(found.semantic, expected.semantic)
+    np.testing.assert_array_equal(found.instance, expected.instance)
 
 
 def test_panoptic_ids_as_text(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """`Checkpoint.segment` and `segment_stream`: every kind of image, one way, its own size."""
 
+import io
 import itertools
 from pathlib import Path
 
@@ -138,6 +139,17 @@ TENSOR = torch.zeros(3, 4, 4)
         (TENSOR + 1.5, DataError, r"^images\[1\]: .* from 0 to 1, got 1\.5 to 1\.5$"),
         (TENSOR * float("nan"), DataError, r"^images\[1\]: .* from 0 to 1, got nan to nan$"),
         (TENSOR.long(), TypeError, r"^images\[1\]: expected uint8, .* got int64$"),
+        (torch.zeros(3, 4, 5, device="meta"), TypeError, r"^images\[1\]: .* dense .*, meta$"),
+        (TENSOR.to_sparse(), TypeError, r"^images\[1\]: expected a dense tensor .*sparse_coo"),
+        (Image.new("RGB", (0, 3)), DataError, r"^images\[1\]: expected pixels, got 0 x 3 of them$"),
+        (Path(), DataError, r"^\.: a folder; expected an image file$"),
+        (Sample("a", np.zeros((4, 4, 3))), DataError, r"^images\[1\]: .* got float64 \(4, 4, 3\)$"),
+        (
+            Sample("a", np.zeros((4, 4), np.uint8)),
+            DataError,
+            r"^images\[1\]: .* got uint8 \(4, 4\)$",
+        ),
+        (lambda: 3.5, TypeError, r"^images\[1\]: expected a path, .*, got float$"),
         (Image.new("F", (4, 4), 7.0), DataError, r"^images\[1\]: floating-point pixels from 7"),
     ],
 )
@@ -167,6 +179,7 @@ def test_a_file_that_breaks_off_is_named(checkpoint: Checkpoint, tmp_path: Path)
         ({"batch_size": 0}, "^batch_size: expected a whole number from 1, got 0$"),
         ({"batch_size": True}, "^batch_size: "),
         ({"confidence": 2}, "^confidence: expected a number from 0 to 1, got 2$"),
+        ({"confidence": "x"}, "^confidence: expected a number from 0 to 1, got 'x'$"),
         ({"device": "abacus"}, "^device: 'abacus' cannot be used here"),
     ],
 )
@@ -174,6 +187,9 @@ def test_wrong_options_are_refused_before_any_image(options, says, checkpoint) -
     for call in (checkpoint.segment, checkpoint.segment_stream):
         with pytest.raises(ValueError, match=says):
             call([], **options)
+    for wrong in (b"street.png", {"image": IMAGES[0]}, io.BytesIO(b"png")):
+        with pytest.raises(TypeError, match=rf"^images: .* got {type(wrong).__name__}$"):
+            checkpoint.segment(wrong)
     with pytest.raises(TypeError, match=r"^images: expected a path, .* got int$"):
         checkpoint.segment(3)
 

@@ -16,7 +16,7 @@ from maskattn_kernels.segmentation.data.coco_file import (
 )
 from maskattn_kernels.segmentation.data.coco_format import ids_from_rgb, labels_from_segments
 from maskattn_kernels.segmentation.data.errors import DataError, Tally, shown
-from maskattn_kernels.segmentation.data.files import Files
+from maskattn_kernels.segmentation.data.files import Files, unlisted
 from maskattn_kernels.segmentation.data.images import read_colors
 from maskattn_kernels.segmentation.data.label_maps import labelled
 from maskattn_kernels.segmentation.data.sample import Sample
@@ -56,12 +56,13 @@ class CocoPanoptic:
         self._path = path
         self._tally = Tally(path)
         self._rows = self._labels(content, masks)
+        self._notes = unlisted(images, [p.file for p in content.pictures.values()], path)
         self.files: Mapping[str, Path] = {row.picture.name: row.picture.file for row in self._rows}
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What was left out so far; reading samples may add to it."""
-        return self._tally.lines()
+        return (*self._notes, *self._tally.lines())
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -97,7 +98,12 @@ class CocoPanoptic:
                 )
             name, segments = text(path, row, "file_name"), rows_of(path, row, "segments_info")
             file = files.find(name, path) or masks / name
-            found[key] = _Labels(picture, file, [self._segment(content, s, key) for s in segments])
+            checked = [self._segment(content, segment, key) for segment in segments]
+            ids = [segment["id"] for segment in checked]
+            if len({*ids}) < len(ids):
+                twice = next(number for number in ids if ids.count(number) > 1)
+                raise DataError(f"{path}: segment {twice} of image {shown(key)} appears twice")
+            found[key] = _Labels(picture, file, checked)
         for key, picture in content.pictures.items():
             if key not in found:
                 kind = "images have no annotation and are left out"

@@ -152,12 +152,14 @@ def read_mask(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def read_colors(path: Path) -> np.ndarray:
-    """The label PNG at ``path`` that holds colours: (H,W,3) or (H,W,4).
+    """The label PNG at ``path`` that holds colours, also in a palette: (H,W,3) or (H,W,4).
 
     Raises:
         DataError: as `read_labels`, or a PNG in grey.
     """
-    values = read_labels(path)
+    values, palette = read_mask(path)
+    if palette is not None:
+        values = palette[values]
     if values.ndim != 3 or values.shape[-1] < 3:
         raise DataError(f"{path}: expected a PNG in colour (RGB)")
     return values
@@ -226,6 +228,8 @@ def _errors_name(path: Path) -> Iterator[None]:
         raise
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: a folder; expected an image file") from None
     except Image.DecompressionBombError:
         raise DataError(f"{path}: absurdly many pixels; resize it or remove it") from None
     except UnidentifiedImageError:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """From any image that a user has (file, PIL image, array, tensor) to a `Sample`."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from io import IOBase
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TypeAlias
@@ -24,6 +25,7 @@ AnyImage: TypeAlias = OneImage | np.ndarray | torch.Tensor | Callable[[], Sample
 """What `as_sample` takes."""
 
 _ONE = (str, PathLike, Image.Image, np.ndarray, torch.Tensor, Sample)
+_NO_LIST = (bytes, bytearray, Mapping, IOBase)  # iterable, but of other things than images
 _EXPECTED = "expected a path, a PIL image, an array, a tensor or a Sample"
 
 
@@ -40,7 +42,7 @@ def listed(images: AnyImage | Iterable[AnyImage]) -> tuple[list[AnyImage], bool]
         return list(images), False
     if isinstance(images, _ONE) or callable(images):
         return [images], True
-    if not isinstance(images, Iterable):
+    if not isinstance(images, Iterable) or isinstance(images, _NO_LIST):
         raise TypeError(f"images: {_EXPECTED}, or a list of these, got {type(images).__name__}")
     return list(images), False
 
@@ -55,7 +57,7 @@ def as_sample(image: AnyImage, number: int) -> Sample:
             - a PIL image, which is treated as a file would be (EXIF, 16 bits, transparency);
             - an array (H,W), (H,W,1), (H,W,3) or (H,W,4): grey, RGB, or RGB and alpha;
             - a tensor (1,H,W), (3,H,W) or (4,H,W), on any device;
-            - a `Sample`, or a function that returns one.
+            - a `Sample`, or a function that returns any of these.
 
             Arrays and tensors are uint8, or floating point from 0 to 1, which is rounded to 8 bits.
             Transparent pixels are laid over white. Pixels that need no conversion are not copied.
@@ -67,6 +69,10 @@ def as_sample(image: AnyImage, number: int) -> Sample:
     """
     where = f"images[{number}]"
     if isinstance(image, Sample):
+        pixels = image.image
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+            got = f"{pixels.dtype} {pixels.shape}"
+            raise DataError(f"{where}: expected a Sample with an image uint8 (H,W,3), got {got}")
         return image
     if isinstance(image, str | PathLike):
         path = Path(fspath(image))
@@ -79,9 +85,7 @@ def as_sample(image: AnyImage, number: int) -> Sample:
         if image.ndim != 3 or image.shape[0] not in (1, 3, 4) or not image.numel():
             expected = "a tensor (1,H,W), (3,H,W) or (4,H,W)"
             raise DataError(f"{where}: expected {expected}, got {tuple(image.shape)}")
-        values = image.detach().cpu()
-        values = values.float() if values.is_floating_point() else values
-        return Sample(name, _rgb(values.permute(1, 2, 0).numpy(), where))
+        return Sample(name, _rgb(_values(image, where), where))
     if isinstance(image, np.ndarray):
         flat = image[..., None] if image.ndim == 2 else image
         if flat.ndim != 3 or flat.shape[2] not in (1, 3, 4) or not flat.size:
@@ -89,8 +93,18 @@ def as_sample(image: AnyImage, number: int) -> Sample:
             raise DataError(f"{where}: expected {expected}, got {image.shape}")
         return Sample(name, _rgb(flat, where))
     if callable(image):
-        return image()
+        return as_sample(image(), number)
     raise TypeError(f"{where}: {_EXPECTED}, got {type(image).__name__}")
+
+
+def _values(image: torch.Tensor, where: str) -> np.ndarray:
+    """A tensor (C,H,W) as an array (H,W,C)."""
+    if image.layout != torch.strided or image.is_meta or image.is_quantized:
+        kind = f"{image.layout}, {image.dtype}, {image.device}"
+        raise TypeError(f"{where}: expected a dense tensor with pixels, got {kind}")
+    values = image.detach().cpu().resolve_neg()
+    values = values.float() if values.is_floating_point() else values
+    return values.permute(1, 2, 0).numpy()
 
 
 def _rgb(values: np.ndarray, where: str) -> np.ndarray:
@@ -113,6 +127,8 @@ def _rgb(values: np.ndarray, where: str) -> np.ndarray:
 
 
 def _converted(picture: Image.Image, where: str) -> np.ndarray:
+    if not picture.width or not picture.height:
+        raise DataError(f"{where}: expected pixels, got {picture.width} x {picture.height} of them")
     try:
         return rgb_pixels(picture, where)
     except DataError:
