@@ -64,6 +64,36 @@ struct PackKeysBlock {
   PackedKeys packed;
 };
 
+// At most as many queries share a key head where keys are not packed, and such keys are taken so many at a time.
+constexpr int64_t kMostFewQueries = 8, kFewKeys = 512;
+
+// Few queries against a chunk of the keys that they share, where these lie.
+struct FewQueries {
+  DType dtype;
+  int head_dim;
+  float scale;
+  const char* const* query_rows;
+  int64_t query_count;
+  Slice k, v;
+  const float* bias;  // of this (b, h), nullptr if absent
+  int64_t bias_stride;
+  TokenList keys;
+  int64_t begin, end;  // at most kFewKeys
+  float* partial;      // (query_count, few_row_floats), written whole
+};
+
+// Adds the partial results of `chunks` chunks in order, for the queries of one head; writes their rows and zeros
+// between them.
+struct CombineChunks {
+  DType dtype;
+  int head_dim;
+  Slice out;
+  float* lse;
+  TokenList queries;
+  const float* partial;  // of the first chunk and query; those of the next chunk are chunk_stride floats away
+  int64_t chunks, chunk_stride;
+};
+
 // One query block of the backward pass, packed once and read by every key chunk.
 struct PackQueriesBlock {
   DType dtype;
@@ -138,6 +168,11 @@ struct Engine {
   void (*pack_keys)(const PackKeysBlock&);
   int64_t (*forward_scratch_bytes)(int head_dim);
   void (*forward_block)(const ForwardBlock&, void* scratch);
+
+  int64_t (*few_row_floats)(int head_dim);
+  int64_t (*few_scratch_bytes)();  // for attend_few and combine_few
+  void (*attend_few)(const FewQueries&, void* scratch);
+  void (*combine_few)(const CombineChunks&, void* scratch);
 
   int64_t (*packed_queries_bytes)(int head_dim);
   void (*pack_queries)(const PackQueriesBlock&);

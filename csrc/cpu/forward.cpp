@@ -7,7 +7,6 @@
 // With many groups a thread does whole groups, and packed keys stay in its cache. With few, threads share each
 // group, first its packing, then its blocks. The arithmetic is the same.
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
 #include "schedule.h"
@@ -31,14 +30,6 @@ struct Group {
   int64_t packed_bytes;
   int64_t first_pack, end_pack, first_block, end_block;
 };
-
-// -inf for the tokens between the block's queries and, after the last one, for those that follow.
-void fill_lse_gaps(float* lse, const TokenList& tokens, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i)
-    for (int64_t n = tokens.gap_begin(i); n < tokens[i]; ++n) lse[n] = -INFINITY;
-  if (end == tokens.count)
-    for (int64_t n = tokens.gap_begin(end); n < tokens.seqlen; ++n) lse[n] = -INFINITY;
-}
 
 struct Forward {
   const ForwardParams& p;
@@ -141,6 +132,7 @@ void launch_cpu_fwd(const ForwardParams& given, const ThreadPool& pool) {
   if (p.heads_q == 0 || p.seqlen_q == 0) return;  // at once, however many images there are
   const KeysInPlay keys(p, pool);
   p.keys = keys.view;
+  if (has_few_queries(p)) return attend_few_queries(p, pool);
   const Forward forward(p);
   if (forward.pairs.even_over(pool.threads)) {
     forward.run_whole_groups(pool);

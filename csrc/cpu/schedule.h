@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -75,7 +76,7 @@ class Workspace {
 #ifdef MASKATTN_POISON
   static constexpr int64_t kMostKept = 0;  // a block larger than asked for would hide an overrun
 #else
-  static constexpr int64_t kMostKept = 4 << 20;
+  static constexpr int64_t kMostKept = 16 << 20;
 #endif
   static constexpr int64_t kHugePage = 2 << 20;
 
@@ -162,6 +163,14 @@ inline float* row(const RowView& t, int64_t b, int64_t h) {
   return t.data == nullptr ? nullptr : t.data + b * t.stride_b + h * t.stride_h;
 }
 
+// -inf for the tokens between the block's queries and, after the last one, for those that follow.
+inline void fill_lse_gaps(float* lse, const TokenList& tokens, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i)
+    for (int64_t n = tokens.gap_begin(i); n < tokens[i]; ++n) lse[n] = -INFINITY;
+  if (end == tokens.count)
+    for (int64_t n = tokens.gap_begin(end); n < tokens.seqlen; ++n) lse[n] = -INFINITY;
+}
+
 // The selected keys of a call, without those whose bias is -inf: what such a key holds must not be seen.
 class KeysInPlay {
  public:
@@ -172,6 +181,11 @@ class KeysInPlay {
  private:
   Workspace memory_;
 };
+
+// Whether every key head has so few queries, and so many keys, that reading the keys takes longer than the
+// arithmetic; and the forward pass of such a call.
+bool has_few_queries(const ForwardParams& params);
+void attend_few_queries(const ForwardParams& params, const ThreadPool& pool);
 
 // Throws std::runtime_error naming `what` unless every list is ascending and inside the sequence.
 void check_selection(const SelectionView& selection, int64_t batch, int64_t heads, int64_t seqlen,

@@ -20,6 +20,7 @@ CASE = Case(
     keys=0.7,
     queries=0.6,
 )
+FEW_QUERIES = Case("few", heads=8, kv_heads=2, query_len=2, key_len=3000, keys=0.7, queries=None)
 SMALL = Case("repeated", query_len=70, key_len=90, bias="normal")
 
 
@@ -38,9 +39,10 @@ def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize(
     "target", [t for t in TARGETS if t.backend != "reference"], ids=str, indirect=True
 )
-def test_number_of_threads_changes_nothing(target: Target) -> None:
+@pytest.mark.parametrize("case", [CASE, FEW_QUERIES], ids=str)
+def test_number_of_threads_changes_nothing(target: Target, case: Case) -> None:
     """1, 2 and 8 threads, 8 being more than most machines that run this have."""
-    x = make(SMALL if is_slow(target) else CASE, target.dtype)
+    x = make(SMALL if is_slow(target) else case, target.dtype)
     torch.set_num_threads(1)
     one = run(target, x)
     for threads in (2, 8):

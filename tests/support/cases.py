@@ -62,6 +62,15 @@ def _table() -> list[Case]:
         for m, n in ((1, 129), (130, 1), (37, 101), (0, 5), (5, 0))
     ]
     cases += [
+        replace(base, name=f"few_{m}_of_{n}_d{d}", query_len=m, key_len=n, head_dim=d, **more)
+        for m, n, d, more in (
+            (1, 1100, 64, {"keys": None, "queries": None}),
+            (8, 600, 46, {"queries": None, "scale": 0.4}),
+            (70, 600, 16, {"queries": 0.07, "bias": "per_head"}),
+            (1, 700, 128, {"heads": 8, "kv_heads": 1, "queries": None, "bias": "some_inf"}),
+        )
+    ]  # few queries, many keys
+    cases += [
         replace(
             base,
             name=f"heads_{h}_{g}{'_per_head' * p}",

@@ -8,6 +8,7 @@
 // vector_tier.cpp, with dK and dV kept transposed: dV^T[d][key] += dO^T[d][query] P[query][key], where P needs
 // only its neighbouring rows interleaved.
 #include "amx_tiles.h"
+#include "few_queries.h"
 #include "rows.h"
 
 namespace maskattn {

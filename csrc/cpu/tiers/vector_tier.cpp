@@ -15,6 +15,7 @@
 #include "../engine.h"
 #include "../integers.h"
 #include "convert.h"
+#include "few_queries.h"
 #include "gemm.h"
 #include "rows.h"
 #include "words.h"
