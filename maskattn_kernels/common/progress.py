@@ -18,6 +18,7 @@ class Progress:
     Args:
         seconds: between two lines, where stderr is not a terminal.
         stream: where to print; None = stderr.
+        after: seconds at the beginning, in which states are not shown.
 
     Example:
         >>> import sys
@@ -28,11 +29,14 @@ class Progress:
         3/3 images
     """
 
-    def __init__(self, seconds: float = 10.0, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, seconds: float = 10.0, stream: TextIO | None = None, after: float = 0.0
+    ) -> None:
         self.seconds = seconds
         self.stream = sys.stderr if stream is None else stream
         self.terminal = self.stream.isatty()
         self._printed_at = time.monotonic()
+        self._shown_from = self._printed_at + after
         self._pending: str | None = None
 
     def __enter__(self) -> "Progress":
@@ -43,6 +47,8 @@ class Progress:
 
     def show(self, text: str) -> None:
         """Show ``text`` as the state now; it replaces the one before."""
+        if time.monotonic() < self._shown_from:
+            return
         if self.terminal:
             width = shutil.get_terminal_size().columns - 1  # a line that wraps cannot be rewritten
             print(f"\r{text[:width]}\033[K", end="", file=self.stream, flush=True)

@@ -56,3 +56,14 @@ def test_an_error_comes_after_the_progress() -> None:
         progress.show("1 done")
         raise ValueError("wrong")
     assert stream.getvalue() == "1 done\n"
+
+
+def test_what_is_done_soon_says_nothing(clock: list[float]) -> None:
+    for end, expected in ((4, ""), (7, "7 done\n")):
+        clock[0] = 0.0
+        stream = io.StringIO()
+        with Progress(stream=stream, after=5) as progress:
+            for second in range(1, end + 1):
+                clock[0] = second
+                progress.show(f"{second} done")
+        assert stream.getvalue() == expected

@@ -114,6 +114,28 @@ class Labels:
         return Sample(str(index), np.zeros((2, 2, 3), np.uint8), values, values.astype(np.int32))
 
 
+class PartlyOf0And255(Labels):
+    """As two people save the same masks: one writes 1, the other 255."""
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        semantic = np.array([[0, VOID if self.numbers[index] else 1]], dtype=np.uint8)
+        return Sample(sample.name, np.zeros((1, 2, 3), np.uint8), semantic)
+
+
+def test_a_part_of_the_masks_of_0_and_255_is_told() -> None:
+    notes = survey({"train": PartlyOf0And255([0, 0, 1, 0, 1])}, 0).notes
+    assert notes[0].startswith("train: 2 images show only 'sea' and void, such as '2'; if their vo")
+    few = survey({"train": PartlyOf0And255([0] * 50 + [1] * 2)}, 0).notes
+    assert not any("void" in note for note in few)
+
+
+def test_it_is_told_how_far_the_reading_is() -> None:
+    told: list[str] = []
+    survey({"train": Labels([0, 1] * 5)}, 4, progress=told.append)
+    assert told == [f"train: {done} of 4 images read" for done in range(1, 5)]
+
+
 def test_a_rare_class_is_no_fault() -> None:
     """Only where everything was read is a set said to have one class."""
     rare = Labels([0] * 777 + [1] + [0] * 222)

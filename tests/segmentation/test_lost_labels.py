@@ -77,6 +77,14 @@ def test_objects_that_are_counted_anew_in_each_class(tmp_path: Path) -> None:
     assert message not in told("folder", tmp_path)
 
 
+def test_instances_of_0_and_255_are_told(tmp_path: Path) -> None:
+    trees.folder(tmp_path)
+    message = "files of instances have no number but 255, so that all objects are one"
+    assert message not in told("folder", tmp_path)
+    save_all(tmp_path, "instances/*.png", trees.grid(0, 255, 0))
+    assert f"{message}, such as " in told("folder", tmp_path)
+
+
 def test_object_numbers_of_32_bits_are_refused(tmp_path: Path) -> None:
     """A TIFF under the name of a PNG can hold them."""
     trees.folder(tmp_path)

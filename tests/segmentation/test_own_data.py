@@ -295,6 +295,26 @@ def yolo(root: Path) -> None:
     (root / "labels" / "train" / "a.txt").write_text("0 .1 .1 .2 .2")
 
 
+def cvat_xml(root: Path) -> None:
+    (root / "annotations.xml").write_text("<annotations/>")
+
+
+def supervisely(root: Path) -> None:
+    (root / "ds0" / "ann").mkdir(parents=True)
+    (root / "meta.json").write_text(json.dumps({"classes": []}))
+
+
+def roboflow_masks(root: Path) -> None:
+    (root / "train").mkdir()
+    (root / "train" / "_classes.csv").write_text("Pixel Value, Class\n0, background\n")
+
+
+def datumaro(root: Path) -> None:
+    (root / "annotations").mkdir()
+    (root / "annotations" / "train.json").write_text(json.dumps({"items": [], "categories": {}}))
+    (root / "annotations" / "val.json").write_text(json.dumps({"items": [], "categories": {}}))
+
+
 def coco_of_other_names(root: Path) -> None:
     trees.coco_json(root)
     for name in ("first.json", "second.json"):
@@ -306,6 +326,10 @@ FOREIGN = {
     "voc": (voc, "rename JPEGImages to images .*labelmap"),
     "labelme": (labelme, r"labelme2coco\.py, and use --data coco-json"),
     "label studio": (label_studio, "export the project as COCO with images"),
+    "cvat": (cvat_xml, "CVAT.*export the task as COCO 1"),
+    "supervisely": (supervisely, "Supervisely.*export the project as COCO"),
+    "roboflow": (roboflow_masks, "Roboflow.*export the version as COCO"),
+    "datumaro": (datumaro, "Datumaro.*export the project as COCO"),
     "yolo": (yolo, "YOLO.*export the project as COCO"),
     "folder": (trees.folder, "this is the layout of own folders: use --data folder"),
     "coco": (trees.coco_json, "there is a COCO JSON: use --data coco-json"),
@@ -317,7 +341,7 @@ def test_layouts_of_other_tools_are_named(tmp_path: Path, tool: str) -> None:
     make, message = FOREIGN[tool]
     make(tmp_path)
     for name in {"folder", "coco-json"} - {"coco-json" if tool == "coco" else tool}:
-        with pytest.raises(DataError, match=f"expected the layout .*; .*{message}"):
+        with pytest.raises(DataError, match=f"expected .*; .*{message}"):
             open_dataset(name, tmp_path)
 
 

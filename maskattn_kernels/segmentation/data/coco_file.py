@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from maskattn_kernels.common.text import one_line
-from maskattn_kernels.segmentation.data.errors import DataError, shown
+from maskattn_kernels.segmentation.data.errors import DataError, LayoutError, shown
 from maskattn_kernels.segmentation.data.files import LONGEST, Files, composed, is_text
 from maskattn_kernels.segmentation.data.images import read_image, turned_hint
 from maskattn_kernels.segmentation.data.label_maps import palette
@@ -136,9 +136,12 @@ def read_json(path: Path, lists: tuple[str, ...]) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({one_line(error)[:200]})") from None
     for key in lists:
-        rows = content.get(key) if isinstance(content, dict) else None
+        expected = f"{path}: expected a list of objects named {key!r}"
+        if not isinstance(content, dict) or key not in content:
+            raise LayoutError(expected)
+        rows = content[key]
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise DataError(f"{path}: expected a list of objects named {key!r}")
+            raise DataError(expected)
     return content
 
 

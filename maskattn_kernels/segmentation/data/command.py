@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 
 from maskattn_kernels.common.atomic import replace_file
 from maskattn_kernels.common.command_line import Parser, count
+from maskattn_kernels.common.progress import Progress
 from maskattn_kernels.segmentation.data.arguments import add_data_arguments, open_named
 from maskattn_kernels.segmentation.data.augmentation import fit
 from maskattn_kernels.segmentation.data.drawing import INK, PAPER, legend, overlay
@@ -32,6 +33,7 @@ PANEL = 256
 MAX_FAULTS = 10
 _BAR = 24
 _LINE = 14
+_SILENT = 5.0  # seconds before it says how far it is
 _PROGRAM = "maskattn check-data"
 
 
@@ -142,7 +144,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         classes = next(iter(sets.values())).classes
         things, stuff = len(classes.things), len(classes) - len(classes.things)
         print(f"{given.data}: {len(classes)} classes, {things} things, {stuff} stuff")
-    surveyed = survey(sets, given.images) if sets else Survey({}, (), ())
+    with Progress(after=_SILENT) as progress:
+        surveyed = (
+            survey(sets, given.images, progress=progress.show) if sets else Survey({}, (), ())
+        )
     for split, found in surveyed.splits.items():
         samples = sets[split]
         print(report(split, found, samples.classes))

@@ -2,7 +2,7 @@
 """What the splits of a data set hold: counted, judged and told before anything is trained."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -34,6 +34,7 @@ class Findings:
         faults: one line for each image that cannot be used.
         read: images that were read, of `total`.
         turned: files of images that EXIF turns.
+        lone: names of images that show void and a single class, by the number of that class.
     """
 
     total: int
@@ -44,6 +45,7 @@ class Findings:
     faults: list[str] = field(default_factory=list)
     read: int = 0
     turned: list[Path] = field(default_factory=list)
+    lone: dict[int, list[str]] = field(default_factory=dict)
 
     def add(self, sample: Sample) -> None:
         """Count one image, ``sample``."""
@@ -53,6 +55,9 @@ class Findings:
         counts = np.bincount(sample.semantic.ravel(), minlength=VOID + 1)
         self.pixels += counts
         self.images += counts > 0
+        seen = np.flatnonzero(counts)
+        if len(seen) == 2 and seen[1] == VOID:
+            self.lone.setdefault(int(seen[0]), []).append(sample.name)
         height, width = sample.semantic.shape
         self.sizes[width, height] += 1
         if sample.instance is not None:
@@ -79,6 +84,7 @@ def survey(
     sets: Mapping[str, SegmentationDataset],
     most: int,
     used: Mapping[str, Sequence[int] | np.ndarray] | None = None,
+    progress: Callable[[str], None] = lambda text: None,
 ) -> Survey:
     """Read images of each split, evenly spread, and judge their labels.
 
@@ -89,6 +95,7 @@ def survey(
         sets: the splits, "train" and "val" or one of them.
         most: images of each split to begin with; 0 = all.
         used: numbers of the images of a split that are in use; else all of them.
+        progress: is called with how far it is, after each image.
     """
     numbers = {split: (used or {}).get(split, range(len(sets[split]))) for split in sets}
     found = {split: Findings(len(numbers[split])) for split in sets}
@@ -98,8 +105,10 @@ def survey(
     differ = differing(*classes) if len(classes) == 2 else []
     while True:
         for split, samples in sets.items():
-            _read(found[split], samples, waiting[split][:step])
-            del waiting[split][:step]
+            part, waiting[split] = waiting[split][:step], waiting[split][step:]
+            before = found[split].read
+            for done in _read(found[split], samples, part):
+                progress(f"{split}: {before + done} of {before + len(part)} images read")
         broken = differ + [fault for findings in found.values() for fault in findings.faults]
         faults, notes = ([], []) if broken else judge(found, classes[0])
         if not faults or not any(waiting.values()):
@@ -184,7 +193,9 @@ def _spread(numbers: Sequence[int] | np.ndarray, most: int) -> list[int]:
     return [int(numbers[place]) for place in (*first, *rest)]
 
 
-def _read(found: Findings, samples: SegmentationDataset, numbers: Sequence[int]) -> None:
+def _read(found: Findings, samples: SegmentationDataset, numbers: Sequence[int]) -> Iterator[int]:
+    """Add the images of these numbers to ``found``; gives how many are done."""
+
     def read(number: int) -> Sample | str:
         try:
             return samples[number]
@@ -192,7 +203,8 @@ def _read(found: Findings, samples: SegmentationDataset, numbers: Sequence[int])
             return str(error)
 
     files = getattr(samples, "files", {})
-    for sample in map_ahead(read, numbers, _THREADS):
+    for done, sample in enumerate(map_ahead(read, numbers, _THREADS), start=1):
+        yield done
         if isinstance(sample, str):
             found.faults.append(sample)
             continue

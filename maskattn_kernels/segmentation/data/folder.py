@@ -17,6 +17,7 @@ from maskattn_kernels.segmentation.data.splits import name_of_split, share_out
 
 __all__ = ["Folder"]
 
+_WHITE = 255
 LAYOUT = "images/*, masks/*.png, classes.yaml (or these folders in train/ and val/)"
 
 
@@ -96,6 +97,9 @@ class Folder:
         path = self._objects[name]
         objects = read_objects(path)
         sample = labelled(name, image, semantic, objects, self.classes, path, file, self._tally)
+        if objects.max() == _WHITE and not ((objects > 0) & (objects < _WHITE)).any():
+            kind = f"files of instances have no number but {_WHITE}, so that all objects are one"
+            self._tally.add(kind, path.name)
         for number in _of_two_classes(objects, semantic, self.classes):
             kind = "objects have pixels of two classes; number all objects of an image differently"
             self._tally.add(kind, f"object {number} of {path}")

@@ -55,6 +55,11 @@ def _first_object(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def _unread_coco(root: Path) -> bool:
+    named = _has("annotations.json"), _has("train.json"), _has("val.json")
+    return not any(seen(root) for seen in named) and _is_coco(root)
+
+
 class _Layout(NamedTuple):
     """A layout, ``seen`` in a root; ``reader`` is the data set that reads it as it is."""
 
@@ -63,6 +68,7 @@ class _Layout(NamedTuple):
     reader: str = ""
 
 
+_is_coco = _json_with("images", "annotations", "categories")
 _LAYOUTS = (
     _Layout(
         _has("JPEGImages", "SegmentationClass"),
@@ -80,6 +86,23 @@ _LAYOUTS = (
         "--data coco-json",
     ),
     _Layout(
+        _json_with("items", "categories"),
+        "this is Datumaro's own JSON: export the project as COCO, and use --data coco-json",
+    ),
+    _Layout(
+        _has("annotations.xml"),
+        "this is CVAT's XML: export the task as COCO 1.0, and use --data coco-json",
+    ),
+    _Layout(
+        _has("meta.json", "*/ann"),
+        "this is Supervisely's layout: export the project as COCO, and use --data coco-json",
+    ),
+    _Layout(
+        lambda root: any(root.glob("_classes.csv")) or any(root.glob("*/_classes.csv")),
+        "these are Roboflow's masks: export the version as COCO Segmentation, and use "
+        "--data coco-json",
+    ),
+    _Layout(
         _has("classes.yaml", "masks"),
         "this is the layout of own folders",
         reader="folder",
@@ -90,12 +113,12 @@ _LAYOUTS = (
         reader="coco",
     ),
     _Layout(
-        _json_with("images", "annotations", "categories"),
+        _is_coco,
         "there is a COCO JSON",
         reader="coco-json",
     ),
     _Layout(
-        _json_with("images", "annotations", "categories"),
+        _unread_coco,
         "there are COCO JSONs of other names: rename them to train.json and val.json",
     ),
     _Layout(

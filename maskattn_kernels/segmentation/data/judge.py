@@ -12,6 +12,10 @@ from maskattn_kernels.segmentation.data.sample import VOID, Classes
 __all__ = ["Counts", "differing", "judge"]
 
 
+LONE_SHARE = 0.05
+"""Images of one class and void are told from this share of the images on."""
+
+
 class Counts(Protocol):
     """What is known of a split: see `findings.Findings`."""
 
@@ -19,6 +23,7 @@ class Counts(Protocol):
     read: int
     pixels: np.ndarray
     objects: list[int]
+    lone: dict[int, list[str]]
 
 
 def judge(splits: Mapping[str, Counts], classes: Classes) -> tuple[list[str], list[str]]:
@@ -47,7 +52,7 @@ def judge(splits: Mapping[str, Counts], classes: Classes) -> tuple[list[str], li
         elif seen.sum() == 1 and split == "train":
             faults.append(_one_class(classes.names[int(seen.argmax())], void, classes))
     if not faults:
-        notes += [*_unseen(splits, classes), *_between(splits, classes)]
+        notes += [*_lone(splits, classes), *_unseen(splits, classes), *_between(splits, classes)]
         if classes.things and not any(any(counts.objects) for counts in splits.values()):
             things = _names(classes, classes.things)
             notes.append(f"no labels of objects, so those of {things} cannot be told apart")
@@ -80,6 +85,17 @@ def _one_class(name: str, void: int, classes: Classes) -> str:
             f"as in masks of 0 and 255, write their value as the id of that class, and `void: []`"
         )
     return f"train: only {name!r} has pixels; expected pixels of {others} too"
+
+
+def _lone(splits: Mapping[str, Counts], classes: Classes) -> list[str]:
+    """Notes on images of a single class and void: a part of the masks may be of 0 and 255."""
+    return [
+        f"{split}: {len(names)} images show only {classes.names[number]!r} and void, such as "
+        f"{names[0]!r}; if their void is a class, as in masks of 0 and 255, write its id instead"
+        for split, counts in splits.items()
+        for number, names in counts.lone.items()
+        if len(names) >= LONE_SHARE * counts.read
+    ]
 
 
 def _unseen(splits: Mapping[str, Counts], classes: Classes) -> list[str]:
