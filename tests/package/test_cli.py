@@ -171,13 +171,14 @@ def test_bench_without_matplotlib_says_so_and_goes_on(short_plan, monkeypatch, t
         (["train", "--data", "cats"], 2, "maskattn train: argument --data: invalid choice: 'cats'"),
         (["train", "--out", "/dev/null/x"], 2, "maskattn train: out: cannot make the folder"),
         (["eval", "--data", "coco"], 2, "maskattn eval: the following arguments are required"),
-        (["predict", "{tmp}", "--checkpoint", "{tmp}"], 2, "no model.safetensors in this folder"),
+        (["predict", "{tmp}", "--checkpoint", "y"], 2, "no images there"),
+        (["predict", "{file}", "--checkpoint", "{tmp}"], 2, "no model.safetensors in this folder"),
         (["predict", "x", "--checkpoint", "y", "--device", "gpu"], 2, "device: 'gpu' cannot be"),
         (["check-data", "cats"], 2, "maskattn check-data: argument name: expected --data cats"),
     ],
 )
 def test_wrong_input_of_the_segmentation_commands(argv, code, says, tmp_path, capsys):
-    assert exit_code([word.format(tmp=tmp_path) for word in argv]) == code
+    assert exit_code([word.format(tmp=tmp_path, file=__file__) for word in argv]) == code
     assert says in one_line(capsys)
 
 
