@@ -140,6 +140,10 @@ REFUSED = {
     "name as number": (lambda rows: rows["images"][0].update(file_name=1.5), "file_name: expected"),
     "size as text": (lambda rows: rows["images"][0].update(height="x"), "height: expected a whole"),
     "size 0": (lambda rows: rows["images"][0].update(width=0), "width: expected a whole number"),
+    "category of more than 32 bits": (
+        lambda rows: rows["categories"][0].update(id=2**31),
+        "id: expected a whole number below 2147483648, got 2147483648",
+    ),
     "category as text": (
         lambda rows: rows["categories"][0].update(id="cell"),
         "id: expected a whole number",

@@ -14,7 +14,7 @@ from maskattn_kernels.segmentation.data.errors import DataError, LayoutError, sh
 from maskattn_kernels.segmentation.data.files import LONGEST, Files, composed, is_text
 from maskattn_kernels.segmentation.data.images import read_image, turned_hint
 from maskattn_kernels.segmentation.data.label_maps import palette
-from maskattn_kernels.segmentation.data.sample import VOID, Classes
+from maskattn_kernels.segmentation.data.sample import LARGEST_ID, VOID, Classes
 
 __all__ = [
     "BACKGROUND",
@@ -269,6 +269,8 @@ def _category(path: Path, row: Row, own_background: bool) -> Row:
     """A category's checked fields."""
     name = text(path, row, "name").strip()
     number = whole_number(path, row, "id")
+    if number >= LARGEST_ID:
+        raise _wrong(path, row, "id", f"a whole number below {LARGEST_ID}")
     if own_background and row.get("isthing") is None:
         row = {**row, "isthing": 1}
     thing = is_thing(path, row) and not (own_background and _is_background(name))
