@@ -25,6 +25,7 @@ from maskattn_kernels.segmentation.data.sample import Sample
 
 __all__ = ["Frames", "frames"]
 
+TOLERANCE = 0.01  # of the frames that a video declares: some formats only estimate them
 VIDEO_ENDINGS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 
 
@@ -197,7 +198,7 @@ def _end(path: str | Path, number: int, declared: float, notes: list[str]) -> It
     """Tell of a video that ends before its ``declared`` number of frames."""
     if not number:
         yield partial(_fail, DataError(f"{path}: no frame of this video can be read"))
-    elif math.isfinite(declared) and number < math.floor(declared):
+    elif math.isfinite(declared) and number < declared - max(1, TOLERANCE * declared):
         notes.append(
             f"{path}: {number} of {declared:.0f} frames could be read: the file breaks off, or a "
             f"part of it is damaged and later frames have too low a number"

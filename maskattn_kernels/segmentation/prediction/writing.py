@@ -5,7 +5,7 @@ import json
 from collections import deque
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 
@@ -105,22 +105,17 @@ class Writer:
     ) -> None:
         # Whatever ends the work: what was computed is written, and the JSON lists it.
         self.thread.shutdown(wait=True)
-        try:
+        with ExitStack() as steps:
+            if error is not None:
+                steps.enter_context(suppress(WriteError))  # the first error is the one to tell
+            steps.callback(self._note)
+            if self.objects is not None:
+                steps.callback(self.objects.close)
+            steps.callback(self.panoptic.close)
             while self.waiting:
                 self.waiting.popleft().result()
-        except WriteError:
-            if error is None:
-                raise
-        finally:
-            with suppress(*(() if error is None else (WriteError,))):
-                self._close()
 
-    def _close(self) -> None:
-        try:
-            self.panoptic.close()
-        finally:
-            if self.objects is not None:
-                self.objects.close()
+    def _note(self) -> None:
         self.notes += self.out.notes()
         self.notes += without_font(self.classes) if self.panels else ()
 
