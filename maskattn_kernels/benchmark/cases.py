@@ -16,6 +16,7 @@ __all__ = [
     "Attention",
     "Case",
     "Inputs",
+    "few_queries",
     "grid",
     "make_inputs",
     "make_mask",
@@ -37,7 +38,7 @@ MAX_BATCHED_TOKENS = {"cpu": 4096, "cuda": 16384}
 
 @dataclass(frozen=True)
 class Case:
-    """One cell of the grid: one head, ``batch`` images, ``keep`` of the tokens selected at random.
+    """One cell of the grid: ``batch`` images, ``keep`` of the tokens selected at random, one head.
 
     Attributes:
         tokens: N, the number of tokens of queries and of keys.
@@ -48,6 +49,8 @@ class Case:
         dtype: name of a torch dtype.
         phase: ``"forward"`` (no grad) or ``"forward+backward"`` (gradients of q, k and v).
         device: type of the torch device, ``"cpu"`` or ``"cuda"``.
+        queries: number of query tokens of a case of `few_queries`; 0 = as many as keys.
+        group: number of query heads that share the one key head.
     """
 
     tokens: int
@@ -58,6 +61,8 @@ class Case:
     dtype: str = "float32"
     phase: str = FORWARD
     device: str = "cpu"
+    queries: int = 0
+    group: int = 1
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -69,6 +74,8 @@ class Case:
         short = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[self.dtype]
         phase = "fwd" if self.phase == FORWARD else "fwdbwd"
         size = f"N{self.tokens}-D{self.head_dim}-B{self.batch}"
+        if self.queries:
+            size = f"Q{self.queries}x{self.group}-{size}"
         return f"{size}-{self.mode}-keep{self.keep:g}-{short}-{phase}"
 
     @property
@@ -87,7 +94,12 @@ class Case:
     @property
     def live_queries(self) -> int:
         """Number of query rows that have an output: all rows if only keys are masked."""
-        return self.selected_keys if self.mode == "qk" else self.tokens
+        return self.selected_keys if self.mode == "qk" else self.query_rows
+
+    @property
+    def query_rows(self) -> int:
+        """Number of query rows of an item, in all heads."""
+        return self.group * (self.queries or self.tokens)
 
     @property
     def flops(self) -> int:
@@ -103,13 +115,14 @@ class Case:
     def bytes(self) -> int:
         """Bytes that every implementation moves: selected rows in, dense zero-filled results out.
 
-        Forward reads n_q + 2 n_k rows and writes N; backward reads them again with dout, and writes
-        three dense gradients.
+        Forward reads n_q + 2 n_k rows and writes N_q; backward reads them again with dout, and
+        writes three dense gradients.
         """
         row = self.head_dim * torch.empty(0, dtype=self.torch_dtype).element_size()
-        rows = self.live_queries + 2 * self.selected_keys + self.tokens
+        rows = self.live_queries + 2 * self.selected_keys + self.query_rows
         if self.trains:
-            rows += 3 * self.live_queries + 2 * self.selected_keys + 3 * self.tokens
+            rows += 3 * self.live_queries + 2 * self.selected_keys
+            rows += self.query_rows + 2 * self.tokens
         return self.batch * (rows * row + self.tokens)
 
 
@@ -140,10 +153,12 @@ def make_mask(batch: int, tokens: int, selected: int, seed: int = 0) -> torch.Te
 
 
 def make_inputs(case: Case, seed: int = 0) -> Inputs:
-    """Seeded normal q, k, v, dout of shape (B, 1, N, D); q, k, v have grad if it trains."""
+    """Seeded normal q, k, v, dout of shape (B, H, N, D); q, k, v have grad if it trains."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (case.batch, 1, case.tokens, case.head_dim)
-    q, k, v, dout = (torch.randn(shape, generator=generator).to(case.torch_dtype) for _ in range(4))
+    of_keys = (case.batch, 1, case.tokens, case.head_dim)
+    of_queries = (case.batch, case.group, case.queries or case.tokens, case.head_dim)
+    shapes = (of_queries, of_keys, of_keys, of_queries)
+    q, k, v, dout = (torch.randn(s, generator=generator).to(case.torch_dtype) for s in shapes)
     mask = make_mask(case.batch, case.tokens, case.selected_keys, seed)
     q, k, v, mask, dout = (t.to(case.device) for t in (q, k, v, mask, dout))
     for t in (q, k, v):
@@ -167,6 +182,25 @@ def _product(
         for mode in MODES
         for keep in keeps
         for phase in PASSES
+    ]
+
+
+def few_queries(dtypes: Iterable[str] = DTYPES) -> list[Case]:
+    """Few queries over 16,384 keys: 1, 8, and 8 heads of 1 that share a key head.
+
+    Args:
+        dtypes: names of torch dtypes.
+
+    Example:
+        >>> few_queries(["float32"])[0].name
+        'Q1x1-N16384-D64-B1-k-keep1-fp32-fwd'
+    """
+    return [
+        Case(16384, head_dim, keep=keep, dtype=dtype, queries=queries, group=group)
+        for dtype in dtypes
+        for queries, group in ((1, 1), (8, 1), (1, 8))
+        for head_dim in (64, 128)
+        for keep in (1.0, 0.25)
     ]
 
 

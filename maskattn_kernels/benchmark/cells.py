@@ -29,13 +29,19 @@ MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}
 
 
 def yardsticks(case: Case) -> dict[str, Callable[[], object]]:
-    """The machine's limits: a large matmul in the case's dtype, a copy of the case's bytes."""
+    """What the machine can do: a large matmul in the dtype, a copy and a read of the bytes."""
     side, device = (MATMUL_SIDE[case.device],) * 2, case.device
     a, b = (torch.randn(side, device=device).to(case.torch_dtype) for _ in range(2))
     product = torch.empty_like(a)
     source = torch.ones(case.bytes // 2, dtype=torch.uint8, device=device)  # read and written
     target = torch.empty_like(source)
-    return {"matmul": lambda: torch.mm(a, b, out=product), "copy": lambda: target.copy_(source)}
+    calls: dict[str, Callable[[], object]] = {
+        "matmul": lambda: torch.mm(a, b, out=product),
+        "copy": lambda: target.copy_(source),
+    }
+    if case.queries:  # then the time is that of reading the keys
+        calls["read"] = torch.ones(case.bytes // 4, device=device).sum
+    return calls
 
 
 def pick(
@@ -71,8 +77,9 @@ def measure(
     Returns:
         a row fit for JSON: the case; for each peer its seconds (median, low, high), rounds, error,
         and ``times_ours`` (how many times longer than this package, median of the ratios of each
-        round), or the reason why it was ``skipped``; the floor and the rates. On a GPU also its
-        seconds in a CUDA graph, ``graph``, or why it has none.
+        round), or the reason why it was ``skipped``; the floor and the rates; with few queries
+        ``read_share``, the time of a plain read of the bytes / ours. On a GPU also its seconds in a
+        CUDA graph, ``graph``, or why it has none.
 
     Raises:
         WrongResult: this package's own result is wrong. A wrong peer is skipped.
@@ -118,7 +125,8 @@ def measure(
     ours_rate = case.flops / times.timing(OURS.name).median
     # Share of the yardstick within each round: (flops / ours) / (matmul flops / matmul).
     share = case.flops / matmul_flops * times.ratio("matmul", OURS.name)
-    return {
+    read = {"read_share": times.ratio("read", OURS.name)} if case.queries else {}
+    return read | {
         "name": case.name,
         "case": asdict(case),
         "peers": rows,

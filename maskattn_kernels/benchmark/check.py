@@ -27,32 +27,35 @@ def oracle(case: Case, inputs: Inputs) -> tuple[Tensor, ...]:
     """The exact answer in float64, by the formula, in blocks of query rows.
 
     Returns:
-        (out,) or, for a case that trains, (out, dq, dk, dv), each (B, 1, N, D).
+        (out,) or, for a case that trains, (out, dq, dk, dv), shaped as (query, query, key, value).
     """
     names = 4 if case.trains else 1
-    shape = inputs.query.shape
-    device = inputs.query.device
-    results = tuple(torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(names))
+    like = (inputs.query, *inputs.operands)[:names]
+    results = tuple(torch.zeros_like(t, dtype=torch.float64, requires_grad=False) for t in like)
     with torch.no_grad():
         for item in range(case.batch):
-            _oracle_item(case, inputs, item, *(r[item, 0] for r in results))
+            for head in range(case.group):
+                heads = (head, head, 0, 0)[:names]
+                tensors = (r[item, h] for r, h in zip(results, heads, strict=True))
+                _oracle_head(case, inputs, item, head, *tensors)
     return results
 
 
-def _oracle_item(
+def _oracle_head(
     case: Case,
     inputs: Inputs,
     item: int,
+    head: int,
     out: Tensor,
     dq: Tensor | None = None,
     dk: Tensor | None = None,
     dv: Tensor | None = None,
 ) -> None:
-    """Writes the results of one batch item into (N, D) tensors that are zero."""
+    """Adds the results of one query head of a batch item to (N, D) tensors that begin as zeros."""
     keys = inputs.mask[item].nonzero().squeeze(1)
-    queries = keys if case.mode == "qk" else torch.arange(case.tokens, device=keys.device)
-    q, k, v, dout = (t[item, 0].double() for t in (*inputs.operands, inputs.dout))
-    k, v = k[keys], v[keys]
+    q, dout = (t[item, head].double() for t in (inputs.query, inputs.dout))
+    k, v = (t[item, 0, keys].double() for t in (inputs.key, inputs.value))
+    queries = keys if case.mode == "qk" else torch.arange(len(q), device=keys.device)
     scale = 1 / math.sqrt(case.head_dim)
     for rows in queries.split(max(1, BLOCK_SCORES // len(keys))):
         p = (q[rows] @ k.T).mul_(scale).softmax(dim=1)

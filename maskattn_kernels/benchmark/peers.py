@@ -23,6 +23,7 @@ __all__ = [
     "BY_NAME",
     "DENSE",
     "EAGER",
+    "FEW_PEERS",
     "FLEX",
     "GATHER",
     "GPU_PEERS",
@@ -51,18 +52,23 @@ FLEX_CPU_SHAPES, FLEX_KEEP = ((4096, 64, 1), (1024, 128, 1)), 0.25
 def ours(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:
     """This package: selection of the tokens and attention in one call."""
     query_mask = mask if mode == "qk" else None
-    return masked_attention(query, key, value, key_mask=mask, query_mask=query_mask)
+    gqa = query.shape[1] != key.shape[1]
+    return masked_attention(query, key, value, key_mask=mask, query_mask=query_mask, enable_gqa=gqa)
 
 
 def masked_sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:
     """scaled_dot_product_attention with the mask broadcast over queries."""
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
+    gqa = query.shape[1] != key.shape[1]
+    out = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask[:, None, None, :], enable_gqa=gqa
+    )
     return out.masked_fill(~mask[:, None, :, None], 0) if mode == "qk" else out
 
 
 def dense_sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:
     """scaled_dot_product_attention without a mask: masked attention pays if it is faster."""
-    return F.scaled_dot_product_attention(query, key, value)
+    gqa = query.shape[1] != key.shape[1]
+    return F.scaled_dot_product_attention(query, key, value, enable_gqa=gqa)
 
 
 def eager(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:
@@ -89,7 +95,7 @@ def gather_loop(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: s
 
 def gather_batched(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:
     """Gather, SDPA, scatter over the whole batch; needs equal counts in all items."""
-    batch, heads, tokens, dim = query.shape
+    batch, heads, tokens, dim = key.shape
     flat = mask.nonzero()
     index = (flat[:, 0] * tokens + flat[:, 1]) if batch > 1 else flat[:, 1]
 
@@ -98,7 +104,8 @@ def gather_batched(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode
         return rows.view(batch, -1, heads, dim).transpose(1, 2)
 
     if mode == "k":
-        return F.scaled_dot_product_attention(query, take(key), take(value))
+        gqa = query.shape[1] != heads
+        return F.scaled_dot_product_attention(query, take(key), take(value), enable_gqa=gqa)
     out = F.scaled_dot_product_attention(take(query), take(key), take(value))
     rows = out.transpose(1, 2).reshape(-1, heads, dim)
     zeros = rows.new_zeros(batch * tokens, heads, dim)
@@ -227,6 +234,8 @@ QUICK_PEERS = (OURS, GATHER, SDPA, EAGER)
 PEERS = (*QUICK_PEERS, FLEX, FLEX_MASK)
 GPU_PEERS = (*PEERS, VARLEN, VARLEN_NO_WAIT)
 SWEEP_PEERS = (*QUICK_PEERS, DENSE)
+#: The peers of few queries: those that do not hold a copy of the keys for each query head.
+FEW_PEERS = (OURS, GATHER, SDPA)
 BY_NAME = {peer.name: peer for peer in (*GPU_PEERS, DENSE)}
 
 

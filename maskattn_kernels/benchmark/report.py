@@ -18,6 +18,7 @@ from maskattn_kernels.benchmark.summary_gpu import gpu_goals
 
 __all__ = [
     "duration",
+    "few_queries_table",
     "goals_table",
     "machine_line",
     "means_table",
@@ -120,6 +121,22 @@ def memory_table(rows: Sequence[Row], layout: Layout = columns) -> str:
     return layout(["peak memory", *names], lines) if lines else ""
 
 
+def few_queries_table(rows: Sequence[Row], layout: Layout = columns) -> str:
+    """Few queries over many keys: our time, the ratios of peers, and our share of a plain read."""
+    lines = [
+        [
+            row["name"],
+            duration(row["peers"]["ours"]["median"]),
+            *(times(ratio(row, peer)) for peer in ("gather", "sdpa")),
+            f"{row['bytes'] / row['peers']['ours']['median'] / 1e9:.0f} GB/s",
+            f"{row['read_share']:.0%}",
+        ]
+        for row in select(rows)
+    ]
+    header = ["few queries", "ours", "gather", "sdpa", "bytes read", "rate / a plain read's"]
+    return layout(header, lines) if lines else ""
+
+
 def skipped_lines(rows: Sequence[Row]) -> list[str]:
     """Each reason why a peer was not measured, with the number of cases."""
     counts: dict[str, int] = {}
@@ -193,6 +210,7 @@ def text(results: Results) -> str:
             "Peers: how many times longer than ours, median over rounds; '-' = not measured."
         )
         parts += [cells_table(results["cells"]), means_table(results["cells"])]
+    parts.append(few_queries_table(results.get("few_queries", [])))
     parts.append(memory_table(results["cells"] + results["tokens"]))
     if results["network"]:
         parts.append(network_table(results["network"]))

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from maskattn_kernels.benchmark.cases import FORWARD, MODES, TRAIN, Case, grid
+from maskattn_kernels.benchmark.cases import FORWARD, MODES, TRAIN, Case, few_queries, grid
 from maskattn_kernels.benchmark.cells import measure, peer_memory
 from maskattn_kernels.benchmark.check import WrongResult
 from maskattn_kernels.benchmark.machine import machine_facts
@@ -21,6 +21,7 @@ from maskattn_kernels.benchmark.memory import in_fresh_process
 from maskattn_kernels.benchmark.network import measure_network
 from maskattn_kernels.benchmark.overhead import measure_overhead
 from maskattn_kernels.benchmark.peers import (
+    FEW_PEERS,
     GATHER,
     GPU_PEERS,
     OURS,
@@ -41,7 +42,7 @@ __all__ = [
     "set_threads",
 ]
 
-SECTIONS = ("overhead", "network", "cells", "keeps", "tokens", "op_memory")
+SECTIONS = ("overhead", "network", "cells", "few_queries", "keeps", "tokens", "op_memory")
 #: The keep ratios and shapes of the sweep behind the break-even.
 SWEEP_KEEPS = (1.0, 0.9, 0.75, 0.5, 0.25, 0.1)
 SWEEP_SHAPES = ((4096, 64), (1024, 128))
@@ -88,6 +89,9 @@ def plan(grid_name: str, dtypes: Sequence[str], device: str = "cpu") -> list[Ste
         )
     if quick or device == "cuda":
         return steps
+    for case in few_queries(dtypes):
+        function = partial(measure, case, seconds, FEW_PEERS)
+        steps.append(Step("few_queries", f"few queries {case.name}", function))
     for dtype in dtypes:
         for tokens, head_dim in SWEEP_SHAPES:
             for mode in MODES:
@@ -197,6 +201,7 @@ def read_results(path: Path, grid_name: str, steps: Sequence[Step], device: str 
         raise ValueError(f"{path}: spells mask modes K and QK, which are now k and qk; run anew")
     if cells != [step.label for step in steps if step.section == "cells"][: len(cells)]:
         raise ValueError(f"{path}: expected the cases of this --dtype, got others")
+    results = {section: [] for section in SECTIONS} | results  # some are younger than the file
     again = {name: here[name] for name in ("date", "commit")}
     results["resumed"] = [*results.get("resumed", []), again]
     return results

@@ -21,6 +21,7 @@ from maskattn_kernels.benchmark.cases import (
     make_mask,
 )
 from maskattn_kernels.benchmark.overhead import measure_overhead
+from maskattn_kernels.benchmark.report import few_queries_table
 from maskattn_kernels.benchmark.timing import FOCUS_ROUNDS, MIN_ROUNDS, Race, percentile, race
 
 RESULTS = [*(ROOT / "bench").rglob("*.json")]
@@ -75,6 +76,26 @@ def test_masks_have_exact_counts_and_repeat():
     assert mask.dtype == torch.bool and mask.sum(1).tolist() == [25, 25, 25]
     assert torch.equal(mask, make_mask(3, 101, 25))
     assert not torch.equal(mask[0], mask[1])
+
+
+# Few queries
+
+
+def test_few_queries_by_hand():
+    case = Case(100, 8, keep=0.25, dtype="bfloat16", queries=3, group=4)
+    assert case.name == "Q3x4-N100-D8-B1-k-keep0.25-bf16-fwd"
+    assert case.flops == 4 * 12 * 25 * 8
+    assert case.bytes == (12 + 2 * 25 + 12) * 8 * 2 + 100
+    inputs = make_inputs(case)
+    assert inputs.query.shape == (1, 4, 3, 8) and inputs.key.shape == (1, 1, 100, 8)
+
+
+def test_few_queries_are_checked_and_compared_with_a_read():
+    case = Case(300, 16, keep=0.5, queries=2, group=4)
+    row = cells.measure(case, 0.01, peers.FEW_PEERS)
+    assert all(row["peers"][peer.name]["times_ours"] > 0 for peer in peers.FEW_PEERS)
+    assert row["read_share"] > 0
+    assert case.name in few_queries_table([row])
 
 
 # Oracle and peers
