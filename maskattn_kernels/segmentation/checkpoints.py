@@ -98,7 +98,7 @@ class Checkpoint:
             "network": dict(self.network.config),
             "classes": asdict(self.classes),
             "size": self.size,
-            "metrics": {k: None if math.isnan(v) else v for k, v in self.metrics.items()},
+            "metrics": {k: v if math.isfinite(v) else None for k, v in self.metrics.items()},
         }
 
     def save_pretrained(

@@ -105,14 +105,15 @@ def predict(
         attended=shown,
         failed=lambda error: failed.append(str(error)),
     )
+    writer = Writer(
+        Path(out),
+        loaded.classes,
+        objects=loaded.network.task != "semantic",
+        panels=shown,
+        truth=truth,
+    )
     try:
-        with Writer(
-            Path(out),
-            loaded.classes,
-            objects=loaded.network.task != "semantic",
-            panels=shown,
-            truth=truth,
-        ) as writer:
+        with writer:
             for found in results:
                 writer.add(found)
                 if progress is not None:
