@@ -4,7 +4,8 @@
     python bench/report.py            the tables as Markdown
     python bench/report.py --write    into the page, and the plots beside it
 
-The last run of bench/results/ is taken.
+The last run of bench/results/ is taken, and for the network at inference the last one of
+bench/inference.py.
 """
 
 import argparse
@@ -63,6 +64,32 @@ def blocks(path: Path) -> dict[str, str]:
     where = f"* Run: [`{path.name}`](../bench/results/{path.name})\n* {machine_line(machine)}"
     words = {"run": where, "left out": _bullets(skipped_lines(cells))}
     return words | {name: text + measured for name, text in tables.items()}
+
+
+def page_blocks() -> dict[str, str]:
+    """All blocks of the page."""
+    newest = max(RESULTS.glob("*-inference.jsonl"))
+    return blocks(latest()) | {"inference": inference_table(newest)}
+
+
+def inference_table(path: Path) -> str:
+    """What each step of `prepare_for_inference` is worth, and where it was measured."""
+    machine, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    lines = [
+        [
+            f"{row['preset']}, batch {row['batch']}, {row['threads']} thread"
+            + "s" * (row["threads"] > 1),
+            row["step"],
+            duration(row["cpu_ms"] / 1e3),
+            f"{row['of_as_it_is']:.2f}",
+        ]
+        for row in rows
+    ]
+    where = f"[`{path.name}`](../bench/results/{path.name})"
+    return (
+        table(["network", "step", "CPU time", "of the network as it is"], lines)
+        + f"\n\nMeasured on: {processor(machine)}. Run: {where}."
+    )
 
 
 def _bullets(lines: Sequence[str]) -> str:
@@ -125,7 +152,7 @@ def write(path: Path) -> None:
     """Put the tables of a run into docs/benchmarks.md, and its plots beside the page."""
     from maskattn_kernels.benchmark.plots import plot_all  # needs matplotlib
 
-    text = fill(PAGE.read_text(encoding="utf-8"), blocks(path))
+    text = fill(PAGE.read_text(encoding="utf-8"), page_blocks())
     PAGE.write_text(text, encoding="utf-8")
     print(f"written: {PAGE}")
     results = json.loads(path.read_text(encoding="utf-8"))
@@ -141,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if parser.parse_args(argv).write:
         write(latest())
     else:
-        print("\n\n".join(blocks(latest()).values()))
+        print("\n\n".join(page_blocks().values()))
     return 0
 
 

@@ -56,3 +56,43 @@ def nested_lengths(nested: Tensor) -> Tensor:
 def nested_from_padded(padded: Tensor, valid: Tensor) -> Tensor:
     """(B,N,C) as a nested tensor of the rows where bool (B,N) `valid` is set, the first ones."""
     return torch._nested_tensor_from_mask(padded, valid)
+
+
+def packs_layers() -> bool:
+    """Whether torch has oneDNN, and with it the ops that torch.compile's freezing calls on CPUs."""
+    return torch.backends.mkldnn.is_available()
+
+
+def pack_convolution(conv: torch.nn.Conv2d) -> Tensor:
+    """The weight in oneDNN's own order, chosen for this processor and dtype."""
+    weight, places = conv.weight.detach(), (conv.padding, conv.stride, conv.dilation)
+    return torch.ops.mkldnn._reorder_convolution_weight(weight, *places, conv.groups, None)
+
+
+def packed_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    places: tuple[list[int], ...],
+    groups: int,
+    gelu: bool,
+) -> Tensor:
+    """A convolution with a weight of `pack_convolution`, and exact GELU after it.
+
+    Args:
+        places: padding, stride and dilation, each for height and width.
+    """
+    name, approximate = ("gelu", "none") if gelu else ("none", "")
+    return torch.ops.mkldnn._convolution_pointwise(
+        x, weight, bias, *places, groups, name, [], approximate
+    )
+
+
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """torch.nn.functional.linear by oneDNN, also in float32, for which torch takes MKL."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16: AVX512-BF16 or AMX."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

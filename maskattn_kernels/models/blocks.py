@@ -44,11 +44,12 @@ class ConvBlock(nn.Module):
         self.residual = residual
         self.conv1 = nn.Conv2d(in_channels, mid_channels, 3, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(mid_channels)
+        self.gelu = nn.GELU()  # a module, which `prepare_for_inference` joins to the convolution
         self.conv2 = nn.Conv2d(mid_channels, out_channels, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.norm2(self.conv2(F.gelu(self.norm1(self.conv1(x)))))
+        y = self.norm2(self.conv2(self.gelu(self.norm1(self.conv1(x)))))
         return F.gelu(x + y) if self.residual else y
 
 

@@ -260,6 +260,10 @@ class MaskAttnUNet(nn.Module):
             maps.append(attend(attention, next(names), up(maps[-1], skips.pop())))
         return maps, selections
 
+    def output_layers(self) -> tuple[nn.Module, ...]:
+        """The layers that `prepare_for_inference` keeps in float32: their results are compared."""
+        return (self.head,)
+
     def anneal(self, progress: float) -> None:
         """Tells Gumbel selectors the ``progress`` of training, from 0 to 1; others ignore it."""
         for module in self.modules():

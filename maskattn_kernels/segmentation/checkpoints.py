@@ -18,6 +18,7 @@ from typing import Any, overload
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict, Unpack  # comes with torch; Python's own is of 3.11
 
 from maskattn_kernels.common.atomic import replace_file
 from maskattn_kernels.common.text import one_line
@@ -41,6 +42,15 @@ CONFIG, LARGEST_SIZE = "config.json", 16384
 #: What depends on classes, task and selector; all else is common to one width and depth.
 CLASS_HEADS = ("unet.head.", "coarse_heads.")
 OWN = (*CLASS_HEADS, "objects.", ".mask_head.", ".query_head.", ".selector.")
+
+
+class _Options(TypedDict, total=False):
+    batch_size: int
+    device: str | torch.device
+    confidence: float
+    attended: bool
+    precision: str
+    compile: bool
 
 
 @dataclass
@@ -130,6 +140,8 @@ class Checkpoint:
         confidence: float = 0.0,
         attended: int | Collection[int] = 0,
         failed: Callable[[DataError], object] | None = None,
+        precision: str = "float32",
+        compile: bool = False,
     ) -> Iterator[Segmentation]:
         """Segment any number of images one after another, in bounded memory.
 
@@ -138,7 +150,7 @@ class Checkpoint:
         Args:
             images: any iterable, also an endless one; each as in `segment`, or a function without
                 arguments that returns a `Sample` and is called in a thread.
-            batch_size, device, confidence: as in `segment`.
+            batch_size, device, confidence, precision, compile: as in `segment`.
             attended: number of images, from the first, that also get where each scale attends; or
                 the places of these images, from 0.
             failed: called with the error of each image that cannot be read, in a thread; that image
@@ -151,40 +163,26 @@ class Checkpoint:
             ValueError, TypeError: as `segment`; for an image, when the iterator reaches it.
         """
         places = range(attended) if isinstance(attended, int) else attended
-        return self._pipeline(batch_size, device, confidence, places, failed).stream(images)
+        return self._pipeline(
+            batch_size=batch_size,
+            device=device,
+            confidence=confidence,
+            attended=places,
+            failed=failed,
+            precision=precision,
+            compile=compile,
+        ).stream(images)
+
+    @overload
+    def segment(self, images: OneImage, **options: Unpack[_Options]) -> Segmentation: ...
 
     @overload
     def segment(
-        self,
-        images: OneImage,
-        *,
-        batch_size: int = ...,
-        device: str | torch.device = ...,
-        confidence: float = ...,
-        attended: bool = ...,
-    ) -> Segmentation: ...
-
-    @overload
-    def segment(
-        self,
-        images: list[Any] | tuple[Any, ...],
-        *,
-        batch_size: int = ...,
-        device: str | torch.device = ...,
-        confidence: float = ...,
-        attended: bool = ...,
+        self, images: list[Any] | tuple[Any, ...], **options: Unpack[_Options]
     ) -> list[Segmentation]: ...
 
     @overload
-    def segment(
-        self,
-        images: np.ndarray | Tensor,
-        *,
-        batch_size: int = ...,
-        device: str | torch.device = ...,
-        confidence: float = ...,
-        attended: bool = ...,
-    ) -> Any: ...
+    def segment(self, images: np.ndarray | Tensor, **options: Unpack[_Options]) -> Any: ...
 
     def segment(
         self,
@@ -194,6 +192,8 @@ class Checkpoint:
         device: str | torch.device = "auto",
         confidence: float = 0.0,
         attended: bool = False,
+        precision: str = "float32",
+        compile: bool = False,
     ) -> Segmentation | list[Segmentation]:
         """Segment one image or a list of images, of any sizes.
 
@@ -203,11 +203,20 @@ class Checkpoint:
                 tensor (1,H,W), (3,H,W) or (4,H,W), or a `Sample`. An array or a tensor of four
                 dimensions is a list. Arrays and tensors are uint8, or floating point from 0 to 1.
                 Colours are RGB; transparent pixels are laid over white; EXIF turns are applied.
-            batch_size: images that go through the network together.
+            batch_size: images that go through the network together; on a CPU at most as many as it
+                computes fastest.
             device: to compute on; "auto" = a GPU if there is one. The network stays there.
             confidence: 0 to 1; pixels whose class has a lower probability become `VOID` (255), and
                 belong to no object.
             attended: whether to give also where each scale attends.
+            precision: "float32", or "bfloat16", which is faster on processors that multiply it and
+                gives fewer than 1% of the pixels another label, where two classes score nearly
+                alike. "auto" is bfloat16 where it was measured to be faster, else float32.
+            compile: the network by torch.compile; the first batch takes up to minutes.
+
+        What runs is a copy of the network made by `maskattn_kernels.models.prepare_for_inference`.
+        It is made at the first call, and anew after the network has changed, though not for changes
+        through ``tensor.data``.
 
         Returns:
             a `Segmentation` for one image, else a list of them in the same order; all maps have the
@@ -237,29 +246,20 @@ class Checkpoint:
         """
         items, is_one = listed(images)
         shown = range(len(items) if attended else 0)
-        pipeline = self._pipeline(batch_size, device, confidence, shown)
+        pipeline = self._pipeline(
+            batch_size=batch_size,
+            device=device,
+            confidence=confidence,
+            attended=shown,
+            precision=precision,
+            compile=compile,
+        )
         few = 0 < len(items) <= batch_size
         results = pipeline.batch(items) if few else list(pipeline.stream(items))
         return results[0] if is_one else results
 
-    def _pipeline(
-        self,
-        batch_size: int,
-        device: str | torch.device,
-        confidence: float,
-        attended: Collection[int],
-        failed: Callable[[DataError], object] | None = None,
-    ) -> Pipeline:
-        return Pipeline(
-            self.network,
-            self.classes,
-            self.size,
-            batch_size=batch_size,
-            device=device,
-            confidence=confidence,
-            attended=attended,
-            failed=failed,
-        )
+    def _pipeline(self, **options: Any) -> Pipeline:
+        return Pipeline(self.network, self.classes, self.size, **options)
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "Checkpoint":

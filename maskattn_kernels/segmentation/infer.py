@@ -25,6 +25,11 @@ from maskattn_kernels.segmentation.data.sample import VOID, Classes, Sample
 from maskattn_kernels.segmentation.model.grouping import Panoptic, group
 from maskattn_kernels.segmentation.model.label_sizes import resize_labels
 from maskattn_kernels.segmentation.model.network import Outputs, SegmentationNetwork
+from maskattn_kernels.segmentation.model.prepared import (
+    images_together,
+    inference_dtype,
+    prepared,
+)
 
 __all__ = ["Attended", "Pipeline", "Segmentation", "SegmentedObject"]
 
@@ -183,6 +188,11 @@ class Pipeline:
         attended: places of the images, from 0, that also get where each scale attends.
         failed: called with the error of each image that cannot be read, in a thread; that image is
             left out. None = the error is raised, and ends the stream.
+        precision: "float32", "bfloat16", or "auto" = bfloat16 where `fast_bfloat16` is True.
+        compile: the network by torch.compile.
+
+    What runs is a copy of the network made by `prepare_for_inference`. On a CPU, a batch goes
+    through it in parts of as many images as `images_together` says.
 
     Raises:
         ValueError: an argument is outside of its range, or the device cannot be used.
@@ -199,14 +209,18 @@ class Pipeline:
         confidence: float = 0.0,
         attended: Collection[int] = (),
         failed: Callable[[DataError], object] | None = None,
+        precision: str = "float32",
+        compile: bool = False,
     ) -> None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size: expected a whole number from 1, got {batch_size!r}")
         if not isinstance(confidence, int | float | np.floating) or not 0 <= confidence <= 1:
             raise ValueError(f"confidence: expected a number from 0 to 1, got {confidence!r}")
         self.device = torch_device(device)
-        self.network = network.to(self.device).eval()
-        self.classes, self.size, self.batch_size = classes, size, batch_size
+        dtype = inference_dtype(precision, self.device)
+        self.network = prepared(network.to(self.device).eval(), dtype, compile)
+        self.classes, self.size = classes, size
+        self.batch_size = images_together(batch_size, network, size, dtype)
         self.confidence, self.attended, self.failed = confidence, attended, failed
 
     def stream(self, images: Iterable[AnyImage]) -> Iterator[Segmentation]:
@@ -237,8 +251,10 @@ class Pipeline:
             torch.set_num_threads(threads)  # for threads that begin later
 
     def batch(self, images: Iterable[AnyImage]) -> list[Segmentation]:
-        """Segment a batch of images at once, with all threads: the shortest way to the results."""
-        return self._results(*self._compute([self._read(pair) for pair in enumerate(images)]))
+        """Segment a few images in this thread: the shortest way to the results."""
+        read = [self._read(pair) for pair in enumerate(images)]
+        parts = batched(read, self.batch_size)
+        return [found for part in parts for found in self._results(*self._compute(part))]
 
     def _readable(self, images: Iterable[AnyImage]) -> Iterator[_Read]:
         for read in map_ahead(self._read_or_error, enumerate(images)):

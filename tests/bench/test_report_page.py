@@ -29,8 +29,7 @@ recorded = pytest.mark.skipif(
 @recorded
 def test_the_page_is_what_the_command_writes(script):
     page = script.PAGE.read_text(encoding="utf-8")
-    blocks = script.blocks(script.latest())
-    assert fill(page, blocks) == page, "run `python bench/report.py --write`"
+    assert fill(page, script.page_blocks()) == page, "run `python bench/report.py --write`"
 
 
 @recorded
@@ -39,6 +38,15 @@ def test_every_table_names_its_processor(script):
     cpu = json.loads(path.read_text())["machine"]["cpu"]
     for name, text in script.blocks(path).items():
         assert cpu in text or name == "left out"
+
+
+@recorded
+def test_the_table_of_the_network_at_inference_names_its_processor_and_its_run(script):
+    path = max(script.RESULTS.glob("*-inference.jsonl"))
+    machine, *rows = map(json.loads, path.read_text().splitlines())
+    text = script.inference_table(path)
+    assert machine["cpu"] in text and path.name in text
+    assert all(row["step"] in text for row in rows)
 
 
 @recorded

@@ -7,6 +7,7 @@ import time
 from dataclasses import asdict, dataclass
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
@@ -37,7 +38,11 @@ class Cost:
 
 @torch.inference_mode()
 def measure_cost(
-    network: SegmentationNetwork, size: int, batch_size: int = 16, seconds: float = 1.0
+    network: SegmentationNetwork,
+    size: int,
+    batch_size: int = 16,
+    runs: nn.Module | None = None,
+    seconds: float = 1.0,
 ) -> Cost:
     """Measure a network with random images on its own device.
 
@@ -45,6 +50,7 @@ def measure_cost(
         network: in eval mode.
         size: side of the images.
         batch_size: for the rate.
+        runs: the module that is timed, as `prepare_for_inference` makes it; None = ``network``.
         seconds: spent on each of the two times.
     """
     device = next(network.parameters()).device
@@ -53,15 +59,16 @@ def measure_cost(
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
     with FlopCounterMode(display=False) as counter:
         network(images[:1])
+    timed = network if runs is None else runs
     return Cost(
         parameters=sum(p.numel() for p in network.parameters()),
         gflops=counter.get_total_flops() / 1e9,
-        latency_ms=1e3 * _median(network, images[:1], seconds),
-        images_per_second=batch_size / _median(network, images, seconds),
+        latency_ms=1e3 * _median(timed, images[:1], seconds),
+        images_per_second=batch_size / _median(timed, images, seconds),
     )
 
 
-def _median(network: SegmentationNetwork, images: torch.Tensor, seconds: float) -> float:
+def _median(network: nn.Module, images: torch.Tensor, seconds: float) -> float:
     times: list[float] = []
     network(images)
     while len(times) < 3 or sum(times) < seconds:

@@ -177,6 +177,11 @@ class SegmentationNetwork(nn.Module):
             logits = head(features) + coarse
         return logits
 
+    def output_layers(self) -> tuple[nn.Module, ...]:
+        """The layers that `prepare_for_inference` keeps in float32: their results are compared."""
+        last = () if self.objects is None else (self.objects[-1],)  # type: ignore[index]
+        return (*self.coarse_heads, *last)
+
     def anneal(self, progress: float) -> None:
         """Tell Gumbel selectors the ``progress`` of training, from 0 to 1; others ignore it."""
         self.unet.anneal(progress)

@@ -16,6 +16,12 @@ from maskattn_kernels.common.progress import Progress
 from maskattn_kernels.segmentation.checkpoints import Checkpoint, as_checkpoint
 from maskattn_kernels.segmentation.data.errors import DataError, told
 from maskattn_kernels.segmentation.model.cost import measure_cost, peak_memory
+from maskattn_kernels.segmentation.model.prepared import (
+    add_inference_arguments,
+    images_together,
+    inference_dtype,
+    prepared,
+)
 from maskattn_kernels.segmentation.prediction.frames import frames
 from maskattn_kernels.segmentation.prediction.writing import Writer
 
@@ -33,6 +39,8 @@ def predict(
     limit: int | None = None,
     recursive: bool = False,
     device: str | torch.device = "auto",
+    precision: str = "float32",
+    compile: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
     """Segment a source of images, and write the results into a folder.
@@ -60,6 +68,7 @@ def predict(
         limit: stop after this many images; a camera never stops by itself.
         recursive: also the images in folders of the folder; NAME then begins with theirs.
         device: to compute on; "auto" = a GPU if there is one. The network stays there.
+        precision, compile: as in `Checkpoint.segment`.
         progress: called with the number of images that are done: 0 before the network's cost is
             measured, which takes seconds, and then after each image.
 
@@ -95,7 +104,10 @@ def predict(
     loaded.network.to(place).eval()
     if progress is not None:
         progress(0)
-    cost = measure_cost(loaded.network, loaded.size, batch_size)
+    dtype = inference_dtype(precision, place)
+    together = images_together(batch_size, loaded.network, loaded.size, dtype)
+    ready = prepared(loaded.network, dtype, compile)
+    cost = measure_cost(loaded.network, loaded.size, together, ready)
     start, stop = time.perf_counter(), None
     shown, failed = _spread(panels, images.count, limit), list[str]()
     results = loaded.segment_stream(
@@ -104,6 +116,8 @@ def predict(
         device=place,
         attended=shown,
         failed=lambda error: failed.append(str(error)),
+        precision=precision,
+        compile=compile,
     )
     writer = Writer(
         Path(out),
@@ -133,6 +147,8 @@ def predict(
         "share_of_network_rate": rate / cost.images_per_second,
         "peak_memory_mb": None if peak is None else peak / 2**20,
         "device": str(place),
+        "precision": str(dtype).removeprefix("torch."),
+        "compiled": compile,
         "size": loaded.size,
         "failed": failed + writer.failed,
         "notes": images.notes + writer.notes,
@@ -163,7 +179,8 @@ def summary_text(summary: dict[str, Any]) -> str:
     lines = [
         f"{summary['images']} images, {summary['images_per_second']:.1f} images/s end to end "
         f"({summary['share_of_network_rate']:.0%} of the network alone)",
-        f"network at {summary['size']} x {summary['size']} on {summary['device']}: "
+        f"network at {summary['size']} x {summary['size']} on {summary['device']} "
+        f"in {summary['precision']}{', compiled' * summary['compiled']}: "
         f"{network['latency_ms']:.1f} ms for one image (median), "
         f"{network['images_per_second']:.1f} images/s in batches, "
         f"{network['gflops']:.2f} GFLOPs an image, {network['parameters'] / 1e6:.2f} M parameters",
@@ -196,6 +213,7 @@ def main(argv: Sequence[str]) -> int:
     add("--limit", type=positive, metavar="N", help="stop after N images")
     add("--device", default="auto", help="cpu, cuda, .. (default: a GPU if there is one)")
     add("--recursive", action="store_true", help="also the folders inside of a folder")
+    add_inference_arguments(parser)
     given = parser.parse_args(argv)
     with Progress() as progress:
         summary = predict(
@@ -208,6 +226,8 @@ def main(argv: Sequence[str]) -> int:
             limit=given.limit,
             recursive=given.recursive,
             device=given.device,
+            precision=given.precision,
+            compile=given.compile,
             progress=lambda done: (
                 progress.show(f"{done} images") if done else progress.note("measuring the network")
             ),

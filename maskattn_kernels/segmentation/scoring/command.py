@@ -23,6 +23,7 @@ from maskattn_kernels.segmentation.data.errors import DataError, told
 from maskattn_kernels.segmentation.data.opening import SPLITS
 from maskattn_kernels.segmentation.data.sample import Sample, SegmentationDataset
 from maskattn_kernels.segmentation.model.grouping import Panoptic
+from maskattn_kernels.segmentation.model.prepared import add_inference_arguments
 from maskattn_kernels.segmentation.scoring.metrics import SegmentationMetrics
 
 __all__ = ["evaluate", "main", "tables"]
@@ -38,6 +39,8 @@ def evaluate(
     device: str | torch.device = "auto",
     progress: Callable[[int], object] | None = None,
     failed: Callable[[DataError], object] | None = None,
+    precision: str = "float32",
+    compile: bool = False,
 ) -> dict[str, Scores]:
     """Score a checkpoint on a labelled data set.
 
@@ -49,6 +52,7 @@ def evaluate(
         progress: called with the number of images that are done, after each batch.
         failed: called with the error of each sample that cannot be read, in a thread; that sample
             is left out. None = the error is raised.
+        precision, compile: as in `Checkpoint.segment`.
 
     Returns:
         ``{"network size": scores, "original size": scores}``. At the first, labels are resized as
@@ -78,7 +82,14 @@ def evaluate(
         for size in ("network size", "original size")
     }
     reads = (partial(_labelled, dataset, index) for index in range(len(dataset)))
-    results = checkpoint.segment_stream(reads, batch_size=batch_size, device=device, failed=failed)
+    results = checkpoint.segment_stream(
+        reads,
+        batch_size=batch_size,
+        device=device,
+        failed=failed,
+        precision=precision,
+        compile=compile,
+    )
     done = 0
     for batch in batched(results, batch_size):
         metrics["network size"].update(
@@ -192,6 +203,7 @@ def main(argv: Sequence[str]) -> int:
     add("--split", default="val", choices=SPLITS, help="default val")
     add("--batch_size", type=positive, default=16, help="default 16")
     add("--device", default="auto", help="cpu, cuda, .. (default: a GPU if there is one)")
+    add_inference_arguments(parser)
     add("--out", type=Path, default=Path("out/eval.json"), help="JSON (default out/eval.json)")
     given = parser.parse_args(argv)
     device = torch_device(given.device)
@@ -206,6 +218,8 @@ def main(argv: Sequence[str]) -> int:
             device=device,
             progress=lambda done: progress.show(f"{done}/{len(dataset)} images"),
             failed=lambda error: failed.append(str(error)),
+            precision=given.precision,
+            compile=given.compile,
         )
     print(tables(scores, checkpoint.size))
     for note in _only_predicted(scores):
@@ -217,6 +231,7 @@ def main(argv: Sequence[str]) -> int:
         "images": len(dataset) - len(failed),
         "failed": failed,
         "size": checkpoint.size,
+        "precision": given.precision,
         "scores": _without_nan(scores),
     }
     text = json.dumps(report, indent=2) + "\n"

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Prepared copies of networks, kept until the network changes; and how many images suit a CPU."""
+
+from argparse import ArgumentParser
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from torch import Tensor, nn
+
+from maskattn_kernels.common.text import quoted
+from maskattn_kernels.models import fast_bfloat16, prepare_for_inference
+from maskattn_kernels.segmentation.model.network import SegmentationNetwork
+
+__all__ = [
+    "PRECISIONS",
+    "add_inference_arguments",
+    "images_together",
+    "inference_dtype",
+    "prepared",
+]
+
+PRECISIONS: dict[str, torch.dtype | None] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "auto": None,
+}
+
+#: Bytes of the largest feature map of a batch on a CPU. Larger ones leave the caches, and the
+#: allocator gives their memory back after each layer: measured in docs/benchmarks.md.
+_LARGEST_MAP = 8 << 20
+
+
+def add_inference_arguments(parser: ArgumentParser) -> None:
+    """Give a command that runs a network the arguments ``--precision`` and ``--compile``.
+
+    Args:
+        parser: of the command.
+    """
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="auto = bfloat16 where it is faster, which changes a few labels (default float32)",
+    )
+    parser.add_argument("--compile", action="store_true", help="the network, by torch.compile")
+
+
+def inference_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of a precision.
+
+    Args:
+        precision: a name in `PRECISIONS`; "auto" is bfloat16 where `fast_bfloat16` is True.
+        device: to compute on.
+
+    Raises:
+        ValueError: there is no such precision.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: expected one of {quoted(PRECISIONS)}, got {precision!r}")
+    fallback = torch.bfloat16 if fast_bfloat16(device) else torch.float32
+    return PRECISIONS[precision] or fallback
+
+
+def images_together(
+    batch_size: int, network: SegmentationNetwork, size: int, dtype: torch.dtype
+) -> int:
+    """How many images of a batch go through a network at once.
+
+    Args:
+        batch_size: images of the batch: all of them, but on a CPU only as many as have a largest
+            feature map of 8 MiB.
+        network: on the device that computes.
+        size: side of the images.
+        dtype: of the feature maps.
+    """
+    head = network.unet.head
+    if head.weight.device.type != "cpu":
+        return batch_size
+    widest = 2 * head.in_channels  # of the last stage of the decoder: what comes up, and the skip
+    return min(batch_size, max(1, _LARGEST_MAP // (widest * size * size * dtype.itemsize)))
+
+
+@dataclass
+class _State:
+    """What a network was made of; tensors themselves, so that no new one is taken for an old one.
+
+    Modules are weak references: the state of a network does not keep it alive.
+    """
+
+    plain: list[Any]
+    tensors: list[Tensor | None]
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, _State)
+            and self.plain == other.plain
+            and len(self.tensors) == len(other.tensors)
+            and all(a is b for a, b in zip(self.tensors, other.tensors, strict=True))
+        )
+
+
+_KEPT: WeakKeyDictionary[nn.Module, dict[tuple[torch.dtype, bool], tuple[_State, nn.Module]]]
+_KEPT = WeakKeyDictionary()
+
+
+def prepared(network: nn.Module, dtype: torch.dtype, compile: bool = False) -> nn.Module:
+    """`prepare_for_inference`, or what it returned before if the network is still the same.
+
+    Changes of tensors are seen as autograd sees them, by their version: those made through
+    ``tensor.data`` are not.
+
+    Args:
+        network: any module that can be prepared.
+        dtype, compile: as in `prepare_for_inference`.
+    """
+    kept, state = _KEPT.setdefault(network, {}), _state(network)
+    before = kept.get((dtype, compile))
+    if before is not None and before[0] == state:
+        return before[1]
+    ready = prepare_for_inference(network, dtype, compile)
+    kept[dtype, compile] = (state, ready)
+    return ready
+
+
+def _state(network: nn.Module) -> _State:
+    plain: list[Any] = []
+    tensors: list[Tensor | None] = []
+    for module in network.modules():
+        plain += (ref(module), len(module._forward_hooks), len(module._forward_pre_hooks))
+        plain += (v for v in vars(module).values() if isinstance(v, (int, float, str)))
+        own = [*module._parameters.values(), *module._buffers.values()]
+        # A tensor of inference mode has no version: it counts as changed.
+        plain += (object() if t.is_inference() else t._version for t in own if t is not None)
+        tensors += own
+    return _State(plain, tensors)
