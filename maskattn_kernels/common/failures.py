@@ -13,12 +13,12 @@ _NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether a file could not grow: the disk is full, or a quota or a limit is reached."""
+    """Whether ``error`` says that a file could not grow: a full disk, a quota, or a limit."""
     return isinstance(error, OSError) and error.errno in _FULL
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory of the CPU or of a GPU was missing."""
+    """Whether ``error`` says that memory of the CPU or of a GPU was missing."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     if isinstance(error, OSError):

@@ -33,7 +33,11 @@ class Terminated(KeyboardInterrupt):
 
 
 def exit_code(stop: KeyboardInterrupt) -> int:
-    """The exit code of a process that a signal has stopped: 130 for Ctrl-C, 143 for SIGTERM."""
+    """The exit code of a process that a signal ended.
+
+    Args:
+        stop: what the signal raised; 143 for `Terminated`, else 130.
+    """
     return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
 
 
@@ -45,12 +49,22 @@ def is_command() -> bool:
 
 
 def raise_interrupt(number: int, frame: FrameType | None) -> None:
-    """A handler that raises `KeyboardInterrupt` or `Terminated`."""
+    """A handler that raises `KeyboardInterrupt`, or `Terminated` on SIGTERM.
+
+    Args:
+        number: of the signal.
+        frame: that was interrupted; not used.
+    """
     raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
 def end_process(number: int, frame: FrameType | None) -> None:
-    """A handler that says so in one line and ends the process, without any cleaning up."""
+    """A handler that says so in one line and ends the process, without any cleaning up.
+
+    Args:
+        number: of the signal.
+        frame: that was interrupted; not used.
+    """
     if os.environ.get("LOCAL_RANK", "0") == "0":  # the first process speaks for all
         words = " ".join(["maskattn", *sys.argv[1:2]])
         what = "terminated" if number == signal.SIGTERM else "interrupted"

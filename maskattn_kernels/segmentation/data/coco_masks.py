@@ -100,7 +100,7 @@ class Runs:
         return not self.lengths[1::2].any()
 
     def within(self, side: int) -> bool:
-        """Never: runs are pixels, not coordinates."""
+        """Never, whatever the ``side``: runs are pixels, not coordinates."""
         return False
 
     def draw(self, height: int, width: int) -> np.ndarray:

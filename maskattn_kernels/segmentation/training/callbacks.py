@@ -55,7 +55,7 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def interrupt(self, message: str) -> KeyboardInterrupt:
-        """What the stopped run raises; its class tells the exit code."""
+        """What the stopped run raises: its class tells the exit code, ``message`` how to resume."""
         kind = KeyboardInterrupt if self.signal == signal.SIGINT else Terminated
         return kind(message)
 

@@ -14,6 +14,6 @@ def is_first_process() -> bool:
 
 
 def say(text: str) -> None:
-    """Print a line on stderr, once for all processes."""
+    """Print ``text`` as a line on stderr, once for all processes."""
     if is_first_process():
         print(text, file=sys.stderr, flush=True)

@@ -41,6 +41,10 @@ FREE = (
 def saved_state(config: Namespace, out: Path) -> tuple[Path | None, dict[str, Any]]:
     """The file to resume from, and what it holds; None and nothing for a new run.
 
+    Args:
+        config: of the run; its task becomes that of the state, if it is "auto".
+        out: folder of the run.
+
     Raises:
         CheckpointError: the file is not the state of a run.
         ConfigError: it is that of a run with other options.
@@ -78,7 +82,12 @@ def _names(config: Any, out: str) -> bool:
 
 
 def run_identity(config: Namespace, batches: Batches) -> dict[str, str]:
-    """What is kept in a saved state to tell a run by, as text by name."""
+    """What is kept in a saved state to tell a run by, as text by name.
+
+    Args:
+        config: of the run.
+        batches: opened.
+    """
     classes = batches.classes
     images = {f"images of {split}": _images(batches.dataset(split)) for split in SPLITS}
     return {
@@ -121,6 +130,10 @@ def check_data(batches: Batches, before: Mapping[str, str]) -> None:
 def check_processes(world: int, before: Mapping[str, str]) -> None:
     """Compare the number of processes, and so of images in a step.
 
+    Args:
+        world: processes now.
+        before: by `run_identity`, from the saved state.
+
     Raises:
         ConfigError: there were more or fewer.
     """
@@ -133,7 +146,12 @@ def check_processes(world: int, before: Mapping[str, str]) -> None:
 
 
 def differing_classes(names: tuple[str, ...], is_thing: tuple[bool, ...], now: Classes) -> str:
-    """The first difference in words; "" if names, order and kinds are the same."""
+    """The first difference in words; "" if names, order and kinds are the same.
+
+    Args:
+        names, is_thing: of the classes then, as in `Classes`.
+        now: the classes now.
+    """
     if len(names) != len(now):
         return f"{len(names)} then, {len(now)} now"
     for number, (then, here) in enumerate(zip(names, now.names, strict=True)):

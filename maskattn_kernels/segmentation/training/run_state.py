@@ -69,6 +69,10 @@ def _is_whole(path: Path) -> bool:
 def check_parts(state: dict[str, Any], path: Path) -> None:
     """Refuse the state of another program, or of another version of this one.
 
+    Args:
+        state: as it was read.
+        path: its file, for the error.
+
     Raises:
         CheckpointError: what is read back from a state is missing.
     """
@@ -137,6 +141,11 @@ def check_counters(state: dict[str, Any], path: Path, steps: int, accumulated: i
 
 def check_weights(state: dict[str, Any], path: Path, module: nn.Module) -> None:
     """Refuse weights that do not fit the module, in one line.
+
+    Args:
+        state: as it was read.
+        path: its file, for the error.
+        module: that the weights are for.
 
     Raises:
         CheckpointError: a tensor is missing, is one too many, or has another shape.
