@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Batches of any data set of the package: resized, augmented, in a repeatable order."""
 
-import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from maskattn_kernels.common.signals import SIGNALS
 from maskattn_kernels.segmentation.data.augmentation import Augmentation, Square, fit
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.judge import differing
+from maskattn_kernels.segmentation.data.loading import Loader
 from maskattn_kernels.segmentation.data.opening import open_dataset
 from maskattn_kernels.segmentation.data.order import PADDING, Draw, RunOrder, ValidationOrder
 from maskattn_kernels.segmentation.data.sample import VOID, Classes, SegmentationDataset
@@ -155,14 +154,7 @@ class Batches:
         )
 
     def _loader(self, items: Dataset, **options: Any) -> DataLoader:
-        return DataLoader(
-            items,
-            num_workers=self.workers,
-            collate_fn=_collate,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_ignore_signals,
-            **options,
-        )
+        return Loader(items, self.workers, _collate, **options)
 
 
 class _Items(Dataset):
@@ -201,10 +193,3 @@ def _collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         stacked: Tensor = torch.from_numpy(np.stack([item[key] for item in items]))
         batch[key] = stacked if key == "image" else stacked.long()
     return batch
-
-
-def _ignore_signals(worker: int) -> None:
-    """Terminals and schedulers send signals to the loading processes as well; the training process
-    ends them."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
