@@ -219,7 +219,7 @@ class Pipeline:
         self.device = torch_device(device)
         dtype = inference_dtype(precision, self.device)
         self.network = prepared(network.to(self.device).eval(), dtype, compile)
-        self.classes, self.size = classes, size
+        self.classes, self.size, self.max_objects = classes, size, network.max_objects
         self.batch_size = images_together(batch_size, network, size, dtype)
         self.confidence, self.attended, self.failed = confidence, attended, failed
 
@@ -280,7 +280,7 @@ class Pipeline:
     @torch.inference_mode()
     def _compute(self, batch: list[_Read]) -> tuple[list[_Read], Outputs, Panoptic]:
         outputs = self.network(torch.stack([pixels for *_, pixels in batch]).to(self.device))
-        found = group(outputs, self.classes.things)
+        found = group(outputs, self.classes.things, max_instances=self.max_objects)
         if self.confidence > 0:
             unsure = outputs.semantic.float().softmax(1).amax(1) < self.confidence
             found = found._replace(

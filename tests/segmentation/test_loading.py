@@ -54,7 +54,9 @@ def test_an_error_comes_as_it_was(error, kind, text):
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-@pytest.mark.parametrize(("split", "bad"), [("train", "masks"), ("val", "masks"), ("val", "images")])
+@pytest.mark.parametrize(
+    ("split", "bad"), [("train", "masks"), ("val", "masks"), ("val", "images")]
+)
 def test_a_bad_file_is_one_line_from_every_loader(split, bad, workers, tmp_path, capsys):
     folder(tmp_path / "data", count=4, apart=True)
     path = next((tmp_path / "data" / split / bad).iterdir())

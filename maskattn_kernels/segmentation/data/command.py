@@ -24,8 +24,14 @@ from maskattn_kernels.segmentation.data.drawing import INK, PAPER, legend, overl
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.findings import Findings, Survey, survey
 from maskattn_kernels.segmentation.data.fonts import drawable_names, font, without_font
+from maskattn_kernels.segmentation.data.judge import crowded
 from maskattn_kernels.segmentation.data.opening import SPLITS
-from maskattn_kernels.segmentation.data.sample import VOID, Classes, SegmentationDataset
+from maskattn_kernels.segmentation.data.sample import (
+    MAX_OBJECTS,
+    VOID,
+    Classes,
+    SegmentationDataset,
+)
 
 __all__ = ["main", "sheet"]
 
@@ -157,7 +163,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             replace_file(path, partial(picture.save, format="PNG"))
             print(f"  written: {path}")
     fonts = without_font(classes) if sets and given.samples else ()
-    for note in (*surveyed.notes, *fonts):
+    many = crowded(surveyed.splits, MAX_OBJECTS)
+    for note in (*surveyed.notes, *many, *fonts):
         print(f"note: {note}")
     faults = list(dict.fromkeys([*faults, *surveyed.faults]))
     for fault in faults[:MAX_FAULTS]:

@@ -16,7 +16,7 @@ from maskattn_kernels.common.text import quoted
 from maskattn_kernels.nn import keep_ratio_loss
 from maskattn_kernels.segmentation.data.sample import VOID
 from maskattn_kernels.segmentation.model.network import TASKS, Outputs
-from maskattn_kernels.segmentation.model.targets import instance_targets
+from maskattn_kernels.segmentation.model.targets import MAX_INSTANCES, instance_targets
 
 __all__ = [
     "CenterLoss",
@@ -148,6 +148,7 @@ class SegmentationLoss(nn.Module):
         keep: fraction of pixels that learned selectors should keep; None = no such loss.
         semantic_weight, center_weight, offset_weight, contrastive_weight, keep_weight: factors.
         sigma: of the centres' Gaussians, in pixels.
+        max_objects: most objects of an image that are learned.
 
     Shapes:
         ``outputs`` of a `SegmentationNetwork`; ``batch`` a dict with "semantic" integer (B,H,W)
@@ -180,6 +181,7 @@ class SegmentationLoss(nn.Module):
         contrastive_weight: float = 0.05,
         keep_weight: float = 10.0,
         sigma: float = 3.0,
+        max_objects: int = MAX_INSTANCES,
     ) -> None:
         super().__init__()
         if task not in TASKS:
@@ -188,6 +190,7 @@ class SegmentationLoss(nn.Module):
         self.task = task
         self.keep = keep
         self.sigma = sigma
+        self.max_objects = max_objects
         self.weights = {
             "semantic": semantic_weight,
             "center": center_weight,
@@ -204,7 +207,13 @@ class SegmentationLoss(nn.Module):
         semantic = batch["semantic"].long()
         losses = {"semantic": self.semantic(outputs.semantic, semantic)}
         if outputs.center is not None and outputs.offset is not None:
-            targets = instance_targets(semantic, batch["instance"], self.things, sigma=self.sigma)
+            targets = instance_targets(
+                semantic,
+                batch["instance"],
+                self.things,
+                sigma=self.sigma,
+                max_instances=self.max_objects,
+            )
             losses["center"] = self.center(outputs.center, targets.center, targets.center_counts)
             losses["offset"] = self.offset(outputs.offset, targets.offset, targets.offset_counts)
             if outputs.embedding is not None:

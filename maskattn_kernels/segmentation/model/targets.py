@@ -16,7 +16,9 @@ from maskattn_kernels.torch_compat import register_tuple
 __all__ = ["MAX_INSTANCES", "Targets", "instance_targets", "is_thing", "renumbered"]
 
 MAX_INSTANCES = 64
-"""Most objects of an image that are learned and found."""
+"""Most objects of an image that are learned and found, by these functions alone."""
+
+_TOGETHER = 8  # objects at a time: few launches on a GPU, and few copies of an image
 
 
 @register_tuple
@@ -26,7 +28,7 @@ class Targets(NamedTuple):
     center_counts: bool (B,1,H,W), where ``center`` is known.
     offset: float32 (B,2,H,W), (dy, dx) in pixels to the centre pixel of the object here.
     offset_counts: bool (B,1,H,W), where there is an object.
-    numbers: int64 (B,H,W), the object here, 1 to MAX_INSTANCES, 0 = none.
+    numbers: int64 (B,H,W), the object here, 1 to K, 0 = none.
     """
 
     center: Tensor
@@ -90,8 +92,12 @@ def instance_targets(
     bumps_x = torch.exp(-((xs - centers[:, 1, 1:, None]) ** 2) / (2 * sigma**2))
     bumps_y = bumps_y * exists.transpose(1, 2)
     center = torch.zeros(batch, height, width, device=device)
-    for bump_y, bump_x in zip(bumps_y.unbind(1), bumps_x.unbind(1), strict=True):
-        center = torch.maximum(center, bump_y.unsqueeze(2) * bump_x.unsqueeze(1))
+    # How many objects there are is asked only where it waits for nothing.
+    most = int(numbers.max()) if device.type == "cpu" and numbers.numel() else max_instances
+    for start in range(0, most, _TOGETHER):
+        some = slice(start, min(start + _TOGETHER, most))
+        bumps = bumps_y[:, some].unsqueeze(3) * bumps_x[:, some].unsqueeze(2)
+        center = torch.maximum(center, bumps.amax(1))
 
     own = centers.gather(2, flat.unsqueeze(1).expand(-1, 2, -1)).view(batch, 2, height, width)
     has_object = (numbers > 0).unsqueeze(1)

@@ -23,6 +23,7 @@ from maskattn_kernels.segmentation.data.errors import DataError, told
 from maskattn_kernels.segmentation.data.opening import SPLITS
 from maskattn_kernels.segmentation.data.sample import Sample, SegmentationDataset
 from maskattn_kernels.segmentation.model.grouping import Panoptic
+from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.model.prepared import add_inference_arguments
 from maskattn_kernels.segmentation.scoring.metrics import SegmentationMetrics
 
@@ -187,6 +188,32 @@ def _only_predicted(scores: dict[str, Scores]) -> list[str]:
     return [f"{name}: no pixel is labelled so, its IoU of 0 counts in mIoU" for name in names]
 
 
+class _Counted:
+    """A data set that remembers the most objects of an image that it has read."""
+
+    def __init__(self, dataset: SegmentationDataset) -> None:
+        self.dataset, self.classes, self.most = dataset, dataset.classes, 0
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.dataset[index]
+        if sample.instance is not None:
+            self.most = max(self.most, len(np.setdiff1d(sample.instance, [0])))
+        return sample
+
+
+def _too_many(most: int, network: SegmentationNetwork) -> list[str]:
+    """A line, if the network cannot find all objects of an image."""
+    if network.task == "semantic" or most <= network.max_objects:
+        return []
+    return [
+        f"an image has {most} objects, and this network finds {network.max_objects} at most; "
+        f"train it with --network.max_objects {most}"
+    ]
+
+
 def _without_nan(value: Any) -> Any:
     """For JSON, which has no NaN."""
     if isinstance(value, dict):
@@ -208,7 +235,7 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
     device = torch_device(given.device)
     checkpoint = Checkpoint.from_pretrained(given.checkpoint)
-    dataset = open_named(given, given.split)
+    dataset = _Counted(open_named(given, given.split))
     failed: list[str] = []
     with Progress() as progress:
         scores = evaluate(
@@ -222,7 +249,7 @@ def main(argv: Sequence[str]) -> int:
             compile=given.compile,
         )
     print(tables(scores, checkpoint.size))
-    for note in _only_predicted(scores):
+    for note in (*_only_predicted(scores), *_too_many(dataset.most, checkpoint.network)):
         print(f"note: {note}", file=sys.stderr)
     report = {
         "checkpoint": given.checkpoint,

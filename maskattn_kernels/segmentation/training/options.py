@@ -99,7 +99,7 @@ def make_parser() -> ArgumentParser:
     parser.add_class_arguments(SegmentationNetwork, "network", skip={"classes", "things", "task"})
     add("--network.task", type=Literal["auto", "semantic", "instance", "panoptic"], default="auto",
         help="auto: panoptic where objects of things are labelled, else semantic")  # fmt: skip
-    parser.add_class_arguments(SegmentationLoss, "loss", skip={"things", "task"})
+    parser.add_class_arguments(SegmentationLoss, "loss", skip={"things", "task", "max_objects"})
     parser.add_class_arguments(OptimizerOptions, "optimizer")
     parser.add_class_arguments(TrainerOptions, "trainer")
     return parser
@@ -120,7 +120,7 @@ def parse(argv: Sequence[str]) -> Namespace:
         config = parser.parse_args(argv)
         if config.init_from:
             trained = Checkpoint.from_pretrained(config.init_from).network.config
-            known = config.network.as_dict().keys() - {"task"}  # that is for the data to allow
+            known = config.network.as_dict().keys() - {"task", "max_objects"}  # the data decide
             defaults = {f"network.{k}": v for k, v in trained.items() if k in known}
             defaults["optimizer.muon_lr"] = OptimizerOptions.muon_lr / 4
             parser.set_defaults(defaults)
