@@ -216,7 +216,7 @@ class Checkpoint:
 
         What runs is a copy of the network made by `maskattn_kernels.models.prepare_for_inference`.
         It is made at the first call, and anew after the network has changed, though not for changes
-        through ``tensor.data``.
+        in place through ``tensor.data``.
 
         Returns:
             a `Segmentation` for one image, else a list of them in the same order; all maps have the

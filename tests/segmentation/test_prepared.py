@@ -95,9 +95,15 @@ def test_a_copy_is_kept_until_the_network_changes(checkpoint: Checkpoint) -> Non
         weight = network.unet.head.weight
         network.unet.head.weight = nn.Parameter(weight.detach().clone())
 
+    def exchange_data() -> None:
+        network.unet.head.weight.data = network.unet.head.weight.data.clone()
+
     changes = [
         load,
         exchange,
+        exchange_data,
+        lambda: network.to(torch.float64),
+        lambda: network.to(torch.float32),
         lambda: network.unet.stem.norm1.running_mean.add_(1.0),
         lambda: setattr(network.unet.down_attention[0].selector, "keep", 0.75),
         lambda: setattr(network.unet.ups[0], "norm", nn.Identity()),

@@ -108,7 +108,7 @@ _KEPT = WeakKeyDictionary()
 def prepared(network: nn.Module, dtype: torch.dtype, compile: bool = False) -> nn.Module:
     """`prepare_for_inference`, or what it returned before if the network is still the same.
 
-    Changes of tensors are seen as autograd sees them, by their version: those made through
+    Changes of tensors in place are seen as autograd sees them, by their version: those made through
     ``tensor.data`` are not.
 
     Args:
@@ -131,7 +131,9 @@ def _state(network: nn.Module) -> _State:
         plain += (ref(module), len(module._forward_hooks), len(module._forward_pre_hooks))
         plain += (v for v in vars(module).values() if isinstance(v, (int, float, str)))
         own = [*module._parameters.values(), *module._buffers.values()]
-        # A tensor of inference mode has no version: it counts as changed.
-        plain += (object() if t.is_inference() else t._version for t in own if t is not None)
+        for t in (t for t in own if t is not None):
+            # A tensor of inference mode has no version: it counts as changed.
+            version = object() if t.is_inference() else t._version
+            plain += (version, t.device, t.dtype, t.data_ptr())  # Module.to changes no version
         tensors += own
     return _State(plain, tensors)
