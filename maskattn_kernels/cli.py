@@ -7,6 +7,7 @@ before it. Progress goes to stderr, results go to stdout.
 """
 
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -96,6 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: arguments without the program's name; None = those of this process.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name in letters that it lacks ends no command
+            stream.reconfigure(errors="backslashreplace")
     words = sys.argv[1:] if argv is None else list(argv)
     if not words or words[0] not in COMMANDS:
         make_parser().parse_args(words)  # prints help, the version, or the error, and exits

@@ -2,6 +2,9 @@
 """Own folders as users have them: any mask that says one thing, any fault named by its field."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 import unicodedata
 from pathlib import Path
@@ -352,3 +355,33 @@ def test_coco_that_coco_json_does_not_read(tmp_path: Path) -> None:
     trees.coco(tmp_path / "coco")
     with pytest.raises(DataError, match=r"--set labels=instances can read: use --data coco$"):
         open_dataset("coco-json", tmp_path / "coco")
+
+
+def test_names_that_the_terminal_cannot_show(tmp_path: Path) -> None:
+    """As on Windows, where the output that goes to a file has 8 bits a letter."""
+    trees.folder(tmp_path)
+    file = tmp_path / "classes.yaml"
+    file.write_text(file.read_text().replace("car", "\u043c\u044f\u0447"), encoding="utf-8")
+    code = "import sys; from maskattn_kernels.cli import main; sys.exit(main(sys.argv[1:]))"
+    words = ["check-data", "--data", "folder", "--root", str(tmp_path), "--out", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        env={**os.environ, "PYTHONIOENCODING": "cp1252"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert rb"\u043c\u044f\u0447" in done.stdout
+
+
+def test_a_line_break_in_a_name_makes_no_second_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trees.folder(tmp_path)
+    (tmp_path / "images" / "1.jpg").write_bytes(b"no image")
+    for folder in ("images", "masks", "instances"):
+        path = next((tmp_path / folder).glob("1.*"))
+        path.rename(path.with_stem("a\nb"))
+    assert check_data(["--data", "folder", "--root", str(tmp_path), "--out", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "a b.jpg: not an image" in line

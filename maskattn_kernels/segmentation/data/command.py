@@ -132,6 +132,11 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _one_line(text: str) -> str:
+    """A note or a fault, also where the name of a file has line breaks."""
+    return " ".join(text.split())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code.
 
@@ -165,10 +170,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     fonts = without_font(classes) if sets and given.samples else ()
     many = crowded(surveyed.splits, MAX_OBJECTS)
     for note in (*surveyed.notes, *many, *fonts):
-        print(f"note: {note}")
+        print(f"note: {_one_line(note)}")
     faults = list(dict.fromkeys([*faults, *surveyed.faults]))
     for fault in faults[:MAX_FAULTS]:
-        print(f"{_PROGRAM}: {fault}", file=sys.stderr)
+        print(f"{_PROGRAM}: {_one_line(fault)}", file=sys.stderr)
     if len(faults) > MAX_FAULTS:
         print(f"{_PROGRAM}: and {len(faults) - MAX_FAULTS} more faults", file=sys.stderr)
     return 2 if faults else 0
