@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Batches: the same for any number of workers, after a resume, and shared over processes."""
 
+from pathlib import Path
+
+import data_trees as trees
 import numpy as np
 import pytest
 import torch
@@ -170,3 +173,14 @@ def test_options_for_validation() -> None:
 def test_wrong_numbers(name: str) -> None:
     with pytest.raises(DataError, match=f"{name}: expected a whole number from 1, got 0"):
         Batches(**{name: 0})
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_an_error_of_a_loading_process_is_the_one_line(tmp_path: Path, split: str) -> None:
+    trees.folder(tmp_path, 4)
+    for path in (tmp_path / "images").iterdir():
+        path.write_bytes(b"no image")
+    batches = Batches("folder", tmp_path, size=32, batch_size=1, workers=1)
+    loader = batches.train_loader(batches=1) if split == "train" else batches.val_loader()
+    with pytest.raises(DataError, match=r"^/.*\.jpg: not an image that can be read; [a-z ]+$"):
+        next(iter(loader))
