@@ -13,20 +13,7 @@ _SHORT.maxstring = _SHORT.maxother = 60
 
 
 class DataError(ValueError):
-    """Data that cannot be used: one line with what is wrong, in which file, and what to do.
-
-    torch raises an error of a loading process again, with the traceback before its message; that
-    is taken off.
-
-    Example:
-        >>> print(DataError("Caught DataError in DataLoader worker 0:\\n DataError: a.png"))
-        a.png
-    """
-
-    def __init__(self, message: str) -> None:
-        if message.startswith(f"Caught {type(self).__name__} in DataLoader worker"):
-            message = message.rpartition(f"{type(self).__name__}: ")[2].rstrip()
-        super().__init__(message)
+    """Data that cannot be used: one line with what is wrong, in which file, and what to do."""
 
 
 class LayoutError(DataError):
