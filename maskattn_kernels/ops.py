@@ -230,7 +230,7 @@ def _save(ctx: Any, args: Sequence[Any], out: Tensor, lse: Tensor) -> None:
     """Keeps the arguments and results of an X_fwd op for `_gradients`."""
     ctx.save_for_backward(*args[:-1], out, lse)
     ctx.scale, ctx.dtype = args[-1], args[0].dtype
-    ctx.set_materialize_grads(False)  # an lse that nobody used costs nothing
+    ctx.set_materialize_grads(False)  # an lse that is not used costs nothing
 
 
 def _gradients(

@@ -30,7 +30,7 @@ logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 @pytest.fixture(autouse=True)
 def nan_filled_allocations() -> Iterator[None]:
-    """torch.empty and friends return NaN, so that an entry nobody wrote is seen."""
+    """torch.empty and friends return NaN, so that an entry that was never written is seen."""
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield

@@ -3,7 +3,7 @@
 
 Needs an extra: ``pip install 'maskattn_kernels[predict]'`` to segment images,
 ``pip install 'maskattn_kernels[train]'`` to train and score as well. A name is imported when it is
-first used, so that nobody needs packages of what he does not use.
+first used, so that each use needs only its own packages.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -145,7 +145,7 @@ def test_strides(layout: str) -> None:
             return torch.empty(t.numel() + 1, dtype=t.dtype)[1:].view(t.shape).copy_(t)
         if layout == "odd_stride":
             return torch.empty(b, h, n, d + 3, dtype=t.dtype)[..., :d].copy_(t)
-        torch.use_deterministic_algorithms(False)  # pages that nobody fills are never there
+        torch.use_deterministic_algorithms(False)  # pages that are not filled take no memory
         return torch.empty_strided(t.shape, far_strides(t), dtype=t.dtype).copy_(t)
 
     fields = ("query", "key", "value", "dout")

@@ -121,7 +121,7 @@ def test_what_was_downloaded_before_needs_no_network(tmp_path, monkeypatch):
 
 
 def with_header(folder: Path, change, keep_digest: bool = False) -> None:
-    """A checkpoint whose description is changed, as somebody else could write it."""
+    """A checkpoint whose description is changed, as another program could write it."""
     tiny_checkpoint(folder)
     file = folder / "model.safetensors"
     tensors = load_file(file)

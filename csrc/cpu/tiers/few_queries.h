@@ -6,7 +6,7 @@
 // cache.
 //
 // A chunk has three steps: scores of all its keys by dot products, kLanes keys at a time; their maximum, weights
-// and sum; and the weighted sum of V's rows. Chunks are combined in order, whoever computed them.
+// and sum; and the weighted sum of V's rows. Chunks are combined in order, whichever thread computed them.
 #pragma once
 
 #include "../engine.h"

@@ -75,7 +75,7 @@ class OutputFolder:
                 link.unlink()
             os.symlink(target, link)
         except FileExistsError:
-            pass  # a file that somebody has put there
+            pass  # a file that another program put there
         except OSError as error:  # a file system or a system without links
             self._links, self._unlinked = False, error.strerror or str(error)
 
