@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`maskattn_kernels.segmentation`: its names, and that each use needs only its own packages."""
+"""`maskattn_kernels.segmentation`: its names; each use needs only its own packages."""
 
 import ast
 import os
