@@ -200,7 +200,7 @@ def _foreign(file: Path, error: Exception) -> CheckpointError:
 
 
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
-    """A digest of everything in the file: a changed bit gives another network than the trained one."""
+    """A digest of everything in the file: one changed bit makes another network of it."""
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
