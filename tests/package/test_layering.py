@@ -226,7 +226,12 @@ def test_includes(path: Path) -> None:
             assert stable, f"{header} is outside torch's stable ABI"
 
 
-@pytest.mark.parametrize("path", [*MODULES, *SOURCES], ids=lambda p: str(p.relative_to(ROOT)))
+OTHERS = sorted(p for folder in ("tests", "bench", "tools") for p in (ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize(
+    "path", [*MODULES, *SOURCES, *OTHERS], ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_every_file_is_short_and_licensed(path: Path) -> None:
     lines = path.read_text().splitlines()
     assert len(lines) <= 400, f"{len(lines)} lines"
