@@ -25,7 +25,7 @@ constexpr int kLanes = MASKATTN_VECTOR_BYTES / 4;
 typedef float Vec __attribute__((vector_size(MASKATTN_VECTOR_BYTES)));
 typedef int32_t IVec __attribute__((vector_size(MASKATTN_VECTOR_BYTES)));
 typedef uint32_t UVec __attribute__((vector_size(MASKATTN_VECTOR_BYTES)));
-typedef float UnalignedVec __attribute__((vector_size(MASKATTN_VECTOR_BYTES), aligned(4), may_alias));
+typedef float UnalignedVec __attribute__((vector_size(MASKATTN_VECTOR_BYTES), aligned(1), may_alias));
 
 // A vector of floats or of other 32-bit values, moved bit by bit.
 template <class T>
