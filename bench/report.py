@@ -20,6 +20,7 @@ from maskattn_kernels.benchmark.pages import fill, table
 from maskattn_kernels.benchmark.peers import EAGER, FLEX, GATHER, OURS, SDPA
 from maskattn_kernels.benchmark.report import (
     duration,
+    few_queries_table,
     goals_table,
     machine_line,
     means_table,
@@ -42,7 +43,40 @@ COLUMNS = [(dtype, phase) for dtype in DTYPES for phase in (FORWARD, TRAIN)]
 
 def latest() -> Path:
     """The file of the last run of the full grid."""
-    return max(RESULTS.glob("*-full.json"))  # names begin with the date
+    return _runs("full")[-1]
+
+
+def other_runs() -> list[Path]:
+    """The last run on each CPU tier that `latest` is not of."""
+    runs = {_tier(path): path for grid in ("small", "full") for path in _runs(grid)}
+    return [path for tier, path in runs.items() if tier != _tier(latest())]
+
+
+def _runs(grid: str) -> list[Path]:
+    return sorted(RESULTS.glob(f"*-{grid}.json"))  # names begin with the date
+
+
+def _tier(path: Path) -> str:
+    return path.name.split("-")[2]  # <date>-<time>-<tier>-<threads>t-<grid>.json
+
+
+def other_processor(path: Path) -> str:
+    """The tables of a run that is not the page's own, under the name of its processor."""
+    results = json.loads(path.read_text(encoding="utf-8"))
+    few = few_queries_table(results.get("few_queries", []), table)
+    return "\n\n".join(
+        part
+        for part in (
+            f"### {processor(results['machine'])}",
+            _where(path, results),
+            speed_table(results),
+            _bullets(faster_peers(results)),
+            shapes_table(results),
+            few,
+            goals_table(results, table),
+        )
+        if part
+    )
 
 
 def blocks(path: Path) -> dict[str, str]:
@@ -61,15 +95,23 @@ def blocks(path: Path) -> dict[str, str]:
         "when not": _bullets([*break_even_words(results), *faster_peers(results)]),
     }
     measured = f"\n\nMeasured on: {processor(machine)}."
-    where = f"* Run: [`{path.name}`](../bench/results/{path.name})\n* {machine_line(machine)}"
-    words = {"run": where, "left out": _bullets(skipped_lines(cells))}
+    words = {"run": _where(path, results), "left out": _bullets(skipped_lines(cells))}
     return words | {name: text + measured for name, text in tables.items()}
+
+
+def _where(path: Path, results: Results) -> str:
+    name = path.name
+    return f"* Run: [`{name}`](../bench/results/{name})\n* {machine_line(results['machine'])}"
 
 
 def page_blocks() -> dict[str, str]:
     """All blocks of the page."""
     newest = max(RESULTS.glob("*-inference.jsonl"))
-    return blocks(latest()) | {"inference": inference_table(newest)}
+    others = "\n\n".join(map(other_processor, other_runs()))
+    return blocks(latest()) | {
+        "inference": inference_table(newest),
+        "other processors": others or "No other processor was measured.",
+    }
 
 
 def inference_table(path: Path) -> str:
