@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Errors of loading processes are those of reading in this process: one line, with the file."""
 
+import subprocess
+import sys
 import traceback
 
 import pytest
@@ -51,6 +53,19 @@ def test_an_error_comes_as_it_was(error, kind, text):
     assert read == [[0], [1]]
     assert str(caught.value).startswith(text) and "Traceback" not in str(caught.value)
     assert "__getitem__" in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_process_ends_while_its_loader_is_in_use():
+    """As after an error whose traceback still holds the iterator, when loading processes wait."""
+    code = """
+from maskattn_kernels.segmentation.data.loading import Loader
+loader = Loader(list(range(99)), 2, list, batch_size=1)
+batches = iter(loader)
+print(next(batches))
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "[0]\n"), done.stderr
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])

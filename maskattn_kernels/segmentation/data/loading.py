@@ -5,6 +5,9 @@ torch raises an error of a loading process with that process's traceback as its 
 characters in which the name of the file comes last.
 """
 
+import atexit
+import multiprocessing
+import os
 import pickle
 import signal
 import traceback
@@ -12,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
+from weakref import WeakSet
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -20,6 +24,17 @@ from maskattn_kernels.common.signals import SIGNALS
 from maskattn_kernels.common.text import one_line
 
 __all__ = ["Loader"]
+
+#: Loading processes. They ignore SIGTERM, by which multiprocessing ends those that are left over.
+_STARTED: WeakSet[Any] = WeakSet()
+os.register_at_fork(after_in_child=_STARTED.clear)  # they are no children of a child
+
+
+@atexit.register
+def _end_processes() -> None:
+    """End the loading processes of iterators that are still in use when this process ends."""
+    for process in _STARTED:
+        process.kill()
 
 
 class Loader(DataLoader):
@@ -56,7 +71,10 @@ class Loader(DataLoader):
             raise failure.error from RuntimeError(f"in a loading process:\n{failure.trace}")
 
     def _until_failure(self) -> Generator[Any, None, "_Failure | None"]:
-        for batch in super().__iter__():
+        before = set(multiprocessing.active_children())
+        batches = super().__iter__()
+        _STARTED.update(set(multiprocessing.active_children()) - before)
+        for batch in batches:
             if isinstance(batch, _Failure):
                 return batch
             yield batch
