@@ -203,17 +203,7 @@ void pack_queries(const PackQueriesBlock& block) {
     interleave_tiles(rows, depth_tiles, operand.tiles, interleaved);
     transpose_tiles(rows / 16 * depth_tiles, interleaved, operand.transposed);
   }
-  float out[kMaxHeadDim], dout[kMaxHeadDim];
-  for (int64_t i = 0; i < rows; ++i) {
-    packed.lse[i] = INFINITY;
-    packed.delta[i] = 0.0f;
-    if (i >= count) continue;
-    const int64_t token = block.queries[block.begin + i];
-    load_row(block.dtype, block.out.row(token), 1.0f, out, block.head_dim, static_cast<int>(width));
-    load_row(block.dtype, block.dout.row(token), 1.0f, dout, block.head_dim, static_cast<int>(width));
-    packed.lse[i] = block.lse[token] == -INFINITY ? INFINITY : block.lse[token] * kLog2e;
-    packed.delta[i] = dot_rows(out, dout, width) - (block.dlse ? block.dlse[token * block.dlse_stride] : 0.0f);
-  }
+  pack_lse_and_delta(block, rows, kLog2e, packed.lse, packed.delta);
 }
 
 // A chunk's own operands, by blocks of kBlockK keys.

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "../engine.h"
+#include "../integers.h"
 #include "convert.h"
 
 namespace maskattn {
@@ -47,6 +48,24 @@ inline float dot_rows(const float* a, const float* b, int64_t width) {
   Vec sum{};
   for (int64_t d = 0; d < width; d += kLanes) sum += load(a + d) * load(b + d);
   return sum_lanes(sum);
+}
+
+// lse, times `unit`, and delta of a block's queries. A query without weight, and the rows after the last query up
+// to `padded`, have lse +inf, which makes P = 0.
+inline void pack_lse_and_delta(const PackQueriesBlock& block, int64_t padded, float unit, float* lse,
+                               float* delta) {
+  const int width = static_cast<int>(round_up(block.head_dim, kLanes));
+  float out[kMaxHeadDim], dout[kMaxHeadDim];
+  for (int64_t i = 0; i < padded; ++i) {
+    lse[i] = INFINITY;
+    delta[i] = 0.0f;
+    if (block.begin + i >= block.end) continue;
+    const int64_t token = block.queries[block.begin + i];
+    if (block.lse[token] != -INFINITY) lse[i] = block.lse[token] * unit;
+    load_row(block.dtype, block.out.row(token), 1.0f, out, block.head_dim, width);
+    load_row(block.dtype, block.dout.row(token), 1.0f, dout, block.head_dim, width);
+    delta[i] = dot_rows(out, dout, width) - (block.dlse ? block.dlse[token * block.dlse_stride] : 0.0f);
+  }
 }
 
 // The factor of a row of the output: 0 where no key had any weight. A NaN is not 0 and stays NaN.

@@ -223,17 +223,7 @@ void pack_queries(const PackQueriesBlock& block) {
       if (kWordValues > 1)
         gather_along_tokens(block.dtype, operand.src, block.queries, begin, n, head_dim, width, along_tokens);
     }
-  float out[kMaxHeadDim], dout[kMaxHeadDim];
-  for (int i = 0; i < kBackwardQ; ++i) {
-    packed.lse[i] = INFINITY;
-    packed.delta[i] = 0.0f;
-    if (i >= count) continue;
-    const int64_t token = block.queries[block.begin + i];
-    packed.lse[i] = block.lse[token] == -INFINITY ? INFINITY : block.lse[token] * kScoreUnit;
-    load_row(block.dtype, block.out.row(token), 1.0f, out, head_dim, static_cast<int>(width));
-    load_row(block.dtype, block.dout.row(token), 1.0f, dout, head_dim, static_cast<int>(width));
-    packed.delta[i] = dot_rows(out, dout, width) - (block.dlse ? block.dlse[token * block.dlse_stride] : 0.0f);
-  }
+  pack_lse_and_delta(block, kBackwardQ, kScoreUnit, packed.lse, packed.delta);
 }
 
 // A chunk's own operands: K and V along features, K also along tokens.
