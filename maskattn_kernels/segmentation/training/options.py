@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +18,26 @@ from maskattn_kernels.common.text import one_line
 from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.data.arguments import add_data_arguments
 from maskattn_kernels.segmentation.data.batches import Batches
+from maskattn_kernels.segmentation.data.errors import shown
 from maskattn_kernels.segmentation.model.losses import SegmentationLoss
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.training.module import OptimizerOptions
+from maskattn_kernels.segmentation.training.plain_yaml import MOST, size_of_yaml
 
 __all__ = ["ConfigError", "TrainerOptions", "as_arguments", "parse", "preset_names", "to_yaml"]
 
 PRESETS = files("maskattn_kernels.segmentation.training") / "configs"
+
+
+#: Options of a data set. Not Any: to the parser a value of that type may name a class to import.
+_Plain = bool | int | float | str | None
+_Values = dict[str, _Plain | list[_Plain]]
+#: Largest seed that the numbers of steps and processes can be mixed with in 64 bits.
+_SEEDS = 2**32 - 1
+_LARGEST = 10**9
+#: What may be null though it has another default.
+_NULL = ("trainer.gradient_clip_val",)
+_WORDS = 300  # characters of an error; a hostile value could make it megabytes
 
 
 class ConfigError(ValueError):
@@ -94,8 +108,10 @@ def make_parser() -> ArgumentParser:
         "`--data NAME --root DIR --set KEY=VALUE` set data.name, data.root and data.options.KEY, "
         "and win over a config",
     )
-    data.add_class_arguments(Batches, "data", skip={"seed"}, as_group=False)
-    data.add_argument("--data.options", type=dict[str, Any], default={}, help="of the data set")
+    data.add_class_arguments(Batches, "data", skip={"seed", "val_options"}, as_group=False)
+    data.add_argument("--data.options", type=_Values, default={}, help="of the data set")
+    data.add_argument("--data.val_options", type=_Values | None, default=None,
+        help="of the validation set where they differ (textures: shifted)")  # fmt: skip
     parser.add_class_arguments(SegmentationNetwork, "network", skip={"classes", "things", "task"})
     add("--network.task", type=Literal["auto", "semantic", "instance", "panoptic"], default="auto",
         help="auto: panoptic where objects of things are labelled, else semantic")  # fmt: skip
@@ -185,7 +201,13 @@ def _with_preset_files(argv: list[str]) -> list[str]:
 
 
 def _preset_file(name: str) -> str:
-    if Path(name).is_file():
+    if Path(name).is_file():  # and not a folder of data that is called like a preset
+        try:
+            size = size_of_yaml(Path(name))
+        except ValueError as error:
+            raise ConfigError(f"config: {name} cannot be read as YAML ({error})"[:_WORDS]) from None
+        if size > MOST:
+            raise ConfigError(f"config: {name} has more than {MOST} values, by its aliases")
         return name
     if name in preset_names():
         return str(PRESETS / f"{name}.yaml")
@@ -198,11 +220,32 @@ def _check(config: Namespace) -> None:
     for section in ("data", "network", "loss", "optimizer", "trainer"):
         if not isinstance(config[section], Namespace):
             raise ConfigError(f"{section}: expected options by name, got {config[section]!r}")
-    least = {"steps": 1, "val_every": 1, "save_every": 0, "log_every": 1}
-    least["trainer.accumulate_grad_batches"] = 1
-    for name, lowest in least.items():
-        if config[name] < lowest:
-            raise ConfigError(f"{name}: expected a whole number from {lowest}, got {config[name]}")
+    limits = {
+        "steps": (1, _LARGEST),
+        "val_every": (1, _LARGEST),
+        "log_every": (1, _LARGEST),
+        "save_every": (0, _LARGEST),
+        "trainer.accumulate_grad_batches": (1, _LARGEST),
+        "seed": (0, _SEEDS),
+        "network.seed": (0, _SEEDS),
+    }
+    for name, default in vars(make_parser().get_defaults().as_flat()).items():
+        if config[name] is None and default is not None and name not in _NULL:
+            raise ConfigError(f"{name}: expected a value such as {default!r}, got null")
+    for name, (lowest, highest) in limits.items():
+        if not lowest <= config[name] <= highest:
+            end = f" to {highest}" if config[name] > highest else ""
+            raise ConfigError(
+                f"{name}: expected a whole number from {lowest}{end}, got {shown(config[name])}"
+            )
+    for name, value in vars(config.as_flat()).items():
+        section, _, option = name.partition(".")
+        if not isinstance(value, float):
+            continue
+        if not math.isfinite(value) or (section in ("optimizer", "trainer") and value < 0):
+            raise ConfigError(f"{name}: expected a number from 0, got {value}")
+        if option == "warmup" and value > 1:
+            raise ConfigError(f"{name}: expected a number from 0 to 1, got {value}")
     if not 0 < config.confidence <= 1:
         raise ConfigError(f"confidence: expected a number from 0 to 1, got {config.confidence}")
     if config.unlabelled and not config.init_from:
@@ -225,4 +268,5 @@ def _plain(error: argparse.ArgumentError) -> str:
     """What the parsers say, in the words of this package."""
     text = re.sub(r"<class '(\w+)'>", r"\1", one_line(error))
     text = re.sub(r'^Parser key "([\w.]+)": ', r"\1: ", text)
-    return re.sub(r": Expected an? (\w+)\. Got value: ", r": expected \1, got ", text)
+    text = re.sub(r": Expected an? (\w+)\. Got value: ", r": expected \1, got ", text)
+    return text if len(text) <= _WORDS else f"{text[:_WORDS]} .."
