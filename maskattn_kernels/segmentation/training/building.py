@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Data, network and loss of a run, from its options."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,10 +11,10 @@ from maskattn_kernels.common.command_line import torch_device
 from maskattn_kernels.segmentation.checkpoints import Checkpoint, load_matching
 from maskattn_kernels.segmentation.data.batches import Batches
 from maskattn_kernels.segmentation.data.errors import DataError
-from maskattn_kernels.segmentation.data.findings import survey
+from maskattn_kernels.segmentation.data.findings import Findings, survey
 from maskattn_kernels.segmentation.data.judge import crowded
 from maskattn_kernels.segmentation.data.opening import SPLITS
-from maskattn_kernels.segmentation.data.sample import Classes
+from maskattn_kernels.segmentation.data.sample import VOID, Classes
 from maskattn_kernels.segmentation.model.losses import SegmentationLoss
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.training.module import OptimizerOptions, SegmentationModule
@@ -39,7 +40,8 @@ def make_batches(config: Namespace) -> Batches:
     options = arguments.pop("options")
     batches = Batches(**arguments, seed=config.seed, **options)
     batches.open()
-    _judge_labels(batches, config.network.max_objects)
+    found = _judge_labels(batches, config.network.max_objects)
+    say(f"data: {_summary(batches, found)}")
     config.network.task, reason = chosen_task(config.network.task, batches)
     say(f"task: {config.network.task} ({reason})")
     return batches
@@ -102,16 +104,36 @@ def _take_weights(
         say(f"classes by name: {'; '.join(told)}")
 
 
-def _judge_labels(batches: Batches, most: int) -> None:
+def _judge_labels(batches: Batches, most: int) -> Mapping[str, Findings]:
     """Look at some labels of files, so that a run that cannot learn ends before it starts."""
     if batches.root is None or not is_first_process():
-        return
+        return {}
+    say(f"reading the labels of up to {LABELS_READ} images of each split")
     sets = {split: batches.dataset(split) for split in SPLITS}
     found = survey(sets, LABELS_READ, {"train": batches.labelled()})
     for note in (*found.notes, *crowded(found.splits, most)):
         say(f"note: {note}")
     for fault in found.faults:
         raise DataError(f"{batches.root}: {fault}")
+    return found.splits
+
+
+def _summary(batches: Batches, found: Mapping[str, Findings]) -> str:
+    """What there is to learn from, in a line."""
+    used, there = len(batches.labelled()), len(batches.dataset("train"))
+    train = f"{used} images" if used == there else f"{used} of {there} images"
+    things = len(batches.classes.things)
+    parts = [
+        f"train {train}, val {len(batches.dataset('val'))} images",
+        f"{len(batches.classes)} classes ({things} of them things)",
+    ]
+    if found:
+        pixels = sum(findings.pixels for findings in found.values())
+        objects = [count for findings in found.values() for count in findings.objects]
+        parts.append(f"{pixels[VOID] / pixels.sum():.0%} of the pixels are void")
+        if things and objects:
+            parts.append(f"{min(objects)} to {max(objects)} objects in an image")
+    return "; ".join(parts)
 
 
 def _learn_from_unlabelled(config: Namespace, batches: Batches, teacher: Checkpoint) -> None:
@@ -123,6 +145,7 @@ def _learn_from_unlabelled(config: Namespace, batches: Batches, teacher: Checkpo
             f"unlabelled: the checkpoint of --init_from has other classes ({differing}); train it "
             "with those of the data first"
         )
+    say(f"labelling the images of {config.unlabelled} with {config.init_from}")
     device = "cpu" if config.trainer.accelerator == "cpu" else "auto"
     pseudo = PseudoLabelled(
         teacher, Path(config.unlabelled), config.confidence, torch_device(device)

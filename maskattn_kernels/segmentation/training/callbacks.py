@@ -170,14 +170,15 @@ class ShowProgress(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.since, self.since_step = time.monotonic(), trainer.global_step
+        self.started_at = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *batch: Any
     ) -> None:
         step = trainer.global_step
         # Reading the loss waits for the device, so only where the log reads it as well.
-        due = step % self.log_every == 0 and step > self.since_step
-        if not due or not trainer.is_global_zero:
+        due = step % self.log_every == 0 or step == self.started_at + 1
+        if not (due and step > self.since_step) or not trainer.is_global_zero:
             return
         now = time.monotonic()
         rate = (step - self.since_step) / max(now - self.since, 1e-9)
@@ -191,6 +192,20 @@ class ShowProgress(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.paused = time.monotonic()
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if trainer.is_global_zero:
+            done, total = batch_idx + 1, int(trainer.num_val_batches[0])
+            step = f"step {trainer.global_step}/{self.steps}"
+            self.progress.show(f"{step}  validation  {done}/{total} batches")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.since += time.monotonic() - self.paused

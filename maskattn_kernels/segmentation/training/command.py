@@ -148,6 +148,11 @@ def _train_in(
         check_processes(trainer.world_size, state["run"])
         check_weights(state, state_path, module)
         say(f"resuming {state_path} after step {state['global_step']} of {config.steps}, in {out}")
+    together = trainer.world_size * config.trainer.accumulate_grad_batches * batches.batch_size
+    say(
+        f"run: {config.steps} steps of {together} images on {trainer.strategy.root_device}, "
+        f"validation every {config.val_every}, into {out}"
+    )
     if trainer.world_size > 1:
         share_batch_norm(module.network)
     if trainer.is_global_zero:
