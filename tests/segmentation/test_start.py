@@ -18,8 +18,8 @@ def test_a_run_says_what_it_learns_from(tmp_path, capsys):
     assert waiting == "reading the labels of up to 100 images of each split"
     told = [line for line in said if line.startswith("data: ")]
     assert told == [
-        "data: train 3 of 4 images, val 4 images; 2 classes (1 of them things); 8% of the pixels are "
-        "void; 1 to 1 objects in an image"
+        "data: train 3 of 4 images, val 4 images; 2 classes (1 of them things); 8% of the pixels "
+        "are void; 1 to 1 objects in an image"
     ]
     assert f"run: 2 steps of 2 images on cpu, validation every 2, into {out}" in said
 

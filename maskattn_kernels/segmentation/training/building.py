@@ -4,6 +4,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from jsonargparse import Namespace
 
@@ -128,7 +129,7 @@ def _summary(batches: Batches, found: Mapping[str, Findings]) -> str:
         f"{len(batches.classes)} classes ({things} of them things)",
     ]
     if found:
-        pixels = sum(findings.pixels for findings in found.values())
+        pixels = np.sum([findings.pixels for findings in found.values()], axis=0)
         objects = [count for findings in found.values() for count in findings.objects]
         parts.append(f"{pixels[VOID] / pixels.sum():.0%} of the pixels are void")
         if things and objects:

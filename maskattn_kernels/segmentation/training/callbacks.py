@@ -177,14 +177,16 @@ class ShowProgress(pl.Callback):
     ) -> None:
         step = trainer.global_step
         # Reading the loss waits for the device, so only where the log reads it as well.
-        due = step % self.log_every == 0 or step == self.started_at + 1
-        if not (due and step > self.since_step) or not trainer.is_global_zero:
+        is_first = step == self.started_at + 1
+        due = (is_first or step % self.log_every == 0) and step > self.since_step
+        if not due or not trainer.is_global_zero:
             return
         now = time.monotonic()
         rate = (step - self.since_step) / max(now - self.since, 1e-9)
         images = self.batch_size * trainer.accumulate_grad_batches * trainer.world_size
         left = int((self.steps - step) / rate)
-        self.progress.show(
+        show = self.progress.note if is_first else self.progress.show  # a sign of life, soon
+        show(
             f"step {step}/{self.steps}  loss {float(outputs['loss']):.3f}  "
             f"{rate * images:.1f} images/s  {left // 60}:{left % 60:02d} left"
         )

@@ -57,7 +57,7 @@ def saved_state(config: Namespace, out: Path) -> tuple[Path | None, dict[str, An
     state = read_state(path)
     check_parts(state, path)
     if config.network.task == "auto":
-        config.network.task = json.loads(state["run"].get("network.task", '"auto"'))
+        config.network.task = state["run"].get("network.task", "auto").strip('"')
     _check_options(config, state["run"])
     check_counters(state, path, config.steps, config.trainer.accumulate_grad_batches)
     return path, state
@@ -109,8 +109,7 @@ def check_data(batches: Batches, before: Mapping[str, str]) -> None:
         ConfigError: other classes, or in another order.
     """
     if "classes" in before and "things" in before:
-        names = tuple(json.loads(before["classes"]))
-        things = tuple(json.loads(before["things"]))
+        names, things = _listed(before["classes"]), _listed(before["things"])
         differing = differing_classes(names, things, batches.classes)
         if differing:
             raise ConfigError(
@@ -120,10 +119,10 @@ def check_data(batches: Batches, before: Mapping[str, str]) -> None:
     for split in SPLITS:
         now, then = _images(batches.dataset(split)), before.get(f"images of {split}")
         if then is not None and now != then:
+            counts = f"{then.partition(' ')[0]} then, {now.partition(' ')[0]} now"
             say(
-                f"note: the images of {split} are not those of the run to resume "
-                f"({then.split()[0]} then, {now.split()[0]} now), so its result is not that of "
-                "an unbroken run"
+                f"note: the images of {split} are not those of the run to resume ({counts}), so "
+                "its result is not that of an unbroken run"
             )
 
 
@@ -152,7 +151,7 @@ def differing_classes(names: tuple[str, ...], is_thing: tuple[bool, ...], now: C
         names, is_thing: of the classes then, as in `Classes`.
         now: the classes now.
     """
-    if len(names) != len(now):
+    if len(names) != len(now) or len(is_thing) != len(now):
         return f"{len(names)} then, {len(now)} now"
     for number, (then, here) in enumerate(zip(names, now.names, strict=True)):
         if then != here:
@@ -173,13 +172,22 @@ def _check_options(config: Namespace, before: Mapping[str, str]) -> None:
                 "; the learning rate falls to zero at the end of a run, so a longer one is a new "
                 f"run: --init_from {Path(config.out) / 'final'} --out ANOTHER"
             )
-        raise ConfigError(f"{name}: the run to resume has {before[name]}, got {value}{cure}")
+        then = before[name] if len(before[name]) <= 60 else f"{before[name][:60]} .."
+        raise ConfigError(f"{name}: the run to resume has {then}, got {value}{cure}")
 
 
 def _options(config: Namespace) -> dict[str, str]:
     """The options that decide a run's result, by name, as text."""
     plain = {name: value for name, value in vars(config.as_flat()).items() if name not in FREE}
     return {n: json.dumps(v, default=str) for n, v in plain.items() if n.split(".")[0] in FIXED}
+
+
+def _listed(text: str) -> tuple[Any, ...]:
+    """A list in JSON; nothing for other text."""
+    try:
+        return tuple(json.loads(text))
+    except (ValueError, TypeError):
+        return ()
 
 
 def _images(samples: Any) -> str:
