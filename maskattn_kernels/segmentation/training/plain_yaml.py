@@ -13,6 +13,9 @@ MOST = 100_000  # values; no config needs a hundredth of it
 def size_of_yaml(path: Path) -> int:
     """How many values a YAML file has once its aliases are written out; at most `MOST` + 1.
 
+    Args:
+        path: of the file.
+
     Raises:
         ValueError: it cannot be read, or is not YAML.
     """
