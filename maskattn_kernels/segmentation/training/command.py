@@ -81,7 +81,7 @@ def train(config: str | Path | None = None, **options: Any) -> Checkpoint:
 
     Raises:
         ValueError: an option, the data or a checkpoint cannot be used, in one line.
-        KeyboardInterrupt: after Ctrl-C, with a line on how to resume.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, with the command that resumes.
         RuntimeError: what fails while running, a full disk among it.
 
     Example:
@@ -110,7 +110,8 @@ def run(config: Namespace) -> dict[str, float]:
 
     Raises:
         ValueError: the config, the data or a checkpoint cannot be used.
-        KeyboardInterrupt: after Ctrl-C, with the command that resumes.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, with the command that resumes.
+        CommandError: the loss or a weight is not finite any more.
         RuntimeError: what fails while running, a full disk among it.
     """
     with warnings.catch_warnings():
@@ -123,9 +124,9 @@ def run(config: Namespace) -> dict[str, float]:
 def _train(config: Namespace) -> dict[str, float]:
     out = Path(config.out)
     state_path, state = saved_state(config, out)
-    goes_on = state_path is not None and state_path.resolve() == (out / "last.ckpt").resolve()
-    with claimed(out, resume=goes_on):
-        if goes_on and state["global_step"] == config.steps and (out / "final").is_dir():
+    resumes = state_path is not None and state_path.resolve() == (out / "last.ckpt").resolve()
+    with claimed(out, resume=resumes):
+        if resumes and state["global_step"] == config.steps and (out / "final").is_dir():
             say(
                 f"{out}: all {config.steps} steps are done; to train on, start a new run with "
                 f"--init_from {out / 'final'} --out ANOTHER"
@@ -168,19 +169,23 @@ def _train_in(
                 trainer.validate(module, datamodule=data, verbose=False)
     except (Stopped, Diverged, SIGTERMException) as error:
         if not trainer.is_global_zero:
-            raise SystemExit(0) from None  # the first process speaks, and ends as all of them do
+            raise SystemExit(0) from None  # the first process tells the exit code of all
         if isinstance(error, Diverged):
             raise
-        resume = shlex.join(["--config", str(out / "config.yaml"), "--ckpt_path", "last"])
-        is_saved = (out / "last.ckpt").exists()
-        how = f"resume with: maskattn train {resume}" if is_saved else "nothing is saved yet"
-        raise stop.interrupt(f"stopped after step {trainer.global_step}; {how}") from None
+        raise stop.interrupt(_how_to_resume(out, trainer.global_step)) from None
     except Exception as error:
         if module.restoring:
             raise CheckpointError(f"{state_path}: cannot be restored: {one_line(error)}") from error
         raise
     save_network(trainer, module, out / "final")
     return module.scores
+
+
+def _how_to_resume(out: Path, step: int) -> str:
+    if not (out / "last.ckpt").exists():
+        return f"stopped after step {step}; nothing is saved yet"
+    resume = shlex.join(["--config", str(out / "config.yaml"), "--ckpt_path", "last"])
+    return f"stopped after step {step}; resume with: maskattn train {resume}"
 
 
 def _trainer(

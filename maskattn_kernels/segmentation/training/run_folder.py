@@ -33,7 +33,7 @@ def claimed(out: Path, *, resume: bool) -> Iterator[None]:
 
     Args:
         out: the folder.
-        resume: whether the run in it goes on; a new run needs a folder without one.
+        resume: whether the run in it is resumed; a new run needs a folder without one.
 
     Raises:
         ConfigError: another process has it, or it holds files that are not of a run.
