@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Work ahead in threads, in order and never too far."""
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import count as count_from
 from itertools import islice
 from typing import TypeVar
 
@@ -11,6 +14,22 @@ __all__ = ["ahead", "batched", "map_ahead"]
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+_numbers = count_from(1)
+
+
+@contextmanager
+def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads whose end is waited for."""
+    name = f"background-{next(_numbers)}-"
+    pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+    try:
+        yield pool
+    finally:
+        # After an interrupt a generator is closed wherever it is collected: in one of these
+        # threads too, which cannot wait for itself.
+        pool.shutdown(wait=not threading.current_thread().name.startswith(name))
 
 
 def ahead(items: Iterable[T], count: int = 2) -> Iterator[T]:
@@ -24,7 +43,7 @@ def ahead(items: Iterable[T], count: int = 2) -> Iterator[T]:
         [0, 1, 4, 9]
     """
     iterator, end = iter(items), object()
-    with ThreadPoolExecutor(1) as thread:
+    with _pool(1) as thread:
         waiting: deque[Future] = deque(thread.submit(next, iterator, end) for _ in range(count))
         while (item := waiting.popleft().result()) is not end:
             waiting.append(thread.submit(next, iterator, end))
@@ -40,7 +59,7 @@ def map_ahead(function: Callable[[T], R], items: Iterable[T], threads: int = 2) 
         [2, 3, 4]
     """
     iterator = iter(items)
-    with ThreadPoolExecutor(threads) as pool:
+    with _pool(threads) as pool:
         waiting = deque(pool.submit(function, item) for item in islice(iterator, 2 * threads))
         while waiting:
             result = waiting.popleft().result()
