@@ -40,12 +40,12 @@ def picture_card(
 ) -> str:
     """The pictures of one photograph."""
     by_size = {mask.shape[-1]: mask for mask in masks.values()}
-    strip = [(pictures.picture(photo.pixels), "photograph")]
-    for side in sorted(by_size, reverse=True):
-        strip.append(
+    strip = [
+        (pictures.picture(photo.pixels), "photograph"),
+        *(
             (pictures.masked_picture(photo.pixels, by_size[side]), f"mask, {side} x {side}")
-        )
-    strip += [
+            for side in sorted(by_size, reverse=True)
+        ),
         (pictures.class_picture(found.dense), "output, dense"),
         (pictures.class_picture(found.swapped), "output, swapped"),
         (pictures.difference_picture(found.dense, found.swapped, row["largest"]), "difference"),

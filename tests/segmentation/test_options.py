@@ -54,10 +54,9 @@ def test_plain_options_of_data_stay_what_they_are():
 
 
 def bomb(levels: int) -> str:
-    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
-    for k in range(1, levels):
-        lines.append(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]")
-    return "\n".join([*lines, f"network: *a{levels - 1}", ""])
+    first = "a0: &a0 [x, x, x, x, x, x, x, x, x]"
+    more = (f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]" for k in range(1, levels))
+    return "\n".join([first, *more, f"network: *a{levels - 1}", ""])
 
 
 @pytest.mark.parametrize(
