@@ -53,7 +53,7 @@ def prepare_for_inference(
     * With bfloat16, convolutions, linear layers and LayerNorm compute in bfloat16 and cast their
       input. Mask heads stay in float32, and so do the layers that ``output_layers()`` of a module
       returns, so that logits do not tie. Near the border of a selection, other tokens may be
-      selected. Of a trained network, fewer than 1% of the pixels get another label.
+      selected. 0.2% to 1.5% of the pixels got another label in what we compared.
 
     The copy is for calls without gradients, on the device of the network: it is neither trained,
     moved, nor saved. It does not follow later changes of the original.

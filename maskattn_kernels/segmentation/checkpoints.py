@@ -210,8 +210,9 @@ class Checkpoint:
                 belong to no object.
             attended: whether to give also where each scale attends.
             precision: "float32", or "bfloat16", which is faster on processors that multiply it and
-                gives fewer than 1% of the pixels another label, where two classes score nearly
-                alike. "auto" is bfloat16 where it was measured to be faster, else float32.
+                gives some pixels (0.2% to 1.5% in what we compared) another label, where two
+                classes score nearly alike. "auto" is bfloat16 on processors that multiply it, and
+                float32 elsewhere.
             compile: the network by torch.compile; the first batch takes up to minutes.
 
         What runs is a copy of the network made by `maskattn_kernels.models.prepare_for_inference`.

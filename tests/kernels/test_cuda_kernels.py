@@ -86,10 +86,12 @@ def test_torch_side_guards_the_device() -> None:
     """Each op makes the tensors' device current before it allocates, and launches on its stream."""
     parts = re.split(r"\nstd::tuple<", SOURCES["masked_attention.cpp"])[1:]
     # What allocates and launches; the others hand on to them.
-    ops = [part for part in parts if "new_empty(" in part or "launch_cuda" in part]
+    allocates = re.compile(r"\b(new_like|allocate)\(")
+    ops = [part for part in parts if allocates.search(part) or "launch_cuda" in part]
     assert len(parts) == 5 and len(ops) == 3
     for op in ops:
-        assert 0 < op.index("const OnDevice device(") < op.index("new_")
+        first = allocates.search(op)
+        assert first and 0 < op.index("const OnDevice device(") < first.start()
         launches = re.findall(r"launch_cuda_\w+\(([^;]*);", op)
         assert len(launches) == 1 and "device.stream()" in launches[0]
 

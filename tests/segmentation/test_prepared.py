@@ -58,7 +58,7 @@ def test_labels_of_generated_scenes_agree_as_stated() -> None:
         pixels = torch.from_numpy(np.stack([i.transpose(2, 0, 1) for i in images]))
         expected = checkpoint.network(pixels).semantic.argmax(1).numpy()
     assert len(np.unique(expected)) > 3  # it has learnt to tell some classes apart
-    for precision, share in (("float32", 0.9999), ("bfloat16", 0.99)):
+    for precision, share in (("float32", 0.9999), ("bfloat16", 0.97)):
         found = checkpoint.segment(images, precision=precision)
         same = np.mean([f.semantic == e for f, e in zip(found, expected, strict=True)])
         assert same >= share, (precision, same)
