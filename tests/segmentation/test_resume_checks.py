@@ -58,7 +58,7 @@ def resume(out: Path, *more: str) -> int:
 @pytest.mark.parametrize(
     ("option", "value", "says"),
     [
-        ("trainer.accumulate_grad_batches", "1", "has 4, got 1$"),  # went on for ever
+        ("trainer.accumulate_grad_batches", "1", "has 4, got 1$"),  # never ended
         ("trainer.accumulate_grad_batches", "8", "has 4, got 8$"),
         ("trainer.precision", "64-true", 'has "32-true", got "64-true"$'),
         ("trainer.gradient_clip_val", "null", "has 1.0, got null$"),

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import yaml
 
+from maskattn_kernels.common.text import one_line
+
 __all__ = ["size_of_yaml"]
 
 MOST = 100_000  # values; no config needs a hundredth of it
@@ -25,7 +27,7 @@ def size_of_yaml(path: Path) -> int:
     except RecursionError:
         raise ValueError("it is nested too deeply, or holds itself") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        raise ValueError(one_line(error)) from None
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:

@@ -99,7 +99,7 @@ def saved_batches(state: dict[str, Any]) -> int:
 
 
 def check_counters(state: dict[str, Any], path: Path, steps: int, accumulated: int) -> None:
-    """Refuse counts that no run of so many steps can have: Lightning would wait for ever.
+    """Refuse counts that no run of so many steps can have: Lightning would never end.
 
     Args:
         state: from `read_state`.
