@@ -6,14 +6,11 @@ Networks with masks are named selector-sparsity-keep, as ``maskattn train`` has 
 --network.keep=0.25``. "dense" attends to all tokens; "identity" has no attention products.
 """
 
-import fnmatch
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-WORK = ROOT / "out" / "study"  # checkpoints and saved states
 SEEDS = (0, 1, 2)
 KEEPS = (0.5, 0.25, 0.1)
 LABELLED = (10, 30, 100)  # "all" is the run without a limit
@@ -68,8 +65,6 @@ HALVES = ("gumbel-topk-qk-0.1", "topk-q+k-0.1")
 WITHOUT_LEGEND = tuple(network for network in NETWORKS if network not in HALVES)
 LOCAL = "local-qk-0.25"
 FEW_LABELS = ("identity", LOCAL)
-#: Names from before runs were named by selector.
-RENAMED = {"learned": "local", "explored": "gumbel-topk", "none": "identity"}
 
 
 @dataclass(frozen=True)
@@ -89,7 +84,12 @@ class Run:
     def options(self) -> list[str]:
         """Arguments of ``maskattn train``."""
         given = ["--config", str(HERE / "base.yaml"), *NETWORKS[self.network]]
-        return [*given, *CHANGES[self.change], f"--seed={self.seed}", f"--out={WORK / self.name}"]
+        return [*given, *CHANGES[self.change], f"--seed={self.seed}"]
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """No run starts from another."""
+        return ()
 
 
 def runs() -> Iterator[Run]:
@@ -101,21 +101,3 @@ def runs() -> Iterator[Run]:
     for seed in SEEDS:
         yield from (Run(net, seed, f"{n}-labelled") for net in FEW_LABELS for n in LABELLED)
         yield Run("identity", seed, "adamw")
-
-
-def select(patterns: Sequence[str]) -> list[Run]:
-    """The runs that match at least one pattern, in the order of `runs`.
-
-    Raises:
-        ValueError: a pattern matches no run; one in the old spelling is told the new one.
-    """
-    chosen = set()
-    for pattern in patterns:
-        found = {run for run in runs() if fnmatch.fnmatchcase(run.name, pattern)}
-        if not found:
-            head, dash, rest = pattern.partition("-")
-            new = f"{RENAMED[head]}{dash}{rest}" if head in RENAMED else ""
-            hint = f"it is now called {new}" if new else "`study.py list` prints all names"
-            raise ValueError(f"no run is called {pattern}; {hint}")
-        chosen |= found
-    return [run for run in runs() if run in chosen]

@@ -7,32 +7,18 @@ differs from runs_config.yaml, which holds what all runs share. The two give the
 a run. Names with dots are options within sections: ``data.limit``.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from bench.trainings import Record, Table
+
 HERE = Path(__file__).resolve().parent
-RUNS, SHARED = HERE / "runs.jsonl", HERE / "runs_config.yaml"
+TABLE, SHARED = Table(HERE / "runs.jsonl"), HERE / "runs_config.yaml"
 
 Config = dict[str, Any]
-Record = dict[str, Any]
-
-
-def read() -> dict[str, Record]:
-    """The finished runs by name, in the order of the file."""
-    if not RUNS.exists():
-        return {}
-    lines = RUNS.read_text(encoding="utf-8").splitlines()
-    return {record["run"]: record for record in map(json.loads, lines)}
-
-
-def append(record: Record) -> None:
-    """Add a finished run; one write to the end of the file, so that processes may add at once."""
-    with open(RUNS, "a", encoding="utf-8") as table:
-        table.write(json.dumps(record) + "\n")
 
 
 def shared() -> Config:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the variants of the study cost: a training step, an image, and their memory, at 128 x 128.
 
-    python bench/study/speed.py [--seconds 400] [--parts times memory loading prediction]
+    python -m bench.study.speed [--seconds 400] [--parts times memory loading prediction]
 
 All variants run in one process, in turns, with random weights (the time of a step does not depend
 on them). A step is forward, losses, backward and Muon on a batch of 8 scenes; in float32, and with
@@ -23,9 +23,10 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from plan import HERE, NETWORKS, WITHOUT_LEGEND, WORK
-from tables import SDPA, SPEED
 
+from bench.study.plan import HERE, NETWORKS, WITHOUT_LEGEND
+from bench.study.tables import SDPA, SPEED
+from bench.trainings import ROOT
 from maskattn_kernels.benchmark.machine import machine_facts
 from maskattn_kernels.benchmark.memory import in_fresh_process, peak_growth
 from maskattn_kernels.benchmark.rows import Results, save
@@ -113,10 +114,10 @@ def loaded_per_second(batches_to_load: int = 32) -> float:
 def prediction_shares(run: str = "gumbel-topk-q+k-0.25-seed0", repeats: int = 5) -> list[float]:
     """Rate of `predict`, files to files, over that of its network alone, ascending.
 
-    With a network that study.py trained: the time of grouping and writing depends on the objects
+    With a network that the study trained: the time of grouping and writing depends on the objects
     that it finds. The network alone runs over the same images right before each prediction.
     """
-    checkpoint = Checkpoint.from_pretrained(WORK / run / "final")
+    checkpoint = Checkpoint.from_pretrained(ROOT / "out" / "study" / run / "final")
     checkpoint.size = SIDE
     network = checkpoint.network.eval()
     batches = Batches("digit-scenes", size=SIDE, batch_size=16)

@@ -6,20 +6,19 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
-import records
-from plan import (
+from bench.study import records
+from bench.study.plan import (
     FEW_LABELS,
     HALVES,
     HERE,
     LABELLED,
     LOCAL,
-    ROOT,
     SEEDS,
     WITH_LEGEND,
     WITHOUT_LEGEND,
     Run,
 )
-
+from bench.trainings import ROOT, Record, spread
 from maskattn_kernels.benchmark.pages import table
 from maskattn_kernels.benchmark.report import duration, machine_line, mebibytes
 
@@ -31,7 +30,7 @@ SCORES = ("mIoU", "PQ", "AP")
 
 def blocks() -> dict[str, str]:
     """All tables by the name of their block of docs/study.md."""
-    finished = records.read()
+    finished = records.TABLE.read()
     legend = {net: _seeds(net, "legend") for net in (*WITH_LEGEND, *HALVES)}
     legend[f"{LOCAL}, mask_rate 10"] = _seeds(LOCAL, "legend-fast")
     optimizers = {"Muon": [Run("identity", 0)], "AdamW": [Run("identity", 0, "adamw")]}
@@ -51,24 +50,13 @@ def _seeds(network: str, change: str = "") -> list[Run]:
     return [Run(network, seed, change) for seed in SEEDS]
 
 
-def spread(values: list[float]) -> str:
-    """Mean and standard deviation over seeds; a single value alone."""
-    if len(values) < 2:
-        return f"{values[0]:.1f}" if values else "-"
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
-
-
-def _scores(
-    same: Iterable[Run], finished: dict[str, records.Record], textures: str = "plain"
-) -> list[str]:
+def _scores(same: Iterable[Run], finished: dict[str, Record], textures: str = "plain") -> list[str]:
     """The scores of runs that differ in their seed alone."""
     found = [finished[run.name][textures]["network size"] for run in same if run.name in finished]
     return [spread([mean[score] for mean in found]) for score in SCORES]
 
 
-def scores_table(
-    title: str, rows: dict[str, list[Run]], finished: dict[str, records.Record]
-) -> str:
+def scores_table(title: str, rows: dict[str, list[Run]], finished: dict[str, Record]) -> str:
     """A row for each list of runs that differ in their seed alone, if one is finished."""
     header = [title, *SCORES, *(f"{score}, shifted" for score in SCORES), "seeds"]
     lines = []
@@ -79,7 +67,7 @@ def scores_table(
     return table(header, lines)
 
 
-def few_labels_table(finished: dict[str, records.Record]) -> str:
+def few_labels_table(finished: dict[str, Record]) -> str:
     """Scores of two networks by the number of labelled images."""
     header = ["labelled images", *(f"{net}: {score}" for net in FEW_LABELS for score in SCORES)]
     lines = []

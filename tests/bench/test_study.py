@@ -1,50 +1,32 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The study of learned masks: runs can start, the table is complete, the page current."""
 
-import importlib
+import dataclasses
 import json
-import sys
-from types import ModuleType
+import subprocess
 
 import pytest
-from repository import ROOT
 
+from bench import trainings
+from bench.study import __main__ as study
+from bench.study import plan, records, tables
+from bench.trainings import Table
 from maskattn_kernels.benchmark.pages import fill
 from maskattn_kernels.segmentation.training.options import parse, to_yaml
 
-STUDY = ROOT / "bench" / "study"
-MODULES = ("plan", "records", "tables", "study")
-
 recorded = pytest.mark.skipif(
-    not (STUDY / "runs.jsonl").exists(), reason="no results in this tree: a source distribution"
+    not records.TABLE.file.exists(), reason="no results in this tree: a source distribution"
 )
 
 
 @pytest.fixture
-def modules(monkeypatch) -> dict[str, ModuleType]:
-    """The modules of the study by name, as its scripts import them."""
-    monkeypatch.syspath_prepend(str(STUDY))
-    for name in MODULES:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    found = {name: importlib.import_module(name) for name in MODULES}
-    yield found
-    for name in MODULES:
-        sys.modules.pop(name, None)
+def table(tmp_path, monkeypatch) -> Table:
+    """A table of its own, without a run."""
+    monkeypatch.setattr(records.TABLE, "file", tmp_path / "runs.jsonl")
+    return records.TABLE
 
 
-@pytest.fixture
-def plan(modules):
-    return modules["plan"]
-
-
-@pytest.fixture
-def records(modules, tmp_path, monkeypatch):
-    """With a table of its own, without a run."""
-    monkeypatch.setattr(modules["records"], "RUNS", tmp_path / "runs.jsonl")
-    return modules["records"]
-
-
-def test_every_run_is_a_config_of_train(plan):
+def test_every_run_is_a_config_of_train():
     configs = {run: parse(run.options) for run in plan.runs() if run.seed == 0}
     plain = {run.network: config for run, config in configs.items() if not run.change}
     assert set(plain) == set(plan.NETWORKS) - set(plan.HALVES)
@@ -61,37 +43,20 @@ def test_every_run_is_a_config_of_train(plan):
     assert configs[plan.Run("identity", 0, "adamw")].optimizer.name == "adamw"
 
 
-def test_patterns_select_runs(plan):
-    names = [run.name for run in plan.select(["*-legend-seed1", "dense-seed0"])]
+def test_patterns_select_runs():
+    names = [run.name for run in study.STUDY.select(["*-legend-seed1", "dense-seed0"])]
     assert names[0] == "dense-seed0" and "gumbel-topk-q+k-0.1-legend-seed1" in names
     assert len(names) == 1 + len(plan.WITH_LEGEND) + len(plan.HALVES)
-    with pytest.raises(ValueError, match=r"^no run is called dance-seed0; `study.py list` prints"):
-        plan.select(["dense-seed0", "dance-seed0"])
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("learned-qk-0.25-seed0", "local-qk-0.25-seed0"),
-        ("explored-q+k-*", "gumbel-topk-q+k-*"),
-        ("none-seed1", "identity-seed1"),
-    ],
-)
-def test_old_names_are_refused_with_the_new_one(modules, old, new, capsys):
-    with pytest.raises(SystemExit) as stop:
-        modules["study"].main(["train", "--only", old])
-    assert stop.value.code == 2
-    assert f"no run is called {old}; it is now called {new}\n" in capsys.readouterr().err
-    assert modules["plan"].select([new])
+    with pytest.raises(ValueError, match=r"^no run is called dance-seed0; `python -m bench.study"):
+        study.STUDY.select(["dense-seed0", "dance-seed0"])
 
 
 @recorded
-def test_every_line_of_the_table_is_a_run(modules):
-    plan, records = modules["plan"], modules["records"]
-    lines = records.RUNS.read_text().splitlines()
-    assert len(lines) == len(records.read()) >= 64
+def test_every_line_of_the_table_is_a_run():
+    lines = records.TABLE.file.read_text().splitlines()
+    assert len(lines) == len(records.TABLE.read()) >= 64
     known = {run.name: run for run in plan.runs()}
-    for name, record in records.read().items():
+    for name, record in records.TABLE.read().items():
         assert record["seed"] == known[name].seed
         config = records.config_of(record)
         assert config["out"] == f"out/study/{name}" and config["steps"] == 600
@@ -107,7 +72,7 @@ def test_every_line_of_the_table_is_a_run(modules):
 
 
 @recorded
-def test_a_config_comes_back_from_its_differences(records):
+def test_a_config_comes_back_from_its_differences(table):
     config = {"out": "out/study/new-seed7", "seed": 7, **records.shared()}
     config["data"]["options"] = {"legend": True, "colours": 3}
     config["data"]["limit"] = 30
@@ -119,36 +84,45 @@ def test_a_config_comes_back_from_its_differences(records):
         "data.limit": 30,
         "optimizer.new_option": None,
     }
-    records.append({"run": "new-seed7", "seed": 7, "config": found})
-    assert records.config_of(records.read()["new-seed7"]) == config
+    table.append({"run": "new-seed7", "seed": 7, "config": found})
+    assert records.config_of(table.read()["new-seed7"]) == config
     del config["optimizer"]["lr"]
     with pytest.raises(ValueError, match=r"^the config has no optimizer\.lr"):
         records.differences(config)
 
 
 @recorded
-def test_the_config_that_train_saves_can_be_recorded(plan, records):
+def test_the_config_that_train_saves_can_be_recorded():
     """Otherwise a run would be lost after its training."""
     run = plan.Run("gumbel-topk-q+k-0.25", 1, "30-labelled")
-    config = records.yaml.safe_load(to_yaml(parse(run.options)))
+    config = records.yaml.safe_load(to_yaml(parse([*run.options, f"--out=out/study/{run.name}"])))
     found = records.differences(config)
     assert found["network.selector"] == "gumbel-topk" and found["data.limit"] == 30
     record = {"run": run.name, "seed": 1, "config": found}
-    assert records.config_of(record) == config | {"out": f"out/study/{run.name}"}
+    assert records.config_of(record) == config
 
 
-def test_a_finished_run_is_not_trained_again(modules, records, monkeypatch, capsys):
-    study = modules["study"]
-    mean = {"network size": {"mIoU": 20.0, "PQ": 10.0, "AP": 0.0}}
-    trained = []
+MEAN = {"network size": {"mIoU": 20.0, "PQ": 10.0, "AP": 0.0}}
+
+
+@pytest.fixture
+def trained(table, monkeypatch, tmp_path) -> list[str]:
+    """Names of the runs that are trained, in that order; "dense-seed2" fails."""
+    names: list[str] = []
 
     def run(command, **_):
-        trained.append(command[-1])
-        records.append({"run": command[-1], "seed": 0, "config": {}, "plain": mean})
-        return study.subprocess.CompletedProcess(command, 0)
+        names.append(command[-1])
+        if command[-1] != "dense-seed2":
+            table.append({"run": command[-1], "seed": 0, "config": {}, "plain": MEAN})
+        return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(study.subprocess, "run", run)
-    records.append({"run": "dense-seed0", "seed": 0, "config": {}, "plain": mean})
+    monkeypatch.setattr(trainings, "ROOT", tmp_path)
+    monkeypatch.setattr(trainings.subprocess, "run", run)
+    return names
+
+
+def test_a_finished_run_is_not_trained_again(table, trained, capsys):
+    table.append({"run": "dense-seed0", "seed": 0, "config": {}, "plain": MEAN})
     assert study.main(["train", "--only", "dense-seed[01]", "--jobs", "1"]) == 0
     assert trained == ["dense-seed1"]
     assert capsys.readouterr().out == "[1/1] dense-seed1  mIoU 20.0  PQ 10.0  AP 0.0\n"
@@ -157,28 +131,43 @@ def test_a_finished_run_is_not_trained_again(modules, records, monkeypatch, caps
     assert "dense-seed0 is finished; to run it again" in capsys.readouterr().err
 
 
-def test_a_table_of_what_is_finished(modules, records, plan):
+def test_a_run_waits_for_those_that_it_needs(trained, capsys):
+    @dataclasses.dataclass(frozen=True)
+    class Later(plan.Run):
+        needs: tuple[str, ...] = ("dense-seed1",)
+
+    runs = [Later("random-qk-0.1", 0), Later("random-qk-0.25", 0, needs=("dense-seed2",))]
+    runs += [plan.Run("dense", seed) for seed in (1, 2)]
+    changed = dataclasses.replace(study.STUDY, runs=runs)
+    assert changed.train_all(runs, jobs=2) == 1
+    assert sorted(trained[:2]) == ["dense-seed1", "dense-seed2"]
+    assert trained[2:] == ["random-qk-0.1-seed0"]
+    said = capsys.readouterr().out
+    assert "not begun: random-qk-0.25-seed0, which needs dense-seed2\n" in said
+    assert "dense-seed2  failed, see" in said
+
+
+def test_a_table_of_what_is_finished(table):
     for seed, score in ((0, 20.0), (1, 22.0)):
         mean = {"network size": {"mIoU": score, "PQ": score / 2, "AP": 0.0}}
-        records.append({"run": f"dense-seed{seed}", "plain": mean, "shifted": mean})
+        table.append({"run": f"dense-seed{seed}", "plain": mean, "shifted": mean})
     rows = {name: [plan.Run(name, seed) for seed in (0, 1, 2)] for name in ("dense", "identity")}
-    text = modules["tables"].scores_table("masks", rows, records.read())
+    text = tables.scores_table("masks", rows, table.read())
     last = text.splitlines()[-1]
     scores = "21.0 ± 1.4 | 10.5 ± 0.7 | 0.0 ± 0.0"
     assert last == f"| dense | {scores} | {scores} | 2 |"
 
 
 @recorded
-def test_the_page_is_what_the_command_writes(modules):
-    tables = modules["tables"]
+def test_the_page_is_what_the_command_writes():
     page = tables.PAGE.read_text(encoding="utf-8")
-    assert fill(page, tables.blocks()) == page, "run `python bench/study/study.py table --write`"
+    assert fill(page, tables.blocks()) == page, "run `python -m bench.study table --write`"
 
 
 @recorded
-def test_config_prints_the_config_of_a_run(modules, capsys):
-    assert modules["study"].main(["config", "dense-legend-seed2"]) == 0
+def test_config_prints_the_config_of_a_run(capsys):
+    assert study.main(["config", "dense-legend-seed2"]) == 0
     text = capsys.readouterr().out
-    config = modules["records"].yaml.safe_load(text)
+    config = records.yaml.safe_load(text)
     assert config["seed"] == 2 and config["data"]["options"] == {"legend": True}
     assert json.loads(json.dumps(config))["optimizer"]["lr"] == 0.003
