@@ -10,7 +10,7 @@ depth 3, channels and, for a 128 x 128 image, sizes; attention after every down 
           down3  4w 16^2 -> bottleneck 4w-8w-8w-4w ---^
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,11 @@ Mask = Tensor | TokenIndex
 Masks = Tensor | Mapping[str, Mask] | Sequence[Mask]
 
 
+def _at(selector: str, has_guess: bool) -> str:
+    """The name of the selector of a scale, with or without a first guess at the classes."""
+    return "random" if selector == "entropy" and not has_guess else selector
+
+
 class MaskAttnUNet(nn.Module):
     """Per-pixel classification with attention over selected pixels only.
 
@@ -55,7 +60,8 @@ class MaskAttnUNet(nn.Module):
         num_heads: of every attention module.
         selector: what selects pixels where no mask is given: "random", "topk", "gumbel-topk",
             "local", "threshold" or "gumbel" (all but the first learn, see `maskattn_kernels.nn`),
-            or "none" for all pixels.
+            "entropy", which needs ``guess`` of `features` and is "random" on the way down, where
+            nothing is guessed yet, or "none" for all pixels.
         keep: fraction of pixels selected, as the selector takes it.
         min_keep: learned selectors keep at least so many pixels.
         seed: of random masks; each scale draws its own.
@@ -113,7 +119,10 @@ class MaskAttnUNet(nn.Module):
                 channels,
                 num_heads,
                 selector=make_selector(
-                    selector, keep, seed=(seed + place) % 2**32, min_keep=min_keep
+                    _at(selector, has_guess=place >= depth),
+                    keep,
+                    seed=(seed + place) % 2**32,
+                    min_keep=min_keep,
                 ),
                 joins_previous=place > 0,
                 sparsity=sparsity,
@@ -214,12 +223,17 @@ class MaskAttnUNet(nn.Module):
         return logits, {name: None if s is None else s.mask for name, s in selections.items()}
 
     def features(
-        self, image: Tensor, masks: Masks | None = None
+        self,
+        image: Tensor,
+        masks: Masks | None = None,
+        guess: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[list[Tensor], dict[str, Selection | None]]:
         """The decoder's feature maps, and what attention selected on the way.
 
         Args:
             image, masks: as in `forward`.
+            guess: called with each of the maps but the last, in order; returns logits (B,K,h,w) of
+                a guess at the classes, by which the next scale's selector may choose.
 
         Returns:
             ``depth + 1`` maps from that of the bottleneck to the one of full size, which the head
@@ -241,11 +255,12 @@ class MaskAttnUNet(nn.Module):
         given = self._masks_by_name(masks, image)
         selections: dict[str, Selection | None] = {}
         previous: Selection | None = None
+        guessed: Tensor | None = None
 
         def attend(attention: Any, name: str, x: Tensor) -> Tensor:
             nonlocal previous
             mask = given.get(name)
-            previous = attention.select(x, previous) if mask is None else Selection(mask)  # type: ignore[arg-type]
+            previous = attention.select(x, previous, guessed) if mask is None else Selection(mask)  # type: ignore[arg-type]
             selections[name] = previous
             return attention(x, previous)
 
@@ -257,6 +272,7 @@ class MaskAttnUNet(nn.Module):
             x = attend(attention, next(names), down(x))
         maps = [self.bottleneck(x)]
         for up, attention in zip(self.ups, self.up_attention, strict=True):
+            guessed = None if guess is None else guess(maps[-1])
             maps.append(attend(attention, next(names), up(maps[-1], skips.pop())))
         return maps, selections
 

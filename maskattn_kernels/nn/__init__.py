@@ -10,6 +10,7 @@ from maskattn_kernels.nn.cores import (
     SparseAttentionCore,
     make_core,
 )
+from maskattn_kernels.nn.entropy_selector import EntropySelector
 from maskattn_kernels.nn.gumbel_selectors import (
     ExploringSelector,
     GumbelSelector,
@@ -31,6 +32,7 @@ __all__ = [
     "SELECTORS",
     "AttentionCore",
     "DenseAttentionCore",
+    "EntropySelector",
     "ExploringSelector",
     "GumbelSelector",
     "GumbelTopKSelector",

@@ -42,9 +42,10 @@ class MaskAttention2d(nn.Module):
             is learned.
         joins_previous: the mask head joins the logits of the previous scale, see `select`.
         sparsity: "qk" = the selected pixels are queries and keys, work O(n^2) for n selected of N
-            pixels; "q+k" = the same work, but a learned selector selects queries and keys apart,
-            each with a mask head of its own (other selectors select once, as with "qk"); "k" = all
-            pixels are queries, the selected ones are keys, work O(N n).
+            pixels; "q+k" = the same work, but queries and keys are selected separately: a learned
+            selector gets a mask head for each, `EntropySelector` has a rule for each, and
+            `RandomSelector` selects once, as with "qk"; "k" = all pixels are queries, the selected
+            ones are keys, work O(N n).
         core: "sparse", "dense", "sdpa", "identity" or an `AttentionCore`; same ``state_dict`` with
             any.
         backend: for the sparse core, as in `masked_attention`.
@@ -100,12 +101,16 @@ class MaskAttention2d(nn.Module):
             self.mask_head = head()
             self.query_head = head() if sparsity == "q+k" else None
 
-    def select(self, x: Tensor, previous: Selection | None = None) -> Selection | None:
+    def select(
+        self, x: Tensor, previous: Selection | None = None, guess: Tensor | None = None
+    ) -> Selection | None:
         """What `forward` would attend to for ``x`` when given no mask; None = all pixels.
 
         Args:
             x: (B,C,H,W).
             previous: of the previous scale, at any size; its logits join those of the mask head.
+            guess: logits (B,K,h,w) of a first guess at the classes, at any size, for a selector
+                that takes one, such as `EntropySelector`. No gradient flows to it.
 
         Example:
             >>> import torch
@@ -118,7 +123,10 @@ class MaskAttention2d(nn.Module):
         if selector is None:
             return None
         if self.mask_head is None:
-            return selector(x)
+            chosen = selector(x, guess) if selector.takes_guess else selector(x)
+            # One set of tokens with "qk": those that ask.
+            together = self.sparsity == "qk" and chosen.queries is not None
+            return chosen.queries if together else chosen
 
         def choose(head: MaskHead, previous: Selection | None) -> Selection:
             logits = None if previous is None else previous.logits

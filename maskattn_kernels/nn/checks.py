@@ -48,6 +48,11 @@ def share_of(fraction: float, tokens: int | Tensor) -> int:
     return round(fraction * (int(tokens) if isinstance(tokens, Tensor) else tokens))
 
 
+def tokens_kept(keep: float, min_keep: int, tokens: int | Tensor) -> int:
+    """How many tokens a selector with a keep ratio selects."""
+    return min(max(min_keep, share_of(keep, tokens)), int(tokens))
+
+
 def check_dtype_of_weights(name: str, t: Tensor, weight: object) -> None:
     """Raises unless the input called `name` has the dtype of `weight`, or autocast casts both."""
     # The weight of a quantised layer is a method.

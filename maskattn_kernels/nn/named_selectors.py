@@ -2,13 +2,14 @@
 """`make_selector`: selectors by name, as configs give them."""
 
 from maskattn_kernels.common.text import quoted
+from maskattn_kernels.nn.entropy_selector import EntropySelector
 from maskattn_kernels.nn.gumbel_selectors import GumbelSelector, GumbelTopKSelector
 from maskattn_kernels.nn.score_selectors import LocalTopKSelector, ThresholdSelector, TopKSelector
 from maskattn_kernels.nn.selectors import RandomSelector, Selector
 
 __all__ = ["SELECTORS", "make_selector"]
 
-SELECTORS = ("random", "topk", "gumbel-topk", "local", "threshold", "gumbel", "none")
+SELECTORS = ("random", "topk", "gumbel-topk", "local", "threshold", "gumbel", "entropy", "none")
 """The names that `make_selector` knows."""
 
 
@@ -21,7 +22,7 @@ def make_selector(
         name: which.
         keep: fraction of tokens, as each selector takes it.
         seed: of `RandomSelector`.
-        min_keep: of the learned ones.
+        min_keep: of the learned ones and of "entropy".
 
     Raises:
         TypeError, ValueError: one line naming the argument, what came, and what was expected.
@@ -35,13 +36,14 @@ def make_selector(
         return None
     if name == "random":
         return RandomSelector(keep, seed)
-    learned = {
+    others = {
         "topk": TopKSelector,
         "gumbel-topk": GumbelTopKSelector,
         "local": LocalTopKSelector,
         "threshold": ThresholdSelector,
         "gumbel": GumbelSelector,
+        "entropy": EntropySelector,
     }
-    if name not in learned:
+    if name not in others:
         raise ValueError(f"selector: expected one of {quoted(SELECTORS)}, got {name!r}")
-    return learned[name](keep, min_keep=min_keep)
+    return others[name](keep, min_keep=min_keep)

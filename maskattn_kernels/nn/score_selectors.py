@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskattn_kernels.nn.checks import at_least_float32, fraction, positive_int, share_of
+from maskattn_kernels.nn.checks import at_least_float32, fraction, positive_int, tokens_kept
 from maskattn_kernels.nn.selectors import Selection, Selector
 
 __all__ = [
@@ -101,10 +101,9 @@ class TopKSelector(ScoreSelector):
         return None
 
     def choose(self, logits: Tensor) -> Selection:
-        tokens = logits.shape[1] * logits.shape[2]
-        count = min(max(self.min_keep, share_of(self.keep, tokens)), tokens)
+        count = tokens_kept(self.keep, self.min_keep, logits.shape[1] * logits.shape[2])
         logits = logits - logits.mean((1, 2), keepdim=True)
-        mask, border = _highest(logits.detach(), count)
+        mask, border = highest(logits.detach(), count)
         return _selection(mask, logits - border)
 
 
@@ -198,7 +197,7 @@ class ThresholdSelector(ScoreSelector):
 
     def choose(self, logits: Tensor) -> Selection:
         tokens = logits.shape[1] * logits.shape[2]
-        floor, _ = _highest(logits.detach(), min(self.min_keep, tokens))
+        floor, _ = highest(logits.detach(), min(self.min_keep, tokens))
         return _selection((logits > 0) | floor, logits)
 
 
@@ -248,7 +247,7 @@ def _finite(features: Tensor) -> Tensor:
     return logits.clamp(-_LIMIT, _LIMIT).squeeze(1)
 
 
-def _highest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def highest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The ``count`` highest logits of each image as a mask (B,H,W), and the lowest of them."""
     flat = logits.flatten(1)
     if count == 0:

@@ -56,6 +56,9 @@ class Selection(NamedTuple):
 class Selector(nn.Module):
     """Base of all selectors: ``forward(features (B,C,H,W)) -> Selection``.
 
+    A selector with ``takes_guess = True`` is called as ``forward(features, guess)``: the guess is
+    logits (B,K,h,w) of a first guess at the classes, at any size, or None where there is none.
+
     A selector must choose the same tokens in train and eval mode, but for noise that fades as
     training goes on, and everything it depends on must be in its ``state_dict``, so that a reloaded
     checkpoint selects as the saved one did.
@@ -70,6 +73,8 @@ class Selector(nn.Module):
         >>> Brightest()(torch.randn(2, 8, 4, 4)).mask.shape
         torch.Size([2, 4, 4])
     """
+
+    takes_guess = False
 
     def forward(self, features: Tensor) -> Selection:
         raise NotImplementedError("Selector.forward: a subclass must implement it")

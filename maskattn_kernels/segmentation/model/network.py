@@ -166,23 +166,22 @@ class SegmentationNetwork(nn.Module):
             raise TypeError(f"image: expected a uint8 or floating point Tensor, got {kind}")
         if image.dim() != 4 or image.shape[1] != 3:
             raise ValueError(f"image: expected shape (B, 3, H, W), got {tuple(image.shape)}")
-        maps, selections = self.unet.features((image - self.mean) / self.std, masks)
-        semantic = self._logits(maps)
+        heads = iter([*self.coarse_heads, self.unet.head])
+        semantic: Tensor | None = None
+
+        def logits(features: Tensor) -> Tensor:
+            nonlocal semantic
+            semantic = _joined(next(heads)(features), semantic)
+            return semantic
+
+        maps, selections = self.unet.features((image - self.mean) / self.std, masks, logits)
+        semantic = logits(maps[-1])
         made = _by_name(selections)
         if self.objects is None:
             return Outputs(semantic, None, None, None, made)
         objects = self.objects(maps[-1])
         embedding = objects[:, 3:] if objects.shape[1] > 3 else None
         return Outputs(semantic, objects[:, :1], objects[:, 1:3] * _REACH, embedding, made)
-
-    def _logits(self, maps: list[Tensor]) -> Tensor:
-        heads = [*self.coarse_heads, self.unet.head]
-        logits = heads[0](maps[0])
-        for features, head in zip(maps[1:], heads[1:], strict=True):
-            size = features.shape[-2:]
-            coarse = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-            logits = head(features) + coarse
-        return logits
 
     def output_layers(self) -> tuple[nn.Module, ...]:
         """The layers that `prepare_for_inference` keeps in float32: their results are compared."""
@@ -192,6 +191,14 @@ class SegmentationNetwork(nn.Module):
     def anneal(self, progress: float) -> None:
         """Tell Gumbel selectors the ``progress`` of training, from 0 to 1; others ignore it."""
         self.unet.anneal(progress)
+
+
+def _joined(logits: Tensor, coarser: Tensor | None) -> Tensor:
+    """Logits of a map, to which those of the coarser maps are added."""
+    if coarser is None:
+        return logits
+    size = logits.shape[-2:]
+    return logits + F.interpolate(coarser, size=size, mode="bilinear", align_corners=False)
 
 
 def _by_name(selections: Mapping[str, Selection | None]) -> dict[str, Selection]:
