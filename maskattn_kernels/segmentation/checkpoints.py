@@ -51,6 +51,8 @@ class _Options(TypedDict, total=False):
     attended: bool
     precision: str
     compile: bool
+    measured: bool
+    tta: str | None
 
 
 @dataclass
@@ -142,6 +144,8 @@ class Checkpoint:
         failed: Callable[[DataError], object] | None = None,
         precision: str = "float32",
         compile: bool = False,
+        measured: bool = False,
+        tta: str | None = None,
     ) -> Iterator[Segmentation]:
         """Segment any number of images one after another, in bounded memory.
 
@@ -150,7 +154,7 @@ class Checkpoint:
         Args:
             images: any iterable, also an endless one; each as in `segment`, or a function without
                 arguments that returns a `Sample` and is called in a thread.
-            batch_size, device, confidence, precision, compile: as in `segment`.
+            batch_size, device, confidence, precision, compile, measured, tta: as in `segment`.
             attended: number of images, from the first, that also get where each scale attends; or
                 the places of these images, from 0.
             failed: called with the error of each image that cannot be read, in a thread; that image
@@ -171,6 +175,8 @@ class Checkpoint:
             failed=failed,
             precision=precision,
             compile=compile,
+            measured=measured,
+            tta=tta,
         ).stream(images)
 
     @overload
@@ -194,6 +200,8 @@ class Checkpoint:
         attended: bool = False,
         precision: str = "float32",
         compile: bool = False,
+        measured: bool = False,
+        tta: str | None = None,
     ) -> Segmentation | list[Segmentation]:
         """Segment one image or a list of images, of any sizes.
 
@@ -214,6 +222,9 @@ class Checkpoint:
                 classes score nearly alike. "auto" is bfloat16 on processors that multiply it, and
                 float32 elsewhere.
             compile: the network by torch.compile; the first batch takes up to minutes.
+            measured: whether to give also how sure the network is of each pixel, see `Measured`.
+            tta: test-time augmentation: "flip" = the mean with the mirrored image, at twice the
+                time. Not for networks that tell left from right, such as readers of digits.
 
         What runs is a copy of the network made by `maskattn_kernels.models.prepare_for_inference`.
         It is made at the first call, and anew after the network has changed, though not for changes
@@ -254,6 +265,8 @@ class Checkpoint:
             attended=shown,
             precision=precision,
             compile=compile,
+            measured=measured,
+            tta=tta,
         )
         few = 0 < len(items) <= batch_size
         results = pipeline.batch(items) if few else list(pipeline.stream(items))

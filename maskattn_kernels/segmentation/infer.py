@@ -24,6 +24,8 @@ from maskattn_kernels.segmentation.data.inputs import AnyImage, as_sample
 from maskattn_kernels.segmentation.data.sample import VOID, Classes, Sample
 from maskattn_kernels.segmentation.model.grouping import Panoptic, group
 from maskattn_kernels.segmentation.model.label_sizes import resize_labels
+from maskattn_kernels.segmentation.model.measures import STATISTICS, Measures, measure
+from maskattn_kernels.segmentation.model.mirrored import with_tta
 from maskattn_kernels.segmentation.model.network import Outputs, SegmentationNetwork
 from maskattn_kernels.segmentation.model.prepared import (
     images_together,
@@ -31,7 +33,7 @@ from maskattn_kernels.segmentation.model.prepared import (
     prepared,
 )
 
-__all__ = ["Attended", "Pipeline", "Segmentation", "SegmentedObject"]
+__all__ = ["Attended", "Measured", "Pipeline", "Segmentation", "SegmentedObject"]
 
 _SHOWN = 5  # classes and objects in a repr
 
@@ -46,6 +48,23 @@ class Attended(NamedTuple):
 
     mask: np.ndarray
     score: np.ndarray | None = None
+
+
+class Measured(NamedTuple):
+    """How sure the network is of an image, and what the image is like; no labels are needed.
+
+    Attributes:
+        entropy: float32 (S,S), of each pixel's class probabilities, in nats: 0 = sure, the
+            logarithm of the number of classes = all of them are equally probable.
+        statistics: by their names in `STATISTICS`, see `Measures`; "entropy" is the mean over all
+            pixels.
+        pooled: float32 (F,), the mean over all places of the deepest feature map: images with alike
+            content are near each other.
+    """
+
+    entropy: np.ndarray
+    statistics: dict[str, float]
+    pooled: np.ndarray
 
 
 class SegmentedObject(NamedTuple):
@@ -79,6 +98,8 @@ class Segmentation:
         labels: uint8 (K,), the class of object 1 to K; `VOID` for numbers without a pixel.
         scores: float32 (K,), 0 to 1, how sure it is.
         attended: where each scale attends, by its name; empty if that was not asked for.
+        measured: how sure the network is, and what the image is like; None if that was not asked
+            for.
         place: the image's place among those that were given, from 0.
 
     Example:
@@ -99,6 +120,7 @@ class Segmentation:
     labels: np.ndarray
     scores: np.ndarray
     attended: Mapping[str, Attended] = field(default_factory=dict)
+    measured: Measured | None = None
     place: int = 0
 
     @property
@@ -174,6 +196,15 @@ def _resized(labels: np.ndarray, image: np.ndarray) -> np.ndarray:
 _Read = tuple[int, Sample, Square, Tensor]
 
 
+class _Computed(NamedTuple):
+    """A batch with what the network says about it."""
+
+    batch: list[_Read]
+    outputs: Outputs
+    found: Panoptic
+    measures: Measures | None
+
+
 class Pipeline:
     """A network, ready to segment images.
 
@@ -190,6 +221,8 @@ class Pipeline:
             left out. None = the error is raised, and ends the stream.
         precision: "float32", "bfloat16", or "auto" = bfloat16 where `fast_bfloat16` is True.
         compile: the network by torch.compile.
+        measured: whether to give `Segmentation.measured`.
+        tta: "flip" = see `Mirrored`; None = the images as they are.
 
     What runs is a copy of the network made by `prepare_for_inference`. On a CPU, a batch goes
     through it in parts of as many images as `images_together` says.
@@ -211,6 +244,8 @@ class Pipeline:
         failed: Callable[[DataError], object] | None = None,
         precision: str = "float32",
         compile: bool = False,
+        measured: bool = False,
+        tta: str | None = None,
     ) -> None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size: expected a whole number from 1, got {batch_size!r}")
@@ -218,10 +253,12 @@ class Pipeline:
             raise ValueError(f"confidence: expected a number from 0 to 1, got {confidence!r}")
         self.device = torch_device(device)
         dtype = inference_dtype(precision, self.device)
-        self.network = prepared(network.to(self.device).eval(), dtype, compile)
+        ready = prepared(network.to(self.device).eval(), dtype, compile)
+        self.network = with_tta(ready, tta)
         self.classes, self.size, self.max_objects = classes, size, network.max_objects
         self.batch_size = images_together(batch_size, network, size, dtype)
         self.confidence, self.attended, self.failed = confidence, attended, failed
+        self.measured = measured
 
     def stream(self, images: Iterable[AnyImage]) -> Iterator[Segmentation]:
         """Segment any number of images one after another, in bounded memory.
@@ -238,7 +275,7 @@ class Pipeline:
         threads = torch.get_num_threads()
         streams = 2 if threads > 1 and self.device.type == "cpu" else 1
 
-        def compute(batch: list[_Read]) -> tuple[list[_Read], Outputs, Panoptic]:
+        def compute(batch: list[_Read]) -> _Computed:
             if streams > 1:
                 torch.set_num_threads(threads // streams)  # of this thread
             return self._compute(batch)
@@ -246,7 +283,7 @@ class Pipeline:
         batches = ahead(batched(self._readable(images), self.batch_size))
         try:
             for computed in map_ahead(compute, batches, streams):
-                yield from self._results(*computed)
+                yield from self._results(computed)
         finally:
             torch.set_num_threads(threads)  # for threads that begin later
 
@@ -254,7 +291,7 @@ class Pipeline:
         """Segment a few images in this thread: the shortest way to the results."""
         read = [self._read(pair) for pair in enumerate(images)]
         parts = batched(read, self.batch_size)
-        return [found for part in parts for found in self._results(*self._compute(part))]
+        return [found for part in parts for found in self._results(self._compute(part))]
 
     def _readable(self, images: Iterable[AnyImage]) -> Iterator[_Read]:
         for read in map_ahead(self._read_or_error, enumerate(images)):
@@ -278,8 +315,9 @@ class Pipeline:
         return number, sample, square, torch.from_numpy(square.image.transpose(2, 0, 1).copy())
 
     @torch.inference_mode()
-    def _compute(self, batch: list[_Read]) -> tuple[list[_Read], Outputs, Panoptic]:
-        outputs = self.network(torch.stack([pixels for *_, pixels in batch]).to(self.device))
+    def _compute(self, batch: list[_Read]) -> _Computed:
+        images = torch.stack([pixels for *_, pixels in batch]).to(self.device)
+        outputs = self.network(images)
         found = group(outputs, self.classes.things, max_instances=self.max_objects)
         if self.confidence > 0:
             unsure = outputs.semantic.float().softmax(1).amax(1) < self.confidence
@@ -287,19 +325,21 @@ class Pipeline:
                 semantic=found.semantic.masked_fill(unsure, VOID),
                 instance=found.instance.masked_fill(unsure, 0),
             )
-        return batch, outputs, found
+        return _Computed(batch, outputs, found, measure(images, outputs) if self.measured else None)
 
     @torch.inference_mode()
-    def _results(self, batch: list[_Read], outputs: Outputs, found: Panoptic) -> list[Segmentation]:
+    def _results(self, computed: _Computed) -> list[Segmentation]:
+        batch, outputs, found, measures = computed
         # Copies of small types: a result that is kept does not keep its whole batch.
         kinds = (torch.uint8, torch.int32, torch.uint8, torch.float32)
         parts = [part.to(kind).cpu().numpy() for part, kind in zip(found, kinds, strict=True)]
         shown = [i for i, (number, *_) in enumerate(batch) if number in self.attended]
         maps = _attended(outputs, shown)
+        measured = [None] * len(batch) if measures is None else _measured(measures)
         results = []
         for i, (place, sample, square, _) in enumerate(batch):
             semantic, instance, labels, scores = (part[i].copy() for part in parts)
-            own = (semantic, instance, labels, scores, maps.get(i, {}), place)
+            own = (semantic, instance, labels, scores, maps.get(i, {}), measured[i], place)
             results.append(Segmentation(sample, self.classes, square, *own))
         return results
 
@@ -313,3 +353,12 @@ def _attended(outputs: Outputs, places: list[int]) -> dict[int, dict[str, Attend
         for i, place in enumerate(places):
             maps[place][name] = Attended(masks[i], None if scores is None else scores[i])
     return maps
+
+
+def _measured(measures: Measures) -> list[Measured]:
+    """The measures of each image of a batch; a result that is kept does not keep its batch."""
+    entropy, statistics, pooled = (part.cpu().numpy() for part in measures)
+    return [
+        Measured(e.copy(), dict(zip(STATISTICS, s, strict=True)), p.copy())
+        for e, s, p in zip(entropy, statistics.tolist(), pooled, strict=True)
+    ]

@@ -10,8 +10,6 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from maskattn_kernels.segmentation.model.network import SegmentationNetwork
-
 __all__ = ["Cost", "measure_cost", "peak_memory"]
 
 
@@ -38,7 +36,7 @@ class Cost:
 
 @torch.inference_mode()
 def measure_cost(
-    network: SegmentationNetwork,
+    network: nn.Module,
     size: int,
     batch_size: int = 16,
     runs: nn.Module | None = None,
@@ -47,7 +45,7 @@ def measure_cost(
     """Measure a network with random images on its own device.
 
     Args:
-        network: in eval mode.
+        network: a `SegmentationNetwork` in eval mode, or one that is `Mirrored`.
         size: side of the images.
         batch_size: for the rate.
         runs: the module that is timed, as `prepare_for_inference` makes it; None = ``network``.

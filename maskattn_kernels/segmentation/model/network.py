@@ -32,6 +32,7 @@ class Outputs(NamedTuple):
         embedding: (B,E,H,W), close for pixels of one object and apart for others; None for E = 0.
         selections: what attention selected, by the name of the scale (`MaskAttnUNet.scales`), with
             ``sparsity="q+k"`` "queries" and "keys" after it; no entry where all pixels take part.
+        pooled: (B,F), the mean over all places of the deepest feature map: what is in the image.
     """
 
     semantic: Tensor
@@ -39,6 +40,7 @@ class Outputs(NamedTuple):
     offset: Tensor | None
     embedding: Tensor | None
     selections: dict[str, Selection]
+    pooled: Tensor | None = None
 
 
 class SegmentationNetwork(nn.Module):
@@ -176,12 +178,13 @@ class SegmentationNetwork(nn.Module):
 
         maps, selections = self.unet.features((image - self.mean) / self.std, masks, logits)
         semantic = logits(maps[-1])
-        made = _by_name(selections)
+        made, pooled = _by_name(selections), maps[0].mean((2, 3))
         if self.objects is None:
-            return Outputs(semantic, None, None, None, made)
+            return Outputs(semantic, None, None, None, made, pooled)
         objects = self.objects(maps[-1])
         embedding = objects[:, 3:] if objects.shape[1] > 3 else None
-        return Outputs(semantic, objects[:, :1], objects[:, 1:3] * _REACH, embedding, made)
+        offset = objects[:, 1:3] * _REACH
+        return Outputs(semantic, objects[:, :1], offset, embedding, made, pooled)
 
     def output_layers(self) -> tuple[nn.Module, ...]:
         """The layers that `prepare_for_inference` keeps in float32: their results are compared."""

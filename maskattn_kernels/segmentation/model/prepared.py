@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from maskattn_kernels.common.text import quoted
 from maskattn_kernels.models import fast_bfloat16, prepare_for_inference
+from maskattn_kernels.segmentation.model.mirrored import TTA
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 
 __all__ = [
@@ -33,7 +34,7 @@ _LARGEST_MAP = 8 << 20
 
 
 def add_inference_arguments(parser: ArgumentParser) -> None:
-    """Give a command that runs a network the arguments ``--precision`` and ``--compile``.
+    """Give a command that runs a network ``--precision``, ``--compile`` and ``--tta``.
 
     Args:
         parser: of the command.
@@ -45,6 +46,11 @@ def add_inference_arguments(parser: ArgumentParser) -> None:
         help="auto = bfloat16 where it is faster, which changes a few labels (default float32)",
     )
     parser.add_argument("--compile", action="store_true", help="the network, by torch.compile")
+    parser.add_argument(
+        "--tta",
+        choices=TTA,
+        help="flip = the mean with the mirrored image: a little better, at twice the time",
+    )
 
 
 def inference_dtype(precision: str, device: torch.device) -> torch.dtype:

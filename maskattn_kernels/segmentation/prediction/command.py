@@ -16,6 +16,7 @@ from maskattn_kernels.common.progress import Progress
 from maskattn_kernels.segmentation.checkpoints import Checkpoint, as_checkpoint
 from maskattn_kernels.segmentation.data.errors import DataError, told
 from maskattn_kernels.segmentation.model.cost import measure_cost, peak_memory
+from maskattn_kernels.segmentation.model.mirrored import with_tta
 from maskattn_kernels.segmentation.model.prepared import (
     add_inference_arguments,
     images_together,
@@ -41,6 +42,7 @@ def predict(
     device: str | torch.device = "auto",
     precision: str = "float32",
     compile: bool = False,
+    tta: str | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
     """Segment a source of images, and write the results into a folder.
@@ -68,7 +70,7 @@ def predict(
         limit: stop after this many images; a camera never stops by itself.
         recursive: also the images in folders of the folder; NAME then begins with theirs.
         device: to compute on; "auto" = a GPU if there is one. The network stays there.
-        precision, compile: as in `Checkpoint.segment`.
+        precision, compile, tta: as in `Checkpoint.segment`.
         progress: called with the number of images that are done: 0 before the network's cost is
             measured, which takes seconds, and then after each image.
 
@@ -106,8 +108,9 @@ def predict(
         progress(0)
     dtype = inference_dtype(precision, place)
     together = images_together(batch_size, loaded.network, loaded.size, dtype)
-    ready = prepared(loaded.network, dtype, compile)
-    cost = measure_cost(loaded.network, loaded.size, together, ready)
+    plain = with_tta(loaded.network, tta)
+    ready = with_tta(prepared(loaded.network, dtype, compile), tta)
+    cost = measure_cost(plain, loaded.size, together, ready)
     start, stop = time.perf_counter(), None
     shown, failed = _spread(panels, images.count, limit), list[str]()
     results = loaded.segment_stream(
@@ -118,6 +121,7 @@ def predict(
         failed=lambda error: failed.append(str(error)),
         precision=precision,
         compile=compile,
+        tta=tta,
     )
     writer = Writer(
         Path(out),
@@ -149,6 +153,7 @@ def predict(
         "device": str(place),
         "precision": str(dtype).removeprefix("torch."),
         "compiled": compile,
+        "tta": tta,
         "size": loaded.size,
         "failed": failed + writer.failed,
         "notes": images.notes + writer.notes,
@@ -180,7 +185,8 @@ def summary_text(summary: dict[str, Any]) -> str:
         f"{summary['images']} images, {summary['images_per_second']:.1f} images/s end to end "
         f"({summary['share_of_network_rate']:.0%} of the network alone)",
         f"network at {summary['size']} x {summary['size']} on {summary['device']} "
-        f"in {summary['precision']}{', compiled' * summary['compiled']}: "
+        f"in {summary['precision']}{', compiled' * summary['compiled']}"
+        f"{', with the mirrored image' if summary['tta'] else ''}: "
         f"{network['latency_ms']:.1f} ms for one image (median), "
         f"{network['images_per_second']:.1f} images/s in batches, "
         f"{network['gflops']:.2f} GFLOPs an image, {network['parameters'] / 1e6:.2f} M parameters",
@@ -228,6 +234,7 @@ def main(argv: Sequence[str]) -> int:
             device=given.device,
             precision=given.precision,
             compile=given.compile,
+            tta=given.tta,
             progress=lambda done: (
                 progress.show(f"{done} images") if done else progress.note("measuring the network")
             ),

@@ -42,6 +42,7 @@ def evaluate(
     failed: Callable[[DataError], object] | None = None,
     precision: str = "float32",
     compile: bool = False,
+    tta: str | None = None,
 ) -> dict[str, Scores]:
     """Score a checkpoint on a labelled data set.
 
@@ -53,7 +54,7 @@ def evaluate(
         progress: called with the number of images that are done, after each batch.
         failed: called with the error of each sample that cannot be read, in a thread; that sample
             is left out. None = the error is raised.
-        precision, compile: as in `Checkpoint.segment`.
+        precision, compile, tta: as in `Checkpoint.segment`.
 
     Returns:
         ``{"network size": scores, "original size": scores}``. At the first, labels are resized as
@@ -90,6 +91,7 @@ def evaluate(
         failed=failed,
         precision=precision,
         compile=compile,
+        tta=tta,
     )
     done = 0
     for batch in batched(results, batch_size):
@@ -247,6 +249,7 @@ def main(argv: Sequence[str]) -> int:
             failed=lambda error: failed.append(str(error)),
             precision=given.precision,
             compile=given.compile,
+            tta=given.tta,
         )
     print(tables(scores, checkpoint.size))
     for note in (*_only_predicted(scores), *_too_many(dataset.most, checkpoint.network)):
@@ -259,6 +262,7 @@ def main(argv: Sequence[str]) -> int:
         "failed": failed,
         "size": checkpoint.size,
         "precision": given.precision,
+        "tta": given.tta,
         "scores": _without_nan(scores),
     }
     text = json.dumps(report, indent=2) + "\n"
