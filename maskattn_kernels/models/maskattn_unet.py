@@ -8,17 +8,27 @@ depth 3, channels and, for a 128 x 128 image, sizes; attention after every down 
       down1  2w 64^2 ----------------------------------> up2  w 64^2
         down2  4w 32^2 ----------------------------> up1  2w 32^2
           down3  4w 16^2 -> bottleneck 4w-8w-8w-4w ---^
+
+With another encoder its maps take the places of stem and downs. Here EfficientNet-Lite0, width w,
+``finest=4`` and ``attend_from=8``; a lateral is a 1x1 convolution to the channels of its level:
+
+    encoder 24 32^2 ---------------------------------------> up3  w 32^2 -> head, bilinear to 128^2
+      encoder 40 16^2 -> lateral -> down3 1.5w 16^2 ---> up2  1.5w 16^2
+        encoder 112 8^2 -> lateral -> down4 2w 8^2 ---> up1  2w 8^2
+          encoder 320 4^2 -> lateral -> down5 3w 4^2 ----^
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskattn_kernels.common.text import quoted
-from maskattn_kernels.models.blocks import ConvBlock, Down, Up
+from maskattn_kernels.models.blocks import ConvBlock, Down, SlimUp, Up
+from maskattn_kernels.models.encoders import as_encoder, encoded
+from maskattn_kernels.models.given_masks import GivenMasks, Mask, Masks
 from maskattn_kernels.nn import (
     AttentionCore,
     ExploringSelector,
@@ -27,7 +37,6 @@ from maskattn_kernels.nn import (
     make_selector,
 )
 from maskattn_kernels.nn.checks import positive_int
-from maskattn_kernels.token_index import TokenIndex
 
 __all__ = ["PRESETS", "MaskAttnUNet"]
 
@@ -38,13 +47,16 @@ PRESETS: dict[str, dict[str, int]] = {
 }
 """Constructor arguments by name; see `MaskAttnUNet.from_preset`."""
 
-Mask = Tensor | TokenIndex
-Masks = Tensor | Mapping[str, Mask] | Sequence[Mask]
+
+class _Level(NamedTuple):
+    """A size of the U-Net: its stride, channels of the encoder's map, and of the decoder's."""
+
+    stride: int
+    skip: int
+    width: int
 
 
-def _at(selector: str, has_guess: bool) -> str:
-    """The name of the selector of a scale, with or without a first guess at the classes."""
-    return "random" if selector == "entropy" and not has_guess else selector
+_MakeAttention = Callable[[str, int, int], nn.Module]  # from name, channels and stride
 
 
 class MaskAttnUNet(nn.Module):
@@ -53,10 +65,18 @@ class MaskAttnUNet(nn.Module):
     Args:
         in_channels: of the image.
         classes: of the logits.
-        width: channels at full resolution; each level has twice the one above, the last one as many
-            as the one above it.
-        depth: how often the size is halved; there are ``2 * depth`` attention modules.
-        bottleneck: channels inside the bottleneck; None = twice those of the deepest level.
+        encoder: a module as `EncoderLike` says, or a backbone of timm made with
+            ``features_only=True``; None = the U-Net's own.
+        width: channels of the decoder's finest level. With the own encoder, which has the same,
+            each level has twice the one above, the last one as many as the one above it; with
+            another, levels have w, 1.5w, 2w, 3w, 4w, ..
+        depth: how often the own encoder halves the size (default 3).
+        bottleneck: channels inside the bottleneck of the own encoder; None = twice those of the
+            deepest level.
+        finest: lowest stride of the maps of another encoder that are used (default 4); the decoder
+            ends there, and logits are brought to the size of the image by bilinear interpolation.
+        attend_from: lowest stride with attention; None = all with the own encoder, where there are
+            ``2 * depth`` attention modules, and 8 with another.
         num_heads: of every attention module.
         selector: what selects pixels where no mask is given: "random", "topk", "gumbel-topk",
             "local", "threshold" or "gumbel" (all but the first learn, see `maskattn_kernels.nn`),
@@ -94,9 +114,12 @@ class MaskAttnUNet(nn.Module):
         in_channels: int = 3,
         classes: int = 19,
         *,
+        encoder: nn.Module | None = None,
         width: int = 64,
-        depth: int = 3,
+        depth: int | None = None,
         bottleneck: int | None = None,
+        finest: int | None = None,
+        attend_from: int | None = None,
         num_heads: int = 1,
         selector: str = "random",
         keep: float = 0.25,
@@ -109,50 +132,115 @@ class MaskAttnUNet(nn.Module):
         super().__init__()
         in_channels = positive_int("in_channels", in_channels)
         classes = positive_int("classes", classes)
-        width, depth = positive_int("width", width), positive_int("depth", depth)
-        if bottleneck is not None:
-            bottleneck = positive_int("bottleneck", bottleneck)
+        width = positive_int("width", width)
+        others = ("depth", "bottleneck") if encoder is not None else ("finest",)
+        for name, value in (("depth", depth), ("bottleneck", bottleneck), ("finest", finest)):
+            if value is not None and name in others:
+                which = "another" if encoder is not None else "the U-Net's own"
+                raise ValueError(f"{name}: expected None with {which} encoder, got {value!r}")
+        if attend_from is None:
+            attend_from = 1 if encoder is None else 8
+        attend_from = positive_int("attend_from", attend_from)
         self.in_channels = in_channels
+        self._strides: dict[str, int] = {}  # of the scales, in the order in which they run
 
-        def attention(channels: int, place: int) -> MaskAttention2d:
+        def attention(name: str, channels: int, stride: int) -> nn.Module:
+            if stride < attend_from:
+                return nn.Identity()
+            place = len(self._strides)
+            self._strides[name] = stride
+            guesses_nothing = selector == "entropy" and name.startswith("down")
+            which = "random" if guesses_nothing else selector
             return MaskAttention2d(
                 channels,
                 num_heads,
-                selector=make_selector(
-                    _at(selector, has_guess=place >= depth),
-                    keep,
-                    seed=(seed + place) % 2**32,
-                    min_keep=min_keep,
-                ),
+                selector=make_selector(which, keep, seed=(seed + place) % 2**32, min_keep=min_keep),
                 joins_previous=place > 0,
                 sparsity=sparsity,
                 core=core,
                 backend=backend,
             )
 
+        self.encoder: nn.Module | None = None
+        if encoder is None:
+            levels = self._build_encoder(
+                width, 3 if depth is None else depth, bottleneck, attention
+            )
+        else:
+            finest = 4 if finest is None else finest
+            levels = self._build_around(as_encoder(encoder), width, finest, attention)
+        if not self._strides:
+            raise ValueError(
+                f"attend_from: expected a stride of the encoder's maps, at most {levels[-1].stride}"
+                f", got {attend_from}"
+            )
+        self.finest = levels[0].stride
+        self.ups = nn.ModuleList()
+        self.up_attention = nn.ModuleList()
+        self.up_names = [f"up{i}" for i in range(1, len(levels))]
+        self.decoder_channels = [levels[-1].width]
+        for name, level in zip(self.up_names, reversed(levels[:-1]), strict=True):
+            up: Any = Up if encoder is None else SlimUp
+            self.ups.append(up(self.decoder_channels[-1], level.skip, level.width))
+            self.up_attention.append(attention(name, level.width, level.stride))
+            self.decoder_channels.append(level.width)
+        self.head = nn.Conv2d(self.decoder_channels[-1], classes, 1)
+        # Weights in the memory format of the feature maps: convolutions then copy none of them.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _build_encoder(
+        self, width: int, depth: int, bottleneck: int | None, attention: _MakeAttention
+    ) -> list[_Level]:
+        depth = positive_int("depth", depth)
         # Channels of each level, full resolution first: w, 2w, 4w, .., the last as the one before.
-        levels = [width * 2 ** min(i, max(depth - 1, 1)) for i in range(depth + 1)]
-        self.stem = ConvBlock(in_channels, width)
-        self.downs = nn.ModuleList(Down(levels[i], levels[i + 1]) for i in range(depth))
-        self.down_attention = nn.ModuleList(attention(levels[i + 1], i) for i in range(depth))
-        deepest = levels[-1]
-        inside = 2 * deepest if bottleneck is None else bottleneck
+        channels = [width * 2 ** min(i, max(depth - 1, 1)) for i in range(depth + 1)]
+        self.stem = ConvBlock(self.in_channels, width)
+        self.downs = nn.ModuleList(Down(channels[i], channels[i + 1]) for i in range(depth))
+        self.down_names = [f"down{i}" for i in range(1, depth + 1)]
+        self.down_attention = nn.ModuleList(
+            attention(name, channels[i], 2**i) for i, name in enumerate(self.down_names, start=1)
+        )
+        deepest = channels[-1]
+        inside = 2 * deepest if bottleneck is None else positive_int("bottleneck", bottleneck)
         self.bottleneck = nn.Sequential(
             ConvBlock(deepest, inside), ConvBlock(inside, inside), ConvBlock(inside, deepest)
         )
-        self.ups = nn.ModuleList()
-        self.up_attention = nn.ModuleList()
-        self.decoder_channels = [deepest]
-        below = deepest
-        for place, i in enumerate(reversed(range(depth)), start=depth):
-            above = levels[max(i - 1, 0)]
-            self.ups.append(Up(below, levels[i], above))
-            self.up_attention.append(attention(above, place))
-            self.decoder_channels.append(above)
-            below = above
-        self.head = nn.Conv2d(below, classes, 1)
-        # Weights in the memory format of the feature maps: convolutions then copy none of them.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        levels = [_Level(2**i, channels[i], channels[max(i - 1, 0)]) for i in range(depth)]
+        return [*levels, _Level(2**depth, deepest, deepest)]
+
+    def _build_around(
+        self, encoder: Any, width: int, finest: int, attention: _MakeAttention
+    ) -> list[_Level]:
+        finest = positive_int("finest", finest)
+        maps = [
+            (f"down{place}", stride, channels)
+            for place, (stride, channels) in enumerate(
+                zip(encoder.strides, encoder.channels, strict=True), start=1
+            )
+            if stride >= finest
+        ]
+        if len(maps) < 2:
+            raise ValueError(
+                f"finest: expected a stride of the encoder, {tuple(encoder.strides)}, but not the "
+                f"last one, got {finest}"
+            )
+        self.encoder = encoder
+        self.laterals = nn.ModuleList()
+        self.down_names = [name for name, _, _ in maps]
+        self.down_attention = nn.ModuleList()
+        levels = []
+        for i, (name, stride, channels) in enumerate(maps):
+            level_width = width * (2, 3)[i % 2] * 2 ** (i // 2) // 2
+            attended = attention(name, level_width, stride)
+            self.down_attention.append(attended)
+            if isinstance(attended, nn.Identity) and channels <= level_width and i < len(maps) - 1:
+                self.laterals.append(nn.Identity())
+                levels.append(_Level(stride, channels, level_width))
+            else:
+                convolution = nn.Conv2d(channels, level_width, 1, bias=False)
+                self.laterals.append(nn.Sequential(convolution, nn.BatchNorm2d(level_width)))
+                levels.append(_Level(stride, level_width, level_width))
+        return levels
 
     @classmethod
     def from_preset(cls, name: str, **arguments: Any) -> "MaskAttnUNet":
@@ -192,8 +280,7 @@ class MaskAttnUNet(nn.Module):
             >>> MaskAttnUNet(width=8, depth=2).scales
             ('down1', 'down2', 'up1', 'up2')
         """
-        depth = len(self.downs)
-        return tuple(f"{way}{i + 1}" for way in ("down", "up") for i in range(depth))
+        return tuple(self._strides)
 
     def forward(
         self, image: Tensor, masks: Masks | None = None, *, return_masks: bool = False
@@ -205,8 +292,8 @@ class MaskAttnUNet(nn.Module):
             masks: which pixels take part in attention, bool, True = selected:
 
                 - None: the selectors draw;
-                - a Tensor (B,H,W) or (B,1,H,W): max-pooled to each scale, so a place is selected
-                  where any of its pixels is;
+                - a Tensor (B,H,W) or (B,1,H,W): max-pooled to the size of each scale, so a place
+                  is selected where any of its pixels is;
                 - a mapping from names in `scales` to masks as `MaskAttention2d` takes them; the
                   selectors draw for names that are missing;
                 - a sequence of such masks, one for each of `scales`.
@@ -218,6 +305,9 @@ class MaskAttnUNet(nn.Module):
         """
         maps, selections = self.features(image, masks)
         logits = self.head(maps[-1])
+        if logits.shape[-2:] != image.shape[-2:]:
+            size = image.shape[-2:]
+            logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
         if not return_masks:
             return logits
         return logits, {name: None if s is None else s.mask for name, s in selections.items()}
@@ -236,9 +326,9 @@ class MaskAttnUNet(nn.Module):
                 a guess at the classes, by which the next scale's selector may choose.
 
         Returns:
-            ``depth + 1`` maps from that of the bottleneck to the one of full size, which the head
-            classifies, (B,C,h,w) with C as in ``decoder_channels``; and the `Selection` of each
-            scale, None where all pixels took part.
+            maps from the deepest, that of the bottleneck or of the encoder, to the finest, which
+            the head classifies, (B,C,h,w) with C as in ``decoder_channels``; and the `Selection` of
+            each scale, None where all pixels took part.
 
         Example:
             >>> import torch
@@ -252,28 +342,36 @@ class MaskAttnUNet(nn.Module):
         """
         self._check(image)
         x = image.contiguous(memory_format=torch.channels_last)
-        given = self._masks_by_name(masks, image)
+        given = GivenMasks(masks, self._strides, image)
         selections: dict[str, Selection | None] = {}
         previous: Selection | None = None
         guessed: Tensor | None = None
 
         def attend(attention: Any, name: str, x: Tensor) -> Tensor:
             nonlocal previous
-            mask = given.get(name)
+            if isinstance(attention, nn.Identity):
+                return x
+            mask = given.at(name, x)
             previous = attention.select(x, previous, guessed) if mask is None else Selection(mask)  # type: ignore[arg-type]
             selections[name] = previous
             return attention(x, previous)
 
-        names = iter(self.scales)
-        x = self.stem(x)
-        skips = []
-        for down, attention in zip(self.downs, self.down_attention, strict=True):
-            skips.append(x)
-            x = attend(attention, next(names), down(x))
-        maps = [self.bottleneck(x)]
-        for up, attention in zip(self.ups, self.up_attention, strict=True):
+        downs = zip(self.down_attention, self.down_names, strict=True)
+        if self.encoder is None:
+            skips = [self.stem(x)]
+            for down, (attention, name) in zip(self.downs, downs, strict=True):
+                skips.append(attend(attention, name, down(skips[-1])))
+            maps = [self.bottleneck(skips.pop())]
+        else:
+            used = encoded(self.encoder, x)[-len(self.laterals) :]
+            skips = [
+                attend(attention, name, lateral(map))
+                for map, lateral, (attention, name) in zip(used, self.laterals, downs, strict=True)
+            ]
+            maps = [skips.pop()]
+        for up, attention, name in zip(self.ups, self.up_attention, self.up_names, strict=True):
             guessed = None if guess is None else guess(maps[-1])
-            maps.append(attend(attention, next(names), up(maps[-1], skips.pop())))
+            maps.append(attend(attention, name, up(maps[-1], skips.pop())))
         return maps, selections
 
     def output_layers(self) -> tuple[nn.Module, ...]:
@@ -285,42 +383,6 @@ class MaskAttnUNet(nn.Module):
         for module in self.modules():
             if isinstance(module, ExploringSelector):
                 module.anneal(progress)
-
-    def _masks_by_name(self, masks: Masks | None, image: Tensor) -> Mapping[str, Mask]:
-        if masks is None:
-            return {}
-        if isinstance(masks, Tensor):
-            return self._pyramid(masks, image)
-        if isinstance(masks, Mapping):
-            for name in masks:
-                if name not in self.scales:
-                    raise ValueError(f"masks: expected names among {self.scales}, got {name!r}")
-            return masks
-        if isinstance(masks, Sequence):
-            if len(masks) != len(self.scales):
-                raise ValueError(f"masks: expected {len(self.scales)} masks, got {len(masks)}")
-            return dict(zip(self.scales, masks, strict=True))
-        raise TypeError(
-            "masks: expected a bool Tensor, a mapping or a sequence of them, "
-            f"got {type(masks).__name__}"
-        )
-
-    def _pyramid(self, mask: Tensor, image: Tensor) -> dict[str, Mask]:
-        """A full-resolution mask, pooled as `Down` pools, for every scale."""
-        if mask.dtype != torch.bool:
-            raise TypeError(f"masks: expected dtype torch.bool (True = selected), got {mask.dtype}")
-        batch, _, height, width = image.shape
-        fits = tuple(mask.shape[1:]) in ((height, width), (1, height, width))
-        if not fits or mask.shape[0] not in (1, batch):
-            raise ValueError(
-                f"masks: expected shape ({batch}, {height}, {width}), got {tuple(mask.shape)}"
-            )
-        levels = [mask.view(-1, 1, height, width)]
-        for _ in self.downs:
-            pooled = F.max_pool2d(levels[-1].float(), 2, ceil_mode=True)
-            levels.append(pooled > 0)
-        on_the_way = levels[1:] + levels[-2::-1]
-        return {name: level[:, 0] for name, level in zip(self.scales, on_the_way, strict=True)}
 
     def _check(self, image: Tensor) -> None:
         if not isinstance(image, Tensor):

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from maskattn_kernels.common.text import quoted
 from maskattn_kernels.models import PRESETS, MaskAttnUNet
-from maskattn_kernels.models.maskattn_unet import Masks
+from maskattn_kernels.models.given_masks import Masks
 from maskattn_kernels.nn import Selection
 from maskattn_kernels.segmentation.data.sample import MAX_OBJECTS
+from maskattn_kernels.segmentation.model.named_encoders import OWN_ENCODER, make_encoder
 from maskattn_kernels.torch_compat import register_tuple
 
 __all__ = ["TASKS", "Outputs", "SegmentationNetwork"]
@@ -58,8 +59,10 @@ class SegmentationNetwork(nn.Module):
         classes: how many.
         things: numbers of the classes whose objects are counted; needed unless "semantic".
         task: "semantic", "instance" or "panoptic".
-        preset: a name in `PRESETS`, for the four sizes that are None.
-        width, depth, bottleneck, num_heads: as in `MaskAttnUNet`.
+        encoder: a name that `make_encoder` takes; "unet" = that of the U-Net itself. Its weights
+            are random: `load_encoder_weights` loads others.
+        preset: a name in `PRESETS`, for the sizes that are None.
+        width, depth, bottleneck, finest, attend_from, num_heads: as in `MaskAttnUNet`.
         selector, keep, min_keep, seed, sparsity, core, backend: as in `MaskAttnUNet`.
         embedding: E, channels of the embedding; 0 = none.
         max_objects: most objects of an image that are learned and found.
@@ -96,10 +99,13 @@ class SegmentationNetwork(nn.Module):
         things: Sequence[int] = (),
         task: str = "panoptic",
         *,
+        encoder: str = OWN_ENCODER,
         preset: str = "edge",
         width: int | None = None,
         depth: int | None = None,
         bottleneck: int | None = None,
+        finest: int | None = None,
+        attend_from: int | None = None,
         num_heads: int | None = None,
         selector: str = "gumbel-topk",
         keep: float = 0.25,
@@ -116,7 +122,14 @@ class SegmentationNetwork(nn.Module):
         _check(classes, things, task, preset, embedding)
         if isinstance(max_objects, bool) or not isinstance(max_objects, int) or max_objects < 1:
             raise ValueError(f"max_objects: expected an int from 1, got {max_objects!r}")
-        sizes = {"width": width, "depth": depth, "bottleneck": bottleneck, "num_heads": num_heads}
+        sizes = {
+            "width": width,
+            "depth": depth,
+            "bottleneck": bottleneck,
+            "finest": finest,
+            "attend_from": attend_from,
+            "num_heads": num_heads,
+        }
         chosen = {
             "selector": selector,
             "keep": keep,
@@ -130,6 +143,7 @@ class SegmentationNetwork(nn.Module):
             "classes": classes,
             "things": list(things),
             "task": task,
+            "encoder": encoder,
             "preset": preset,
             **sizes,
             **chosen,
@@ -140,7 +154,10 @@ class SegmentationNetwork(nn.Module):
         self.max_objects = max_objects
         self.things = things
         given = {name: size for name, size in sizes.items() if size is not None}
-        self.unet = MaskAttnUNet.from_preset(preset, classes=classes, **given, **chosen)
+        made = make_encoder(encoder)
+        self.unet = MaskAttnUNet.from_preset(
+            preset, classes=classes, encoder=made, **given, **chosen
+        )
         # Without bias: all biases would add up to one, and the last head has it.
         self.coarse_heads = nn.ModuleList(
             nn.Conv2d(channels, classes, 1, bias=False)
@@ -156,8 +173,10 @@ class SegmentationNetwork(nn.Module):
                 nn.Conv2d(channels, 3 + embedding, 1),
             ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         # ImageNet's statistics: customary, and close enough for photographs.
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
+        mean = getattr(made, "mean", (0.485, 0.456, 0.406))
+        std = getattr(made, "std", (0.229, 0.224, 0.225))
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(self, image: Tensor, masks: Masks | None = None) -> Outputs:
         """The outputs for ``image``; ``masks`` as in `MaskAttnUNet.forward`."""
@@ -168,6 +187,7 @@ class SegmentationNetwork(nn.Module):
             raise TypeError(f"image: expected a uint8 or floating point Tensor, got {kind}")
         if image.dim() != 4 or image.shape[1] != 3:
             raise ValueError(f"image: expected shape (B, 3, H, W), got {tuple(image.shape)}")
+        size = image.shape[-2:]
         heads = iter([*self.coarse_heads, self.unet.head])
         semantic: Tensor | None = None
 
@@ -177,11 +197,11 @@ class SegmentationNetwork(nn.Module):
             return semantic
 
         maps, selections = self.unet.features((image - self.mean) / self.std, masks, logits)
-        semantic = logits(maps[-1])
+        semantic = _resized(logits(maps[-1]), size)
         made, pooled = _by_name(selections), maps[0].mean((2, 3))
         if self.objects is None:
             return Outputs(semantic, None, None, None, made, pooled)
-        objects = self.objects(maps[-1])
+        objects = _resized(self.objects(maps[-1]), size)
         embedding = objects[:, 3:] if objects.shape[1] > 3 else None
         offset = objects[:, 1:3] * _REACH
         return Outputs(semantic, objects[:, :1], offset, embedding, made, pooled)
@@ -191,6 +211,13 @@ class SegmentationNetwork(nn.Module):
         last = () if self.objects is None else (self.objects[-1],)  # type: ignore[index]
         return (*self.coarse_heads, *last)
 
+    def encoder_parts(self) -> list[nn.Module]:
+        """The modules from the image down to the lowest resolution; of another encoder, itself."""
+        unet = self.unet
+        if unet.encoder is not None:
+            return [unet.encoder]
+        return [unet.stem, unet.downs, unet.down_attention, unet.bottleneck]
+
     def anneal(self, progress: float) -> None:
         """Tell Gumbel selectors the ``progress`` of training, from 0 to 1; others ignore it."""
         self.unet.anneal(progress)
@@ -198,10 +225,13 @@ class SegmentationNetwork(nn.Module):
 
 def _joined(logits: Tensor, coarser: Tensor | None) -> Tensor:
     """Logits of a map, to which those of the coarser maps are added."""
-    if coarser is None:
-        return logits
-    size = logits.shape[-2:]
-    return logits + F.interpolate(coarser, size=size, mode="bilinear", align_corners=False)
+    return logits if coarser is None else logits + _resized(coarser, logits.shape[-2:])
+
+
+def _resized(maps: Tensor, size: torch.Size) -> Tensor:
+    if maps.shape[-2:] == size:
+        return maps
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
 def _by_name(selections: Mapping[str, Selection | None]) -> dict[str, Selection]:

@@ -84,7 +84,8 @@ def images_together(
     head = network.unet.head
     if head.weight.device.type != "cpu":
         return batch_size
-    widest = 2 * head.in_channels  # of the last stage of the decoder: what comes up, and the skip
+    # Of the last stage of the decoder: what comes up, and the skip; or the logits.
+    widest = max(2 * head.in_channels // network.unet.finest**2, network.config["classes"])
     return min(batch_size, max(1, _LARGEST_MAP // (widest * size * size * dtype.itemsize)))
 
 

@@ -16,6 +16,7 @@ from maskattn_kernels.segmentation.data.findings import Findings, survey
 from maskattn_kernels.segmentation.data.judge import crowded
 from maskattn_kernels.segmentation.data.opening import SPLITS
 from maskattn_kernels.segmentation.data.sample import VOID, Classes
+from maskattn_kernels.segmentation.encoder_weights import has_default, load_encoder_weights
 from maskattn_kernels.segmentation.model.losses import SegmentationLoss
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.training.module import OptimizerOptions, SegmentationModule
@@ -63,7 +64,10 @@ def make_module(
     """
     torch.manual_seed(config.seed)
     classes = batches.classes
-    network = SegmentationNetwork(len(classes), classes.things, **config.network.as_dict())
+    arguments = config.network.as_dict()
+    weights = arguments.pop("encoder_weights")
+    network = SegmentationNetwork(len(classes), classes.things, **arguments)
+    pretrained = _load_encoder(config, network, weights)
     options = config.loss.as_dict()
     if options["keep"] is None and config.network.selector in ("threshold", "gumbel"):
         options["keep"] = config.network.keep  # without this loss they select too much
@@ -82,9 +86,24 @@ def make_module(
         seed=config.seed,
         optimizer=OptimizerOptions(**config.optimizer.as_dict()),
         freeze_encoder=config.freeze_encoder,
+        freeze_encoder_norms=config.freeze_encoder_norms,
+        pretrained_encoder=pretrained,
         size=batches.size,
         run=identity,
     )
+
+
+def _load_encoder(config: Namespace, network: SegmentationNetwork, weights: str) -> bool:
+    """Whether the encoder starts from trained weights, which are loaded if nothing follows."""
+    name, encoder = network.config["encoder"], network.unet.encoder
+    if encoder is None:
+        return False
+    if weights == "default" and not has_default(name):
+        weights = "none"
+    if weights == "none" or config.init_from or config.ckpt_path:
+        return weights != "none" or bool(config.init_from)
+    say(f"encoder: {name}, weights of {load_encoder_weights(encoder, name, weights)}")
+    return True
 
 
 def _take_weights(

@@ -35,6 +35,8 @@ class OptimizerOptions:
             they read change with Muon's steps; at 1 their scores hardly leave the initial values.
         weight_decay: of matrices and convolutions; norms, biases and mask heads have none.
         warmup: fraction of the run in which the rates rise from zero.
+        encoder_rate: how many times ``lr`` the learning rate of a pretrained encoder is; it is
+            trained by AdamW.
     """
 
     name: Literal["muon", "adamw"] = "muon"
@@ -43,17 +45,12 @@ class OptimizerOptions:
     mask_rate: float = 10.0
     weight_decay: float = 0.01
     warmup: float = 0.05
+    encoder_rate: float = 0.1
 
 
 def main_score(task: str) -> str:
     """The score by which the best checkpoint of a task is chosen."""
     return {"semantic": "mIoU", "instance": "AP", "panoptic": "PQ"}[task]
-
-
-def encoder_parts(network: SegmentationNetwork) -> list[nn.Module]:
-    """The modules from the image down to the lowest resolution."""
-    unet = network.unet
-    return [unet.stem, unet.downs, unet.down_attention, unet.bottleneck]
 
 
 class SegmentationModule(pl.LightningModule):
@@ -67,6 +64,8 @@ class SegmentationModule(pl.LightningModule):
         seed: of what is drawn in training; a step of a resumed run draws the same.
         optimizer: see `OptimizerOptions`.
         freeze_encoder: train only the decoder and the heads.
+        freeze_encoder_norms: keep the statistics of the encoder's BatchNorms as they are.
+        pretrained_encoder: the encoder starts from trained weights, see ``encoder_rate``.
         size: side of the images, for the checkpoint.
         run: options of the run by name, kept in its saved state.
     """
@@ -81,6 +80,8 @@ class SegmentationModule(pl.LightningModule):
         seed: int = 0,
         optimizer: OptimizerOptions | None = None,
         freeze_encoder: bool = False,
+        freeze_encoder_norms: bool = False,
+        pretrained_encoder: bool = False,
         size: int = 128,
         run: dict[str, str] | None = None,
     ) -> None:
@@ -93,14 +94,22 @@ class SegmentationModule(pl.LightningModule):
         self.scores: dict[str, float] = {}
         self.scored_at = 0
         self.restoring = False
-        self.frozen = encoder_parts(network) if freeze_encoder else []
+        self.pretrained_encoder = pretrained_encoder
+        self.freezes_norms = freeze_encoder_norms
+        self.frozen = network.encoder_parts() if freeze_encoder else []
         for part in self.frozen:
-            part.requires_grad_(False).eval()
+            part.requires_grad_(False)
+        self.train()
 
     def train(self, mode: bool = True) -> "SegmentationModule":
         super().train(mode)
         for part in self.frozen:  # their batch statistics stay as well
             part.eval()
+        if self.freezes_norms:
+            for part in self.network.encoder_parts():
+                for module in part.modules():
+                    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                        module.eval()
         return self
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -133,14 +142,21 @@ class SegmentationModule(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         options = self.optimizer_options
-        orthogonal = hidden_convolutions(self.network) if options.name == "muon" else []
+        trained = self.network.encoder_parts() if self.pretrained_encoder else []
+        encoder = [p for part in trained for p in part.parameters()]
         modules = [m for m in self.network.modules() if isinstance(m, MaskHead)]
         heads = [p for module in modules for p in module.parameters()]
-        apart = {id(weight) for weight in (*orthogonal, *heads)}
+        apart = {id(weight) for weight in (*encoder, *heads)}
+        orthogonal = hidden_convolutions(self.network) if options.name == "muon" else []
+        orthogonal = [weight for weight in orthogonal if id(weight) not in apart]
+        apart |= {id(weight) for weight in orthogonal}
         rest = [p for p in self.network.parameters() if id(p) not in apart]
+        encoder_lr = options.encoder_rate * options.lr
         groups: list[dict[str, Any]] = [
             {"params": orthogonal, "orthogonal": True, "lr": options.muon_lr},
             {"params": heads, "lr": options.mask_rate * options.lr, "weight_decay": 0.0},
+            {"params": [p for p in encoder if p.ndim > 1], "lr": encoder_lr},
+            {"params": [p for p in encoder if p.ndim <= 1], "lr": encoder_lr, "weight_decay": 0.0},
             {"params": [p for p in rest if p.ndim > 1]},
             {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
         ]

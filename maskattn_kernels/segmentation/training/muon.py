@@ -13,6 +13,9 @@ __all__ = ["Muon", "hidden_convolutions"]
 def hidden_convolutions(network: nn.Module) -> list[nn.Parameter]:
     """The weights of ``network`` for Muon: convolutions above 1x1 that do not read the image.
 
+    Not those of depthwise convolutions: a step that makes their rows orthogonal to each other would
+    mix channels that have nothing to do with each other.
+
     Example:
         >>> from torch import nn
         >>> from maskattn_kernels.segmentation.training.muon import hidden_convolutions
@@ -24,7 +27,7 @@ def hidden_convolutions(network: nn.Module) -> list[nn.Parameter]:
     return [
         p
         for p in network.parameters()
-        if p.ndim == 4 and p.shape[2:].numel() > 1 and p.shape[1] != image_channels
+        if p.ndim == 4 and p.shape[2:].numel() > 1 and p.shape[1] not in (1, image_channels)
     ]
 
 

@@ -100,6 +100,8 @@ def make_parser() -> ArgumentParser:
     add("--init_from", type=str | None, default=None, help="checkpoint to start from; a class "
         "of another name is new; width, depth and the like are taken from it")  # fmt: skip
     add("--freeze_encoder", type=bool, default=False, help="train the decoder and heads only")
+    add("--freeze_encoder_norms", type=bool, default=False, help="keep the statistics of the "
+        "encoder's BatchNorms")  # fmt: skip
     add("--unlabelled", type=str | None, default=None, help="folder of images without labels: "
         "learn from what --init_from predicts there")  # fmt: skip
     add("--confidence", type=float, default=0.9, help="of those predictions: pixels below are void")
@@ -115,6 +117,8 @@ def make_parser() -> ArgumentParser:
     parser.add_class_arguments(SegmentationNetwork, "network", skip={"classes", "things", "task"})
     add("--network.task", type=Literal["auto", "semantic", "instance", "panoptic"], default="auto",
         help="auto: panoptic where objects of things are labelled, else semantic")  # fmt: skip
+    parser.add_argument("--network.encoder_weights", type=str, default="default",
+        help="default: pretrained where the encoder has such weights; none; or a file")  # fmt: skip
     parser.add_class_arguments(SegmentationLoss, "loss", skip={"things", "task", "max_objects"})
     parser.add_class_arguments(OptimizerOptions, "optimizer")
     parser.add_class_arguments(TrainerOptions, "trainer")
