@@ -24,6 +24,25 @@ class EncoderLike(Protocol):
     ``forward(image)`` returns a list of maps (B,C,h,w) for an image (B,3,H,W). Attributes ``mean``
     and ``std``, three numbers each, are read where an encoder has them: by them an image of values
     from 0 to 1 is normalised before the encoder.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from maskattn_kernels.models import MaskAttnUNet
+        >>> class Halving(nn.Module):
+        ...     channels, strides = (8, 16), (2, 4)
+        ...
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.first = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        ...         self.second = nn.Conv2d(8, 16, 3, stride=2, padding=1)
+        ...
+        ...     def forward(self, image):
+        ...         fine = self.first(image)
+        ...         return [fine, self.second(fine.relu())]
+        >>> network = MaskAttnUNet(classes=5, encoder=Halving(), finest=2, attend_from=4)
+        >>> network(torch.zeros(2, 3, 33, 40)).shape
+        torch.Size([2, 5, 33, 40])
     """
 
     channels: tuple[int, ...]
