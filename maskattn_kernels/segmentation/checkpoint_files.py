@@ -35,6 +35,7 @@ __all__ = [
 WEIGHTS, FORMAT = "model.safetensors", 1
 HUB = "hf:"
 HUB_SECONDS = 10  # until an answer
+_FORMER = ("max_objects",)  # arguments of earlier versions that a network needs no more
 _HEADER = ("maskattn", "sha256", "format")  # the last one is what other programs add
 
 
@@ -96,6 +97,7 @@ def read_network(file: Path, config: Any) -> SegmentationNetwork:
     """
     header, shapes = _opened(file)
     try:
+        config = {name: value for name, value in config.items() if name not in _FORMER}
         depth = config.get("depth") or 1
         if not isinstance(depth, int) or depth > len(shapes):  # each level has tensors
             raise ValueError(f"depth: {depth!r} for {len(shapes)} tensors")

@@ -95,7 +95,8 @@ class Segmentation:
         square: the sample as the network saw it, at S x S pixels.
         square_semantic: uint8 (S,S), class numbers or `VOID`, as the network gave them.
         square_instance: int32 (S,S), 0 = no object.
-        labels: uint8 (K,), the class of object 1 to K; `VOID` for numbers without a pixel.
+        labels: uint8 (K,), the class of object 1 to K, the last one; `VOID` for numbers without a
+            pixel.
         scores: float32 (K,), 0 to 1, how sure it is.
         attended: where each scale attends, by its name; empty if that was not asked for.
         measured: how sure the network is, and what the image is like; None if that was not asked
@@ -255,7 +256,7 @@ class Pipeline:
         dtype = inference_dtype(precision, self.device)
         ready = prepared(network.to(self.device).eval(), dtype, compile)
         self.network = with_tta(ready, tta)
-        self.classes, self.size, self.max_objects = classes, size, network.max_objects
+        self.classes, self.size = classes, size
         self.batch_size = images_together(batch_size, network, size, dtype)
         self.confidence, self.attended, self.failed = confidence, attended, failed
         self.measured = measured
@@ -318,7 +319,7 @@ class Pipeline:
     def _compute(self, batch: list[_Read]) -> _Computed:
         images = torch.stack([pixels for *_, pixels in batch]).to(self.device)
         outputs = self.network(images)
-        found = group(outputs, self.classes.things, max_instances=self.max_objects)
+        found = group(outputs, self.classes.things)
         if self.confidence > 0:
             unsure = outputs.semantic.float().softmax(1).amax(1) < self.confidence
             found = found._replace(
@@ -339,6 +340,9 @@ class Pipeline:
         results = []
         for i, (place, sample, square, _) in enumerate(batch):
             semantic, instance, labels, scores = (part[i].copy() for part in parts)
+            # Of an image alone, not of those that went through the network beside it.
+            objects = int(np.flatnonzero(labels != VOID).max(initial=-1)) + 1
+            labels, scores = labels[:objects], scores[:objects]
             own = (semantic, instance, labels, scores, maps.get(i, {}), measured[i], place)
             results.append(Segmentation(sample, self.classes, square, *own))
         return results

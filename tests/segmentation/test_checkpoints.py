@@ -146,6 +146,11 @@ def set_to(*keys_and_value):
     return change
 
 
+def test_arguments_that_networks_no_longer_have_are_passed_over(tmp_path):
+    with_header(tmp_path, set_to("network", "max_objects", 64))
+    assert "max_objects" not in Checkpoint.from_pretrained(tmp_path).network.config
+
+
 NETWORK, CLASSES_KEY = "network", "classes"
 FEWER = {name: values[:2] for name, values in asdict(CLASSES).items()}
 

@@ -6,7 +6,7 @@ import torch
 from scenes import CLASSES, THINGS, perfect_outputs, scenes
 
 from maskattn_kernels.segmentation.data.sample import VOID
-from maskattn_kernels.segmentation.model.grouping import group
+from maskattn_kernels.segmentation.model.grouping import _nearest_of_all, _nearest_of_few, group
 from maskattn_kernels.segmentation.model.network import Outputs
 from maskattn_kernels.segmentation.model.targets import renumbered
 
@@ -38,9 +38,8 @@ def test_perfect_outputs_group_back_to_the_truth(discs):
         numbers = truth[known[image]].unique()
         assert len(matches) == len(numbers), "one number for one object, and the other way round"
         assert all((a == 0) == (b == 0) for a, b in matches)
-        for number, label, score in zip(
-            range(1, 65), panoptic.labels[image], panoptic.scores[image], strict=True
-        ):
+        pairs_of = zip(panoptic.labels[image], panoptic.scores[image], strict=True)
+        for number, (label, score) in enumerate(pairs_of, start=1):
             pixels = found == number
             assert (label != VOID) == pixels.any()
             assert score == 0 if label == VOID else score > 0.99
@@ -83,7 +82,7 @@ def test_more_centres_than_places_for_them():
     center[:, :, ::8, ::8] = torch.rand(8, 8) + 0.5
     logits = torch.zeros(1, 1, 64, 64)
     full = Outputs(logits, center, torch.zeros(1, 2, 64, 64), None, {})
-    panoptic = group(full, [0], max_instances=10)
+    panoptic = group(full, [0], max_objects=10)
     assert panoptic.labels.shape == (1, 10) and (panoptic.labels == 0).all()
     assert panoptic.instance.unique().tolist() == list(range(1, 11))
     heights = center.flatten().sort(descending=True).values[:10].clamp_max(1)
@@ -94,14 +93,37 @@ def test_task_without_objects():
     semantic = torch.randn(2, CLASSES, 5, 7)
     panoptic = group(Outputs(semantic, None, None, None, {}), [])
     assert torch.equal(panoptic.semantic, semantic.argmax(1))
-    assert panoptic.instance.sum() == 0 and panoptic.labels.shape == (2, 64)
+    assert panoptic.instance.sum() == 0 and panoptic.labels.shape == (2, 0)
 
 
 def test_no_value_is_read_on_the_host():
     with torch.device("meta"):
         maps = [torch.empty(2, channels, 16, 16) for channels in (CLASSES, 1, 2)]
-        panoptic = group(Outputs(*maps, None, {}), THINGS)
+        panoptic = group(Outputs(*maps, None, {}), THINGS, max_objects=64)
     assert panoptic.labels.shape == (2, 64)
+
+
+@pytest.mark.parametrize("step", [1 / 8, None], ids=["equal distances", "any distances"])
+def test_the_search_tree_finds_what_comparing_all_centres_finds(step):
+    g = torch.Generator().manual_seed(1)
+    size, count = 48, 90
+    offset = torch.randn(3, 2, size, size, generator=g) * 9
+    offset[0, :, :4] = 1e4  # far out of the image
+    if step:
+        offset = (offset / step).round() * step  # distances are exact, and often equal
+    places = torch.stack([torch.randperm(size * size, generator=g)[:count] for _ in range(3)])
+    exists = torch.arange(count).expand(3, -1) < torch.tensor([[count], [7], [0]])
+    counted = torch.rand(3, size, size, generator=g) < 0.7
+    few = _nearest_of_few(offset, exists, places, counted)
+    assert torch.equal(few, _nearest_of_all(offset, exists, places, counted))
+    assert few[0].max() > 64 and torch.equal(few[:2] > 0, counted[:2]) and not few[2].any()
+
+
+def test_offsets_that_are_not_numbers_leave_pixels_where_they_are():
+    offset = torch.zeros(1, 2, 1, 9)
+    offset[..., :3] = torch.tensor([float("nan"), float("inf"), float("-inf")])
+    found = group(outputs([1.0, 0, 0, 0, 0, 0, 0, 0, 0.9], offset), [1]).instance.flatten()
+    assert found[0] == 1 and (found > 0).all()
 
 
 def test_nan_outputs_are_no_objects_and_no_crash():

@@ -53,14 +53,15 @@ def test_results_are_those_of_the_network_at_the_images_own_sizes(checkpoint: Ch
         with torch.inference_mode():
             pixels = torch.from_numpy(square.transpose(2, 0, 1).copy())[None]
             network = checkpoint.network
-            expected = group(network(pixels), CLASSES.things, max_instances=network.max_objects)
+            expected = group(network(pixels), CLASSES.things)
         size = image.shape[:2]
         semantic, instance = (
             resize_labels(labels, size)[0].numpy() for labels in (expected[0], expected[1])
         )
         np.testing.assert_array_equal(found.semantic, semantic)
         np.testing.assert_array_equal(found.instance, instance)
-        np.testing.assert_allclose(found.scores, expected.scores[0], rtol=1e-5)
+        scores = np.trim_zeros(expected.scores[0].numpy(), "b")
+        np.testing.assert_allclose(found.scores, scores, rtol=1e-5)
         assert (found.semantic.dtype, found.instance.dtype) == (np.uint8, np.int32)
         assert found.semantic.shape == found.instance.shape == size
         assert found.overlay().size == size[::-1]

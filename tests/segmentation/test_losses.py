@@ -44,11 +44,11 @@ def test_what_is_not_known_does_not_count():
     assert targets.offset_counts.tolist() == [[[[True, False, False, False]]]]
 
 
-def test_more_objects_than_places_for_them():
+def test_every_pixel_may_be_an_object():
     instance = torch.arange(1, 101).view(1, 10, 10)
     targets = instance_targets(torch.full_like(instance, 2), instance, THINGS)
-    assert targets.numbers.max() == 64
-    assert torch.equal(targets.center_counts[:, 0], instance <= 64)
+    assert torch.equal(targets.numbers, instance)
+    assert (targets.center == 1).all() and targets.center_counts.all()
 
 
 @pytest.mark.parametrize("task", ["semantic", "panoptic"])
@@ -115,6 +115,16 @@ def test_contrastive_loss_samples_small_objects_too():
     sampled = numbers.flatten(1).gather(1, places)
     assert (sampled == 2).sum() >= 8
     assert places.unique().numel() == 32
+
+
+def test_contrastive_loss_compares_pixels_of_one_object_among_hundreds():
+    numbers = torch.arange(400).view(20, 20).repeat_interleave(6, 0).repeat_interleave(6, 1)
+    loss = InstanceContrastiveLoss(samples=48)
+    sampled = numbers.flatten()[loss._sample(numbers.view(1, -1))]
+    assert sampled.unique().numel() == 12 and 0 not in sampled
+    apart = torch.stack([numbers % 20, numbers // 20]).float().unsqueeze(0)
+    assert loss(9 * apart, numbers.unsqueeze(0)) == 0
+    assert loss(torch.zeros_like(apart), numbers.unsqueeze(0)) == 1
 
 
 def test_no_value_is_read_on_the_host():

@@ -24,14 +24,8 @@ from maskattn_kernels.segmentation.data.drawing import INK, PAPER, legend, overl
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.findings import Findings, Survey, survey
 from maskattn_kernels.segmentation.data.fonts import drawable_names, font, without_font
-from maskattn_kernels.segmentation.data.judge import crowded
 from maskattn_kernels.segmentation.data.opening import SPLITS
-from maskattn_kernels.segmentation.data.sample import (
-    MAX_OBJECTS,
-    VOID,
-    Classes,
-    SegmentationDataset,
-)
+from maskattn_kernels.segmentation.data.sample import VOID, Classes, SegmentationDataset
 
 __all__ = ["main", "sheet"]
 
@@ -168,8 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             replace_file(path, partial(picture.save, format="PNG"))
             print(f"  written: {path}")
     fonts = without_font(classes) if sets and given.samples else ()
-    many = crowded(surveyed.splits, MAX_OBJECTS)
-    for note in (*surveyed.notes, *many, *fonts):
+    for note in (*surveyed.notes, *fonts):
         print(f"note: {_one_line(note)}")
     faults = list(dict.fromkeys([*faults, *surveyed.faults]))
     for fault in faults[:MAX_FAULTS]:

@@ -9,7 +9,7 @@ import numpy as np
 from maskattn_kernels.segmentation.data.errors import shown
 from maskattn_kernels.segmentation.data.sample import VOID, Classes
 
-__all__ = ["Counts", "crowded", "differing", "judge"]
+__all__ = ["Counts", "differing", "judge"]
 
 
 LONE_SHARE = 0.05
@@ -57,24 +57,6 @@ def judge(splits: Mapping[str, Counts], classes: Classes) -> tuple[list[str], li
             things = _names(classes, classes.things)
             notes.append(f"no labels of objects, so those of {things} cannot be told apart")
     return faults, notes
-
-
-def crowded(splits: Mapping[str, Counts], most: int) -> list[str]:
-    """A note, if images have more objects than a network learns and finds.
-
-    Args:
-        splits: what was counted.
-        most: objects of an image that the network learns and finds.
-    """
-    counts = [count for found in splits.values() for count in found.objects]
-    too_many = [count for count in counts if count > most]
-    if not too_many:
-        return []
-    return [
-        f"{len(too_many)} of {len(counts)} images have more than {most} objects, up to "
-        f"{max(too_many)}; a network learns and finds {most} of an image, and more if it is "
-        f"trained with --network.max_objects {max(too_many)}"
-    ]
 
 
 def differing(train: Classes, val: Classes) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from maskattn_kernels.segmentation.data.errors import shown
 
-__all__ = ["MAX_OBJECTS", "VOID", "Classes", "Sample", "SegmentationDataset", "numbers_from_ids"]
+__all__ = ["VOID", "Classes", "Sample", "SegmentationDataset", "numbers_from_ids"]
 
 VOID = 255
 """The class of pixels that have none: ignored by losses and metrics."""
@@ -22,10 +22,6 @@ LARGEST_ID = 2**31
 def _is_id(value: object) -> bool:
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     return whole and 0 <= int(value) < LARGEST_ID  # type: ignore[call-overload]
-
-
-MAX_OBJECTS = 256
-"""Most objects of an image that a network learns and finds, unless it is built for more."""
 
 
 @dataclass(frozen=True)

@@ -2,26 +2,28 @@
 """From per-pixel outputs to objects: the grouping of Panoptic-DeepLab (Cheng et al., 2020).
 
 Peaks of the heatmap are centres; a pixel of a thing belongs to the centre nearest to where its
-offset points; an object's class is that of most of its pixels. On the device, batched, and with
-shapes that depend on the outputs' shapes alone.
+offset points; an object's class is that of most of its pixels.
 """
 
 from collections.abc import Sequence
-from functools import reduce
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from maskattn_kernels.segmentation.data.sample import VOID
+from maskattn_kernels.segmentation.model.neighbourhood import highest_around
 from maskattn_kernels.segmentation.model.network import Outputs
-from maskattn_kernels.segmentation.model.targets import MAX_INSTANCES, is_thing
+from maskattn_kernels.segmentation.model.targets import is_thing
 from maskattn_kernels.torch_compat import register_tuple
 
 __all__ = ["Panoptic", "group"]
 
 _TOGETHER = 8  # centres that a GPU compares at a time
+_DEPTH = 1e-6  # pixels: below what float32 offsets tell apart
 
 
 @register_tuple
@@ -50,7 +52,7 @@ def group(
     *,
     threshold: float = 0.1,
     window: int = 7,
-    max_instances: int = MAX_INSTANCES,
+    max_objects: int | None = None,
 ) -> Panoptic:
     """Group pixels of things into objects.
 
@@ -59,7 +61,8 @@ def group(
         things: classes whose objects are counted.
         threshold: a centre's heatmap is above it.
         window: odd; a centre is the highest of window x window pixels.
-        max_instances: K; the highest centres.
+        max_objects: K, the highest centres; then shapes depend on shapes alone, and on a GPU no
+            value is read on the host. None = as many as the image with the most centres has.
 
     Returns:
         A `Panoptic`; objects are numbered by falling height of their centres.
@@ -81,15 +84,16 @@ def group(
     highest, semantic = logits.max(1)
     if outputs.center is None or outputs.offset is None:
         nothing = torch.zeros_like(semantic)
-        labels = torch.full((batch, max_instances), VOID, device=logits.device)
+        labels = torch.full((batch, max_objects or 0), VOID, device=logits.device)
         return Panoptic(semantic, nothing, labels, torch.zeros_like(labels, dtype=torch.float32))
 
-    heights, places = _centers(outputs.center.float(), threshold, window, max_instances)
-    instance = _nearest(outputs.offset.float(), heights > 0, places)
-    instance = torch.where(is_thing(semantic, things), instance, 0)
+    heights, places = _centers(outputs.center.float(), threshold, window, max_objects)
+    counted = is_thing(semantic, things)
+    nearest = _nearest_of_few if logits.device.type == "cpu" else _nearest_of_all
+    instance = nearest(outputs.offset.float(), heights > 0, places, counted)
 
     # Votes: how many pixels of each object (row 0: background) have each class.
-    flat, objects = instance.flatten(1), max_instances + 1
+    flat, objects = instance.flatten(1), heights.shape[1] + 1
     votes = torch.zeros(batch, objects * classes, dtype=torch.int64, device=flat.device)
     votes.scatter_add_(1, flat * classes + semantic.flatten(1), torch.ones_like(flat))
     votes = votes.view(batch, objects, classes)
@@ -109,45 +113,46 @@ def group(
 
 
 def _centers(
-    center: Tensor, threshold: float, window: int, max_instances: int
+    center: Tensor, threshold: float, window: int, most: int | None
 ) -> tuple[Tensor, Tensor]:
     """The K highest peaks: heights (B,K), 0 where there are fewer, and places (B,K)."""
     height, width = center.shape[2:]
-    highest = _highest_around(center, window)
-    is_peak = (center == highest) & (center > max(threshold, 0.0))
+    is_peak = (center == highest_around(center, [1] * window)) & (center > max(threshold, 0.0))
     # Of equal neighbours, as low precision makes them, the first one is the peak.
     order = torch.arange(height * width, device=center.device, dtype=torch.float32)
     order = torch.where(is_peak, -order.view(1, 1, height, width), float("-inf"))
-    is_peak &= order == _highest_around(order, 3)
+    is_peak &= order == highest_around(order, [1] * 3)
+    if most is None:
+        most = int(is_peak.flatten(1).sum(1).max())
     peaks = torch.where(is_peak, center, 0.0).flatten(1)
-    peaks = F.pad(peaks, (0, max(max_instances - height * width, 0)))
+    peaks = F.pad(peaks, (0, max(most - height * width, 0)))
     # Equal heights keep the order of their places on any device: a later place makes them smaller
     # by less than float32 can tell apart. (A stable sort would do, but cannot be exported.)
     place = torch.arange(peaks.shape[1], device=peaks.device, dtype=torch.float64)
     ordered = torch.where(peaks > 0, peaks.double() * (1 - place * 2.0**-50), -place)
-    places = ordered.topk(max_instances, dim=1).indices
+    places = ordered.topk(most, dim=1).indices
     return peaks.gather(1, places), places
 
 
-def _highest_around(x: Tensor, window: int) -> Tensor:
-    """The highest of window x window values around each of (B,1,H,W).
+def _nearest_of_few(offset: Tensor, exists: Tensor, places: Tensor, counted: Tensor) -> Tensor:
+    """For each pixel that is ``counted`` the centre, 1 to K, nearest to where its offset points; 0
+    without one. On a CPU by a search tree: its time hardly depends on the number of centres."""
+    instance = torch.zeros_like(counted, dtype=torch.int64)
+    for number, there in enumerate(exists):
+        count, (ys, xs) = int(there.sum()), np.nonzero(counted[number].numpy())
+        if not count or not len(ys):
+            continue
+        dy, dx = np.nan_to_num(offset[number][:, ys, xs].numpy())
+        rows, columns = np.divmod(places[number, :count].numpy(), offset.shape[3])
+        # Equally near centres: the depths make the highest one nearest.
+        tree = cKDTree(np.column_stack([rows, columns, _DEPTH * np.arange(count)]))
+        _, nearest = tree.query(np.column_stack([ys + dy, xs + dx, np.zeros_like(dy)]))
+        instance[number, ys, xs] = torch.from_numpy(nearest) + 1
+    return instance
 
-    By shifts along one side and then the other: torch's pooling of a single channel takes longer
-    on a CPU than all else here together.
-    """
-    reach = window // 2
-    for dim, padding in ((-1, (reach, reach)), (-2, (0, 0, reach, reach))):
-        padded = F.pad(x, padding, value=float("-inf"))
-        shifted = (padded.narrow(dim, shift, x.shape[dim]) for shift in range(window))
-        x = reduce(torch.maximum, shifted)
-    return x
 
-
-def _nearest(offset: Tensor, exists: Tensor, places: Tensor) -> Tensor:
-    """For each pixel the centre, 1 to K, nearest to where its offset points; 0 without one."""
-    if offset.device.type == "cpu" and len(offset) > 1:  # an image's planes stay in the caches
-        images = zip(offset.split(1), exists.split(1), places.split(1), strict=True)
-        return torch.cat([_nearest(*image) for image in images])
+def _nearest_of_all(offset: Tensor, exists: Tensor, places: Tensor, counted: Tensor) -> Tensor:
+    """The same on a GPU, where all centres are compared and no value is read on the host."""
     height, width = offset.shape[2:]
     aim_y = offset[:, 0] + torch.arange(height, device=offset.device).view(1, height, 1)
     aim_x = offset[:, 1] + torch.arange(width, device=offset.device).view(1, 1, width)
@@ -156,23 +161,12 @@ def _nearest(offset: Tensor, exists: Tensor, places: Tensor) -> Tensor:
     center_x = places % width
     nearest = torch.zeros_like(aim_y, dtype=torch.int64)
     least = torch.full_like(aim_y, float("inf"))
-    # A few centres at a time: faster than all at once, and without K times the memory of an image;
-    # on a CPU one, on a GPU so many that few kernels are launched. The highest come first; how many
-    # there are is asked only where it waits for nothing.
-    on_cpu = exists.device.type == "cpu"
-    count, step = (int(exists.sum()), 1) if on_cpu else (exists.shape[1], _TOGETHER)
-    for first in range(0, count, step):
-        some = slice(first, first + step)
+    # A few centres at a time: without K times the memory of an image, and with few launches.
+    for first in range(0, exists.shape[1], _TOGETHER):
+        some = slice(first, first + _TOGETHER)
         dy = aim_y.unsqueeze(1) - center_y[:, some, None, None]
         dx = aim_x.unsqueeze(1) - center_x[:, some, None, None]
-        distance, place = _least(torch.addcmul(dx * dx, dy, dy))
+        distance, place = torch.addcmul(dx * dx, dy, dy).min(1)
         nearest = torch.where(distance < least, place + first + 1, nearest)
         least = torch.minimum(distance, least)
-    return nearest
-
-
-def _least(distance: Tensor) -> tuple[Tensor, Tensor | int]:
-    """The least along dimension 1, and where the first one is."""
-    if distance.shape[1] == 1:
-        return distance.squeeze(1), 0
-    return tuple(distance.min(1))  # type: ignore[return-value]
+    return torch.where(counted, nearest, 0)

@@ -16,7 +16,7 @@ from maskattn_kernels.common.text import quoted
 from maskattn_kernels.nn import keep_ratio_loss
 from maskattn_kernels.segmentation.data.sample import VOID
 from maskattn_kernels.segmentation.model.network import TASKS, Outputs
-from maskattn_kernels.segmentation.model.targets import MAX_INSTANCES, instance_targets
+from maskattn_kernels.segmentation.model.targets import instance_targets
 
 __all__ = [
     "CenterLoss",
@@ -80,8 +80,9 @@ class InstanceContrastiveLoss(nn.Module):
         mean of relu(|a - p| - |a - n| + margin)    a, p in one object, n in another
 
     over all such triplets among the sampled pixels of an image. Small objects are sampled as
-    often as large ones. The sample is a fixed function of ``numbers``: no generator and no reading
-    of device values on the host. Distances are Euclidean.
+    often as large ones; where there are more than a quarter as many objects as samples, so many
+    of them are sampled, so that most have pixels to compare. The sample is a fixed function of
+    ``numbers``: no generator and no reading of device values on the host. Distances are Euclidean.
 
     Args:
         margin: by how much pixels of other objects should be farther away.
@@ -126,7 +127,8 @@ class InstanceContrastiveLoss(nn.Module):
         """Places (B,P) of the P pixels with the smallest keys: -log(u) * area of the object.
 
         That is a weighted sample without replacement, weights 1 / area (Efraimidis and Spirakis,
-        2006). The draws u come from a fixed low-discrepancy sequence over the pixels.
+        2006). The draws u come from a fixed low-discrepancy sequence over the pixels, and the
+        objects that are sampled from another one over the numbers of the objects.
         """
         pixels = numbers.shape[1]
         steps = torch.arange(1, pixels + 1, device=numbers.device, dtype=torch.float64)
@@ -134,8 +136,12 @@ class InstanceContrastiveLoss(nn.Module):
         area = torch.zeros(
             numbers.shape[0], pixels + 1, dtype=torch.int64, device=numbers.device
         ).scatter_add_(1, numbers, torch.ones_like(numbers))
+        turns = torch.where(area[:, 1:] > 0, draws, 2.0)
+        objects = min(max(self.samples // 4, 1), pixels)
+        last = turns.topk(objects, dim=1, largest=False).values[:, -1:]
+        left_out = (numbers == 0) | (turns.gather(1, numbers.sub(1).clamp_min(0)) > last)
         keys = -draws.log() * area.gather(1, numbers)
-        keys = keys.masked_fill(numbers == 0, float("inf"))
+        keys = keys.masked_fill(left_out, float("inf"))
         return keys.topk(min(self.samples, pixels), dim=1, largest=False).indices
 
 
@@ -148,7 +154,6 @@ class SegmentationLoss(nn.Module):
         keep: fraction of pixels that learned selectors should keep; None = no such loss.
         semantic_weight, center_weight, offset_weight, contrastive_weight, keep_weight: factors.
         sigma: of the centres' Gaussians, in pixels.
-        max_objects: most objects of an image that are learned.
 
     Shapes:
         ``outputs`` of a `SegmentationNetwork`; ``batch`` a dict with "semantic" integer (B,H,W)
@@ -181,7 +186,6 @@ class SegmentationLoss(nn.Module):
         contrastive_weight: float = 0.05,
         keep_weight: float = 10.0,
         sigma: float = 3.0,
-        max_objects: int = MAX_INSTANCES,
     ) -> None:
         super().__init__()
         if task not in TASKS:
@@ -190,7 +194,6 @@ class SegmentationLoss(nn.Module):
         self.task = task
         self.keep = keep
         self.sigma = sigma
-        self.max_objects = max_objects
         self.weights = {
             "semantic": semantic_weight,
             "center": center_weight,
@@ -207,13 +210,7 @@ class SegmentationLoss(nn.Module):
         semantic = batch["semantic"].long()
         losses = {"semantic": self.semantic(outputs.semantic, semantic)}
         if outputs.center is not None and outputs.offset is not None:
-            targets = instance_targets(
-                semantic,
-                batch["instance"],
-                self.things,
-                sigma=self.sigma,
-                max_instances=self.max_objects,
-            )
+            targets = instance_targets(semantic, batch["instance"], self.things, sigma=self.sigma)
             losses["center"] = self.center(outputs.center, targets.center, targets.center_counts)
             losses["offset"] = self.offset(outputs.offset, targets.offset, targets.offset_counts)
             if outputs.embedding is not None:

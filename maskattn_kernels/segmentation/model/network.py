@@ -12,7 +12,6 @@ from maskattn_kernels.common.text import quoted
 from maskattn_kernels.models import PRESETS, MaskAttnUNet
 from maskattn_kernels.models.given_masks import Masks
 from maskattn_kernels.nn import Selection
-from maskattn_kernels.segmentation.data.sample import MAX_OBJECTS
 from maskattn_kernels.segmentation.model.named_encoders import OWN_ENCODER, make_encoder
 from maskattn_kernels.torch_compat import register_tuple
 
@@ -65,7 +64,6 @@ class SegmentationNetwork(nn.Module):
         width, depth, bottleneck, finest, attend_from, num_heads: as in `MaskAttnUNet`.
         selector, keep, min_keep, seed, sparsity, core, backend: as in `MaskAttnUNet`.
         embedding: E, channels of the embedding; 0 = none.
-        max_objects: most objects of an image that are learned and found.
 
     Raises:
         TypeError, ValueError: one line naming the argument, what came, and what was expected.
@@ -115,13 +113,10 @@ class SegmentationNetwork(nn.Module):
         core: str = "sparse",
         backend: str | None = None,
         embedding: int = 8,
-        max_objects: int = MAX_OBJECTS,
     ) -> None:
         super().__init__()
         things = tuple(int(thing) for thing in things)
         _check(classes, things, task, preset, embedding)
-        if isinstance(max_objects, bool) or not isinstance(max_objects, int) or max_objects < 1:
-            raise ValueError(f"max_objects: expected an int from 1, got {max_objects!r}")
         sizes = {
             "width": width,
             "depth": depth,
@@ -148,10 +143,8 @@ class SegmentationNetwork(nn.Module):
             **sizes,
             **chosen,
             "embedding": embedding,
-            "max_objects": max_objects,
         }
         self.task = task
-        self.max_objects = max_objects
         self.things = things
         given = {name: size for name, size in sizes.items() if size is not None}
         made = make_encoder(encoder)

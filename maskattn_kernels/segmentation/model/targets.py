@@ -4,6 +4,7 @@
 All on the device of the labels, batched, with shapes that depend on the labels' shapes alone.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,14 +12,12 @@ import torch
 from torch import Tensor
 
 from maskattn_kernels.segmentation.data.sample import VOID
+from maskattn_kernels.segmentation.model.neighbourhood import highest_around
 from maskattn_kernels.torch_compat import register_tuple
 
-__all__ = ["MAX_INSTANCES", "Targets", "instance_targets", "is_thing", "renumbered"]
+__all__ = ["Targets", "instance_targets", "is_thing", "renumbered"]
 
-MAX_INSTANCES = 64
-"""Most objects of an image that are learned and found, by these functions alone."""
-
-_TOGETHER = 8  # objects at a time: few launches on a GPU, and few copies of an image
+_TAIL = 5  # sigmas, beyond which a Gaussian is 0: it is below 4e-6 there
 
 
 @register_tuple
@@ -28,7 +27,7 @@ class Targets(NamedTuple):
     center_counts: bool (B,1,H,W), where ``center`` is known.
     offset: float32 (B,2,H,W), (dy, dx) in pixels to the centre pixel of the object here.
     offset_counts: bool (B,1,H,W), where there is an object.
-    numbers: int64 (B,H,W), the object here, 1 to K, 0 = none.
+    numbers: int64 (B,H,W), the object here, from 1, 0 = none.
     """
 
     center: Tensor
@@ -44,20 +43,17 @@ def instance_targets(
     things: Sequence[int],
     *,
     sigma: float = 3.0,
-    max_instances: int = MAX_INSTANCES,
 ) -> Targets:
     """The targets of Panoptic-DeepLab (Cheng et al., 2020).
 
-    A centre is the mean place of an object's pixels, rounded to a pixel. Void pixels, pixels of
-    things without an object, and objects beyond ``max_instances`` (those with the highest numbers)
-    do not count.
+    A centre is the mean place of an object's pixels, rounded to a pixel. Void pixels and pixels of
+    things without an object do not count. Time and memory do not depend on the number of objects.
 
     Args:
         semantic: integer (B,H,W), classes or `VOID`.
         instance: integer (B,H,W), 0 = none; any numbers from 1, unique within an image.
         things: classes whose objects are counted; objects of other classes are ignored.
         sigma: of the Gaussians, in pixels.
-        max_instances: K.
 
     Example:
         >>> import torch
@@ -73,31 +69,31 @@ def instance_targets(
     device = semantic.device
     thing = is_thing(semantic, things)
     numbers = renumbered(torch.where(thing, instance.long(), 0))
-    numbers = torch.where(numbers <= max_instances, numbers, 0)
     ys = torch.arange(height, device=device, dtype=torch.float32)
     xs = torch.arange(width, device=device, dtype=torch.float32)
 
-    # Sums over each object's pixels; row 0 collects background. Whole numbers: exact in float32
-    # up to 2**24, and so the same in any order of addition.
+    # Sums over each object's pixels; row 0 collects background. Whole numbers: exact in float64,
+    # and so the same in any order of addition. How many objects there are is asked only where it
+    # waits for nothing; there are at most as many as pixels.
     flat = numbers.flatten(1)
+    on_cpu = device.type == "cpu" and flat.numel() > 0
+    most = int(flat.max()) if on_cpu else flat.shape[1]
     places = torch.stack([torch.ones(height, width, device=device), *_grid(ys, xs)])
-    sums = torch.zeros(batch, 3, max_instances + 1, device=device, dtype=torch.float64)
+    sums = torch.zeros(batch, 3, most + 1, device=device, dtype=torch.float64)
     index = flat.unsqueeze(1).expand(-1, 3, -1)
     sums.scatter_add_(2, index, places.flatten(1).double().expand(batch, -1, -1))
     area = sums[:, :1]
-    centers = (sums[:, 1:] / area.clamp_min(1)).round().float()  # (B, 2, K + 1)
+    centers = (sums[:, 1:] / area.clamp_min(1)).round().float()  # (B, 2, most + 1)
 
-    exists = area[:, :, 1:] > 0
-    bumps_y = torch.exp(-((ys - centers[:, 0, 1:, None]) ** 2) / (2 * sigma**2))
-    bumps_x = torch.exp(-((xs - centers[:, 1, 1:, None]) ** 2) / (2 * sigma**2))
-    bumps_y = bumps_y * exists.transpose(1, 2)
-    center = torch.zeros(batch, height, width, device=device)
-    # How many objects there are is asked only where it waits for nothing.
-    most = int(numbers.max()) if device.type == "cpu" and numbers.numel() else max_instances
-    for start in range(0, most, _TOGETHER):
-        some = slice(start, min(start + _TOGETHER, most))
-        bumps = bumps_y[:, some].unsqueeze(3) * bumps_x[:, some].unsqueeze(2)
-        center = torch.maximum(center, bumps.amax(1))
+    # The highest of many Gaussians is that of the nearest centre, found along rows, then columns.
+    peaks = torch.zeros(batch, height * width, device=device)
+    at = (centers[:, 0] * width + centers[:, 1]).long()
+    exists = (area[:, 0] > 0).float()
+    exists[:, 0] = 0.0
+    peaks.scatter_add_(1, at, exists).clamp_max_(1)
+    reach = min(math.ceil(_TAIL * sigma), max(height, width))
+    bump = [math.exp(-(d**2) / (2 * sigma**2)) for d in range(-reach, reach + 1)]
+    center = highest_around(peaks.view(batch, height, width), bump)
 
     own = centers.gather(2, flat.unsqueeze(1).expand(-1, 2, -1)).view(batch, 2, height, width)
     has_object = (numbers > 0).unsqueeze(1)

@@ -23,7 +23,6 @@ from maskattn_kernels.segmentation.data.errors import DataError, told
 from maskattn_kernels.segmentation.data.opening import SPLITS
 from maskattn_kernels.segmentation.data.sample import Sample, SegmentationDataset
 from maskattn_kernels.segmentation.model.grouping import Panoptic
-from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.model.prepared import add_inference_arguments
 from maskattn_kernels.segmentation.scoring.metrics import SegmentationMetrics
 
@@ -95,13 +94,12 @@ def evaluate(
     )
     done = 0
     for batch in batched(results, batch_size):
-        metrics["network size"].update(
-            _together([(r.square_semantic, r.square_instance, r.labels, r.scores) for r in batch]),
-            _labels([r.square for r in batch]),
-        )
         for found in batch:
-            one = (found.semantic, found.instance, found.labels, found.scores)
-            metrics["original size"].update(_together([one]), _labels([found.sample]))
+            objects = found.labels, found.scores
+            seen = _batch(found.square_semantic, found.square_instance, *objects)
+            metrics["network size"].update(seen, _labels(found.square))
+            own = _batch(found.semantic, found.instance, *objects)
+            metrics["original size"].update(own, _labels(found.sample))
         done += len(batch)
         if progress is not None:
             progress(done)
@@ -125,24 +123,21 @@ def _labelled(dataset: SegmentationDataset, index: int) -> Sample:
     return sample
 
 
-def _together(found: Sequence[tuple[np.ndarray, ...]]) -> Panoptic:
-    """Semantic, instance, labels and scores of images of one size as a batch."""
-    semantic, instance, labels, scores = (
-        torch.from_numpy(np.stack(parts)) for parts in zip(*found, strict=True)
-    )
-    return Panoptic(semantic.long(), instance.long(), labels.long(), scores)
+def _batch(
+    semantic: np.ndarray, instance: np.ndarray, labels: np.ndarray, scores: np.ndarray
+) -> Panoptic:
+    """What was found in an image, as a batch."""
+    one = [torch.from_numpy(part)[None] for part in (semantic, instance, labels, scores)]
+    return Panoptic(one[0].long(), one[1].long(), one[2].long(), one[3])
 
 
-def _labels(samples: Sequence[Sample | Square]) -> dict[str, torch.Tensor]:
-    """The labels of images of one size as a batch."""
-    semantic = [np.asarray(sample.semantic, dtype=np.int64) for sample in samples]
-    instance = [
-        np.zeros_like(known) if sample.instance is None else sample.instance.astype(np.int64)
-        for sample, known in zip(samples, semantic, strict=True)
-    ]
+def _labels(sample: Sample | Square) -> dict[str, torch.Tensor]:
+    """The labels of an image, as a batch."""
+    semantic = np.asarray(sample.semantic, dtype=np.int64)
+    instance = np.zeros_like(semantic) if sample.instance is None else sample.instance
     return {
-        "semantic": torch.from_numpy(np.stack(semantic)),
-        "instance": torch.from_numpy(np.stack(instance)),
+        "semantic": torch.from_numpy(semantic)[None],
+        "instance": torch.from_numpy(instance.astype(np.int64))[None],
     }
 
 
@@ -190,32 +185,6 @@ def _only_predicted(scores: dict[str, Scores]) -> list[str]:
     return [f"{name}: no pixel is labelled so, its IoU of 0 counts in mIoU" for name in names]
 
 
-class _Counted:
-    """A data set that remembers the most objects of an image that it has read."""
-
-    def __init__(self, dataset: SegmentationDataset) -> None:
-        self.dataset, self.classes, self.most = dataset, dataset.classes, 0
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Sample:
-        sample = self.dataset[index]
-        if sample.instance is not None:
-            self.most = max(self.most, len(np.setdiff1d(sample.instance, [0])))
-        return sample
-
-
-def _too_many(most: int, network: SegmentationNetwork) -> list[str]:
-    """A line, if the network cannot find all objects of an image."""
-    if network.task == "semantic" or most <= network.max_objects:
-        return []
-    return [
-        f"an image has {most} objects, and this network finds {network.max_objects} at most; "
-        f"train it with --network.max_objects {most}"
-    ]
-
-
 def _without_nan(value: Any) -> Any:
     """For JSON, which has no NaN."""
     if isinstance(value, dict):
@@ -237,7 +206,7 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
     device = torch_device(given.device)
     checkpoint = Checkpoint.from_pretrained(given.checkpoint)
-    dataset = _Counted(open_named(given, given.split))
+    dataset = open_named(given, given.split)
     failed: list[str] = []
     with Progress() as progress:
         scores = evaluate(
@@ -252,7 +221,7 @@ def main(argv: Sequence[str]) -> int:
             tta=given.tta,
         )
     print(tables(scores, checkpoint.size))
-    for note in (*_only_predicted(scores), *_too_many(dataset.most, checkpoint.network)):
+    for note in _only_predicted(scores):
         print(f"note: {note}", file=sys.stderr)
     report = {
         "checkpoint": given.checkpoint,

@@ -13,7 +13,6 @@ from maskattn_kernels.segmentation.checkpoints import Checkpoint, load_matching
 from maskattn_kernels.segmentation.data.batches import Batches
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.findings import Findings, survey
-from maskattn_kernels.segmentation.data.judge import crowded
 from maskattn_kernels.segmentation.data.opening import SPLITS
 from maskattn_kernels.segmentation.data.sample import VOID, Classes
 from maskattn_kernels.segmentation.encoder_weights import has_default, load_encoder_weights
@@ -42,7 +41,7 @@ def make_batches(config: Namespace) -> Batches:
     options = arguments.pop("options")
     batches = Batches(**arguments, seed=config.seed, **options)
     batches.open()
-    found = _judge_labels(batches, config.network.max_objects)
+    found = _judge_labels(batches)
     say(f"data: {_summary(batches, found)}")
     config.network.task, reason = chosen_task(config.network.task, batches)
     say(f"task: {config.network.task} ({reason})")
@@ -71,7 +70,6 @@ def make_module(
     options = config.loss.as_dict()
     if options["keep"] is None and config.network.selector in ("threshold", "gumbel"):
         options["keep"] = config.network.keep  # without this loss they select too much
-    options["max_objects"] = network.max_objects
     loss = SegmentationLoss(classes.things, network.task, **options)
     if config.init_from:
         trained = Checkpoint.from_pretrained(config.init_from)
@@ -124,14 +122,14 @@ def _take_weights(
         say(f"classes by name: {'; '.join(told)}")
 
 
-def _judge_labels(batches: Batches, most: int) -> Mapping[str, Findings]:
+def _judge_labels(batches: Batches) -> Mapping[str, Findings]:
     """Look at some labels of files, so that a run that cannot learn ends before it starts."""
     if batches.root is None or not is_first_process():
         return {}
     say(f"reading the labels of up to {LABELS_READ} images of each split")
     sets = {split: batches.dataset(split) for split in SPLITS}
     found = survey(sets, LABELS_READ, {"train": batches.labelled()})
-    for note in (*found.notes, *crowded(found.splits, most)):
+    for note in found.notes:
         say(f"note: {note}")
     for fault in found.faults:
         raise DataError(f"{batches.root}: {fault}")

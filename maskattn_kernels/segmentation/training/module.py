@@ -131,8 +131,7 @@ class SegmentationModule(pl.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         outputs = self.network(batch["image"])
-        most = self.network.max_objects
-        self.metrics.update(group(outputs, self.classes.things, max_instances=most), batch)
+        self.metrics.update(group(outputs, self.classes.things), batch)
 
     def on_validation_epoch_end(self) -> None:
         self.scores, self.scored_at = self.metrics.compute(), self.trainer.global_step

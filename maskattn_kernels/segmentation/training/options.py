@@ -119,7 +119,7 @@ def make_parser() -> ArgumentParser:
         help="auto: panoptic where objects of things are labelled, else semantic")  # fmt: skip
     parser.add_argument("--network.encoder_weights", type=str, default="default",
         help="default: pretrained where the encoder has such weights; none; or a file")  # fmt: skip
-    parser.add_class_arguments(SegmentationLoss, "loss", skip={"things", "task", "max_objects"})
+    parser.add_class_arguments(SegmentationLoss, "loss", skip={"things", "task"})
     parser.add_class_arguments(OptimizerOptions, "optimizer")
     parser.add_class_arguments(TrainerOptions, "trainer")
     return parser
@@ -140,7 +140,7 @@ def parse(argv: Sequence[str]) -> Namespace:
         config = parser.parse_args(argv)
         if config.init_from:
             trained = Checkpoint.from_pretrained(config.init_from).network.config
-            known = config.network.as_dict().keys() - {"task", "max_objects"}  # the data decide
+            known = config.network.as_dict().keys() - {"task"}  # the data decide
             defaults = {f"network.{k}": v for k, v in trained.items() if k in known}
             defaults["optimizer.muon_lr"] = OptimizerOptions.muon_lr / 4
             parser.set_defaults(defaults)
