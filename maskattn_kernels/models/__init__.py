@@ -6,6 +6,7 @@ from maskattn_kernels.models.efficientnet import EfficientNetLite0
 from maskattn_kernels.models.encoders import EncoderLike, as_encoder
 from maskattn_kernels.models.inference import fast_bfloat16, prepare_for_inference
 from maskattn_kernels.models.maskattn_unet import PRESETS, MaskAttnUNet
+from maskattn_kernels.models.selector_dial import SelectorDial
 
 __all__ = [
     "PRESETS",
@@ -14,6 +15,7 @@ __all__ = [
     "EfficientNetLite0",
     "EncoderLike",
     "MaskAttnUNet",
+    "SelectorDial",
     "SlimUp",
     "Up",
     "as_encoder",

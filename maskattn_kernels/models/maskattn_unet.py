@@ -29,12 +29,11 @@ from maskattn_kernels.common.text import quoted
 from maskattn_kernels.models.blocks import ConvBlock, Down, SlimUp, Up
 from maskattn_kernels.models.encoders import as_encoder, encoded
 from maskattn_kernels.models.given_masks import GivenMasks, Mask, Masks
+from maskattn_kernels.models.selector_dial import Keep, SelectorDial, check_keep
 from maskattn_kernels.nn import (
     AttentionCore,
-    ExploringSelector,
     MaskAttention2d,
     Selection,
-    make_selector,
 )
 from maskattn_kernels.nn.checks import positive_int
 
@@ -59,7 +58,7 @@ class _Level(NamedTuple):
 _MakeAttention = Callable[[str, int, int], nn.Module]  # from name, channels and stride
 
 
-class MaskAttnUNet(nn.Module):
+class MaskAttnUNet(SelectorDial):
     """Per-pixel classification with attention over selected pixels only.
 
     Args:
@@ -82,7 +81,8 @@ class MaskAttnUNet(nn.Module):
             "local", "threshold" or "gumbel" (all but the first learn, see `maskattn_kernels.nn`),
             "entropy", which needs ``guess`` of `features` and is "random" on the way down, where
             nothing is guessed yet, or "none" for all pixels.
-        keep: fraction of pixels selected, as the selector takes it.
+        keep: fraction of pixels selected, as the selector takes it; or of some scales by their
+            names in `scales`, with 0.25 for the others.
         min_keep: learned selectors keep at least so many pixels.
         seed: of random masks; each scale draws its own.
         sparsity: "qk", "q+k" or "k", see `MaskAttention2d`.
@@ -122,7 +122,7 @@ class MaskAttnUNet(nn.Module):
         attend_from: int | None = None,
         num_heads: int = 1,
         selector: str = "random",
-        keep: float = 0.25,
+        keep: Keep = 0.25,
         min_keep: int = 1,
         seed: int = 0,
         sparsity: str = "qk",
@@ -143,19 +143,17 @@ class MaskAttnUNet(nn.Module):
         attend_from = positive_int("attend_from", attend_from)
         self.in_channels = in_channels
         self._strides: dict[str, int] = {}  # of the scales, in the order in which they run
+        self.keep, self.min_keep, self.seed = keep, min_keep, seed
 
         def attention(name: str, channels: int, stride: int) -> nn.Module:
             if stride < attend_from:
                 return nn.Identity()
-            place = len(self._strides)
             self._strides[name] = stride
-            guesses_nothing = selector == "entropy" and name.startswith("down")
-            which = "random" if guesses_nothing else selector
             return MaskAttention2d(
                 channels,
                 num_heads,
-                selector=make_selector(which, keep, seed=(seed + place) % 2**32, min_keep=min_keep),
-                joins_previous=place > 0,
+                selector=self.new_selector(selector, name),
+                joins_previous=len(self._strides) > 1,
                 sparsity=sparsity,
                 core=core,
                 backend=backend,
@@ -185,6 +183,7 @@ class MaskAttnUNet(nn.Module):
             self.up_attention.append(attention(name, level.width, level.stride))
             self.decoder_channels.append(level.width)
         self.head = nn.Conv2d(self.decoder_channels[-1], classes, 1)
+        check_keep(keep, self.scales)
         # Weights in the memory format of the feature maps: convolutions then copy none of them.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -374,15 +373,19 @@ class MaskAttnUNet(nn.Module):
             maps.append(attend(attention, name, up(maps[-1], skips.pop())))
         return maps, selections
 
+    def attentions(self) -> dict[str, MaskAttention2d]:
+        """The attention modules by their names in `scales`."""
+        modules = (*self.down_attention, *self.up_attention)
+        attentions = (m for m in modules if isinstance(m, MaskAttention2d))
+        return dict(zip(self.scales, attentions, strict=True))
+
+    def has_guess(self, scale: str) -> bool:
+        """Whether coarser maps are classified before this scale: on the way up."""
+        return scale.startswith("up")
+
     def output_layers(self) -> tuple[nn.Module, ...]:
         """The layers that `prepare_for_inference` keeps in float32: their results are compared."""
         return (self.head,)
-
-    def anneal(self, progress: float) -> None:
-        """Tells Gumbel selectors the ``progress`` of training, from 0 to 1; others ignore it."""
-        for module in self.modules():
-            if isinstance(module, ExploringSelector):
-                module.anneal(progress)
 
     def _check(self, image: Tensor) -> None:
         if not isinstance(image, Tensor):

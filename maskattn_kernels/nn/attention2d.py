@@ -139,6 +139,48 @@ class MaskAttention2d(nn.Module):
             queries=choose(self.query_head, None if previous is None else previous.queries)
         )
 
+    def set_selector(self, selector: Selector | None) -> None:
+        """Exchanges the selector; the module is then as if it had been made with the new one.
+
+        Mask heads stay for a selector that learns, and go with any other. A bias that they have
+        for a threshold goes as well: selectors that compare logits do not see it.
+
+        Args:
+            selector: new; None = all pixels.
+
+        Raises:
+            ValueError: the selector needs mask heads, or their bias, and there are none.
+
+        Example:
+            >>> import torch
+            >>> from maskattn_kernels.nn import MaskAttention2d, ThresholdSelector, TopKSelector
+            >>> attention = MaskAttention2d(8, selector=ThresholdSelector())
+            >>> attention.set_selector(TopKSelector(keep=0.5))
+            >>> attention.select(torch.randn(1, 8, 4, 4)).mask.sum()
+            tensor(8)
+        """
+        if isinstance(selector, ScoreSelector):
+            kind = type(selector).__name__
+            if self.mask_head is None:
+                raise ValueError(
+                    f"selector: {kind} selects by the logits of mask heads, and there are none; "
+                    "make the module with a selector that learns, and train it"
+                )
+            heads = [head for head in (self.mask_head, self.query_head) if head is not None]
+            if selector.start is None:
+                for head in heads:
+                    head.conv.bias = None
+            elif any(head.conv.bias is None for head in heads):
+                raise ValueError(
+                    f"selector: {kind} compares logits with 0, and those of these mask heads have "
+                    'no zero; use "topk" or "local"'
+                )
+        else:
+            self.mask_head = self.query_head = None
+        if selector is not None:
+            selector = selector.to(self.qkv.weight.device).train(self.training)
+        self.selector = selector
+
     def forward(
         self,
         x: Tensor,

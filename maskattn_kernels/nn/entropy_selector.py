@@ -57,6 +57,7 @@ class EntropySelector(Selector):
     """
 
     takes_guess = True
+    keep: float
 
     def __init__(self, keep: float = 0.25, *, min_keep: int = 1) -> None:
         super().__init__()

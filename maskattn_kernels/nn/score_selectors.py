@@ -56,6 +56,8 @@ class ScoreSelector(Selector):
                  [ True, False]]])
     """
 
+    keep: float
+
     def __init__(self, keep: float = 0.25, *, min_keep: int = 1) -> None:
         super().__init__()
         self.keep = fraction("keep", keep)
@@ -194,6 +196,12 @@ class ThresholdSelector(ScoreSelector):
         tensor([[[ True, False],
                  [ True, False]]])
     """
+
+    def set_keep(self, keep: float) -> None:
+        raise ValueError(
+            f"keep: {type(self).__name__} selects every token with a positive logit; for a given "
+            'fraction use the selector "topk", which selects by the same logits'
+        )
 
     def choose(self, logits: Tensor) -> Selection:
         tokens = logits.shape[1] * logits.shape[2]

@@ -75,9 +75,20 @@ class Selector(nn.Module):
     """
 
     takes_guess = False
+    keep: float | None = None
 
     def forward(self, features: Tensor) -> Selection:
         raise NotImplementedError("Selector.forward: a subclass must implement it")
+
+    def set_keep(self, keep: float) -> None:
+        """Sets ``keep``, the fraction of tokens that is selected, 0 to 1; also after training.
+
+        Raises:
+            TypeError, ValueError: not a fraction, or the selector has no ``keep``.
+        """
+        if self.keep is None:
+            raise ValueError(f"keep: {type(self).__name__} has no fraction of tokens to set")
+        self.keep = fraction("keep", keep)
 
 
 class RandomSelector(Selector):
@@ -105,6 +116,8 @@ class RandomSelector(Selector):
         >>> torch.equal(mask[:1], selector(torch.randn(1, 8, 16, 16)).mask)
         True
     """
+
+    keep: float
 
     def __init__(self, keep: float, seed: int = 0) -> None:
         super().__init__()

@@ -25,12 +25,20 @@ from maskattn_kernels.segmentation.training.options import ConfigError, parse
         ("loss.center_weight", "inf", "expected float, got inf"),
         ("trainer.gradient_clip_val", "-2", "expected a number from 0, got -2.0"),
         ("network.task", "detection", "[Ee]xpected"),
+        ("network.keep", "x", r"expected float or dict\[str, float\], got x"),
     ],
 )
 def test_a_wrong_value_names_its_option(option, value, says):
     with pytest.raises(ConfigError, match=rf"^{option}: .*{says}") as caught:
         parse([f"--{option}={value}"])
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 310
+
+
+def test_keep_is_a_number_or_a_number_for_each_scale():
+    assert parse(["--network.keep=0.1"]).network.keep == 0.1
+    assert parse(['--network.keep={"up1": 0.1, "up2": 1}']).network.keep == {"up1": 0.1, "up2": 1.0}
+    with pytest.raises(ConfigError, match=r"^network\.keep: expected a number with the selector"):
+        parse(['--network.keep={"up1": 0.1}', "--network.selector=gumbel"])
 
 
 @pytest.mark.parametrize("section", ["options", "val_options"])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from maskattn_kernels.common.text import quoted
 from maskattn_kernels.models import PRESETS, MaskAttnUNet
 from maskattn_kernels.models.given_masks import Masks
+from maskattn_kernels.models.selector_dial import Keep
 from maskattn_kernels.nn import Selection
 from maskattn_kernels.segmentation.model.named_encoders import OWN_ENCODER, make_encoder
 from maskattn_kernels.torch_compat import register_tuple
@@ -106,7 +107,7 @@ class SegmentationNetwork(nn.Module):
         attend_from: int | None = None,
         num_heads: int | None = None,
         selector: str = "gumbel-topk",
-        keep: float = 0.25,
+        keep: float | dict[str, float] = 0.25,
         min_keep: int = 1,
         seed: int = 0,
         sparsity: str = "q+k",
@@ -210,6 +211,16 @@ class SegmentationNetwork(nn.Module):
         if unet.encoder is not None:
             return [unet.encoder]
         return [unet.stem, unet.downs, unet.down_attention, unet.bottleneck]
+
+    def set_keep(self, keep: Keep) -> None:
+        """As `SelectorDial.set_keep`; ``config`` then says so too."""
+        self.unet.set_keep(keep)
+        self.config["keep"] = self.unet.keep
+
+    def set_selector(self, name: str, keep: Keep | None = None) -> None:
+        """As `SelectorDial.set_selector`; ``config`` then says so too."""
+        self.unet.set_selector(name, keep)
+        self.config |= {"selector": name, "keep": self.unet.keep}
 
     def anneal(self, progress: float) -> None:
         """Tell Gumbel selectors the ``progress`` of training, from 0 to 1; others ignore it."""

@@ -252,6 +252,12 @@ def _check(config: Namespace) -> None:
             raise ConfigError(f"{name}: expected a number from 0 to 1, got {value}")
     if not 0 < config.confidence <= 1:
         raise ConfigError(f"confidence: expected a number from 0 to 1, got {config.confidence}")
+    network = config.network
+    if network.selector in ("threshold", "gumbel") and not isinstance(network.keep, float):
+        raise ConfigError(
+            f"network.keep: expected a number with the selector {network.selector!r}, whose masks "
+            f"have that size on the average of all scales, got {network.keep}"
+        )
     if config.unlabelled and not config.init_from:
         raise ConfigError("unlabelled: needs --init_from, the checkpoint that labels the images")
     if any(word in config.trainer.strategy for word in ("spawn", "fork", "notebook")):
@@ -273,4 +279,11 @@ def _plain(error: argparse.ArgumentError) -> str:
     text = re.sub(r"<class '(\w+)'>", r"\1", one_line(error))
     text = re.sub(r'^Parser key "([\w.]+)": ', r"\1: ", text)
     text = re.sub(r": Expected an? (\w+)\. Got value: ", r": expected \1, got ", text)
+    union = r"Does not validate against any of the Union .*?\[(.*)\] Errors: .* Given value: "
+    text = re.sub(union, lambda found: f"expected {' or '.join(_types(found[1]))}, got ", text)
     return text if len(text) <= _WORDS else f"{text[:_WORDS]} .."
+
+
+def _types(listed: str) -> list[str]:
+    """The types of a union, separated by commas outside of brackets."""
+    return re.findall(r"[\w.]+(?:\[[^\]]*\])?", listed)
