@@ -109,4 +109,4 @@ def test_hidden_convolutions_of_the_network() -> None:
 def test_not_with_sharded_weights() -> None:
     with pytest.raises(ConfigError, match=r"^optimizer.name: muon needs whole weights; .*'fsdp'$"):
         parse(["--trainer.strategy", "fsdp"])
-    parse(["--trainer.strategy", "fsdp", "--optimizer.name", "adamw"])
+    parse(["--trainer.strategy", "fsdp", "--optimizer.name", "adamw", "--optimizer.ema", "0"])

@@ -148,7 +148,7 @@ def save_network(trainer: pl.Trainer, module: SegmentationModule, folder: Path) 
     # Where the weights are shared out among processes, this gathers them.
     state = trainer.strategy.lightning_module_state_dict()
     if trainer.is_global_zero:
-        prefix = "network."
+        prefix = "network." if module.average is None else "average."
         own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         checkpoint: Checkpoint = module.checkpoint()
         checkpoint.save_pretrained(folder, state=own)

@@ -17,6 +17,7 @@ from maskattn_kernels.segmentation.model.grouping import group
 from maskattn_kernels.segmentation.model.losses import SegmentationLoss
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.scoring.metrics import SegmentationMetrics
+from maskattn_kernels.segmentation.training.averaging import average_of, update_average
 from maskattn_kernels.segmentation.training.muon import Muon, hidden_convolutions
 
 __all__ = ["OptimizerOptions", "SegmentationModule", "main_score"]
@@ -37,6 +38,8 @@ class OptimizerOptions:
         warmup: fraction of the run in which the rates rise from zero.
         encoder_rate: how many times ``lr`` the learning rate of a pretrained encoder is; it is
             trained by AdamW.
+        ema: decay of the moving average of the weights (`update_average`), which is validated and
+            saved as `best` and `final`; 0 = the weights themselves are.
     """
 
     name: Literal["muon", "adamw"] = "muon"
@@ -46,6 +49,7 @@ class OptimizerOptions:
     weight_decay: float = 0.01
     warmup: float = 0.05
     encoder_rate: float = 0.1
+    ema: float = 0.999
 
 
 def main_score(task: str) -> str:
@@ -90,6 +94,7 @@ class SegmentationModule(pl.LightningModule):
         self.steps, self.seed, self.size = steps, seed, size
         self.run = run or {}
         self.optimizer_options = optimizer or OptimizerOptions()
+        self.average = average_of(network) if self.optimizer_options.ema else None
         self.metrics = SegmentationMetrics(classes, network.task)
         self.scores: dict[str, float] = {}
         self.scored_at = 0
@@ -112,6 +117,11 @@ class SegmentationModule(pl.LightningModule):
                         module.eval()
         return self
 
+    @property
+    def validated(self) -> SegmentationNetwork:
+        """The network that is scored and saved: the average, if there is one."""
+        return self.network if self.average is None else self.average
+
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         # Draws depend on the number of the batch in the run alone: a resumed run repeats them.
         torch.manual_seed((self.seed * 1_000_003 + batch_idx) * 1009 + self.global_rank)
@@ -126,11 +136,17 @@ class SegmentationModule(pl.LightningModule):
             self.log(f"keep/{scale}", selection.keep_ratio.mean())
         return losses["loss"]
 
+    def optimizer_step(self, *args: Any, **options: Any) -> None:
+        super().optimizer_step(*args, **options)
+        if self.average is not None:
+            decay = self.optimizer_options.ema
+            update_average(self.average, self.network, decay, self.global_step + 1)
+
     def on_validation_epoch_start(self) -> None:
         self.metrics.reset()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        outputs = self.network(batch["image"])
+        outputs = self.validated(batch["image"])
         self.metrics.update(group(outputs, self.classes.things), batch)
 
     def on_validation_epoch_end(self) -> None:
@@ -196,5 +212,5 @@ class SegmentationModule(pl.LightningModule):
         self.restoring = False
 
     def checkpoint(self) -> Checkpoint:
-        """The network with its weights of now, for use without Lightning."""
-        return Checkpoint(self.network, self.classes, self.size, dict(self.scores))
+        """The network that is scored, with its weights of now, for use without Lightning."""
+        return Checkpoint(self.validated, self.classes, self.size, dict(self.scores))

@@ -271,6 +271,20 @@ def _check(config: Namespace) -> None:
             "optimizer.name: muon needs whole weights; expected adamw for trainer.strategy "
             f"{config.trainer.strategy!r}"
         )
+    if config.optimizer.ema >= 1:
+        raise ConfigError(
+            f"optimizer.ema: expected a number from 0 below 1, got {config.optimizer.ema}"
+        )
+    if config.optimizer.ema and sharding:
+        raise ConfigError(
+            "optimizer.ema: an average needs whole weights; expected 0 for trainer.strategy "
+            f"{config.trainer.strategy!r}"
+        )
+    if config.optimizer.ema and config.trainer.precision in ("bf16-true", "16-true"):
+        raise ConfigError(
+            "optimizer.ema: weights of 16 bits cannot hold an average; expected 0 for "
+            f"trainer.precision {config.trainer.precision!r}"
+        )
     config.val_every = min(config.val_every, config.steps)
 
 

@@ -36,6 +36,8 @@ FREE = (
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
     "trainer.deterministic",
 )
+#: Options that states of earlier versions do not name, with the values that they had.
+UNNAMED = {"optimizer.ema": "0.0"}
 
 
 def saved_state(config: Namespace, out: Path) -> tuple[Path | None, dict[str, Any]]:
@@ -164,7 +166,8 @@ def differing_classes(names: tuple[str, ...], is_thing: tuple[bool, ...], now: C
 
 def _check_options(config: Namespace, before: Mapping[str, str]) -> None:
     for name, value in _options(config).items():
-        if before.get(name, value) == value:
+        then = before.get(name, UNNAMED.get(name, value))
+        if then == value:
             continue
         cure = ""
         if name == "steps":
@@ -172,7 +175,7 @@ def _check_options(config: Namespace, before: Mapping[str, str]) -> None:
                 "; the learning rate falls to zero at the end of a run, so a longer one is a new "
                 f"run: --init_from {Path(config.out) / 'final'} --out ANOTHER"
             )
-        then = before[name] if len(before[name]) <= 60 else f"{before[name][:60]} .."
+        then = then if len(then) <= 60 else f"{then[:60]} .."
         raise ConfigError(f"{name}: the run to resume has {then}, got {value}{cure}")
 
 
