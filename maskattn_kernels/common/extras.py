@@ -25,6 +25,7 @@ IMPORT_NAMES = {
     "scikit-learn": "sklearn",
     "scipy": "scipy",
     "tensorboard": "tensorboard",
+    "timm": "timm",
     "torchmetrics": "torchmetrics",
 }
 

@@ -3,17 +3,20 @@
 
 from maskattn_kernels.models.blocks import ConvBlock, Down, SlimUp, Up
 from maskattn_kernels.models.efficientnet import EfficientNetLite0
-from maskattn_kernels.models.encoders import EncoderLike, as_encoder
+from maskattn_kernels.models.encoders import ENCODERS, EncoderLike, as_encoder
 from maskattn_kernels.models.inference import fast_bfloat16, prepare_for_inference
+from maskattn_kernels.models.light_encoder import LightEncoder
 from maskattn_kernels.models.maskattn_unet import PRESETS, MaskAttnUNet
 from maskattn_kernels.models.selector_dial import SelectorDial
 
 __all__ = [
+    "ENCODERS",
     "PRESETS",
     "ConvBlock",
     "Down",
     "EfficientNetLite0",
     "EncoderLike",
+    "LightEncoder",
     "MaskAttnUNet",
     "SelectorDial",
     "SlimUp",

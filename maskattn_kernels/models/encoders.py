@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What an encoder is: any module that gives a pyramid of feature maps and says their sizes."""
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
@@ -8,9 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from maskattn_kernels.common.text import one_line
+from maskattn_kernels.models.efficientnet import EfficientNetLite0
+from maskattn_kernels.models.light_encoder import LightEncoder
 from maskattn_kernels.nn.checks import positive_int
 
-__all__ = ["EncoderLike", "as_encoder", "encoded"]
+__all__ = ["ENCODERS", "EncoderLike", "as_encoder", "encoded"]
+
+ENCODERS: dict[str, Callable[[], nn.Module]] = {
+    "light": LightEncoder,
+    "efficientnet_lite0": EfficientNetLite0,
+}
+"""What makes the encoders of this package, by name; configs and checkpoints give the name."""
 
 
 @runtime_checkable

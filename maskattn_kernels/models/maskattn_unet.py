@@ -19,7 +19,8 @@ With another encoder its maps take the places of stem and downs. Here EfficientN
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +28,9 @@ from torch import Tensor, nn
 
 from maskattn_kernels.common.text import quoted
 from maskattn_kernels.models.blocks import ConvBlock, Down, SlimUp, Up
-from maskattn_kernels.models.encoders import as_encoder, encoded
+from maskattn_kernels.models.encoders import ENCODERS, as_encoder, encoded
 from maskattn_kernels.models.given_masks import GivenMasks, Mask, Masks
+from maskattn_kernels.models.levels import Level, levels_around, own_levels
 from maskattn_kernels.models.selector_dial import Keep, SelectorDial, check_keep
 from maskattn_kernels.nn import (
     AttentionCore,
@@ -39,23 +41,16 @@ from maskattn_kernels.nn.checks import positive_int
 
 __all__ = ["PRESETS", "MaskAttnUNet"]
 
-PRESETS: dict[str, dict[str, int]] = {
+PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"width": 24, "depth": 5, "bottleneck": 656, "num_heads": 3},
     "published": {"width": 64},
     "edge": {"width": 16},
+    "lite-small": {"encoder": "efficientnet_lite0", "width": 24, "finest": 4},
+    "lite-medium": {"encoder": "efficientnet_lite0", "width": 32, "finest": 4},
+    "lite-large": {"encoder": "efficientnet_lite0", "width": 32, "finest": 2},
 }
-"""Constructor arguments by name; see `MaskAttnUNet.from_preset`."""
-
-
-class _Level(NamedTuple):
-    """A size of the U-Net: its stride, channels of the encoder's map, and of the decoder's."""
-
-    stride: int
-    skip: int
-    width: int
-
-
-_MakeAttention = Callable[[str, int, int], nn.Module]  # from name, channels and stride
+"""Constructor arguments by name, the encoder as a name of `ENCODERS`; see
+`MaskAttnUNet.from_preset`."""
 
 
 class MaskAttnUNet(SelectorDial):
@@ -133,14 +128,20 @@ class MaskAttnUNet(SelectorDial):
         in_channels = positive_int("in_channels", in_channels)
         classes = positive_int("classes", classes)
         width = positive_int("width", width)
-        others = ("depth", "bottleneck") if encoder is not None else ("finest",)
-        for name, value in (("depth", depth), ("bottleneck", bottleneck), ("finest", finest)):
-            if value is not None and name in others:
-                which = "another" if encoder is not None else "the U-Net's own"
+        has_other = encoder is not None
+        for name, value, is_of_other in (
+            ("depth", depth, False),
+            ("bottleneck", bottleneck, False),
+            ("finest", finest, True),
+        ):
+            if value is not None and is_of_other != has_other:
+                which = "another" if has_other else "the U-Net's own"
                 raise ValueError(f"{name}: expected None with {which} encoder, got {value!r}")
+            if value is not None:
+                positive_int(name, value)
         if attend_from is None:
-            attend_from = 1 if encoder is None else 8
-        attend_from = positive_int("attend_from", attend_from)
+            attend_from = 8 if has_other else 1
+        positive_int("attend_from", attend_from)
         self.in_channels = in_channels
         self._strides: dict[str, int] = {}  # of the scales, in the order in which they run
         self.keep, self.min_keep, self.seed = keep, min_keep, seed
@@ -159,87 +160,44 @@ class MaskAttnUNet(SelectorDial):
                 backend=backend,
             )
 
-        self.encoder: nn.Module | None = None
-        if encoder is None:
-            levels = self._build_encoder(
-                width, 3 if depth is None else depth, bottleneck, attention
-            )
+        self.encoder = None if encoder is None else as_encoder(encoder)
+        if self.encoder is None:
+            levels = own_levels(width, 3 if depth is None else depth)
+            self.stem = ConvBlock(in_channels, width)
+            self.downs = nn.ModuleList(Down(a.encoder, b.encoder) for a, b in pairwise(levels))
+            attended = levels[1:]
         else:
             finest = 4 if finest is None else finest
-            levels = self._build_around(as_encoder(encoder), width, finest, attention)
+            levels = levels_around(self.encoder, width, finest, attend_from)
+            self.laterals = nn.ModuleList(_lateral(level, attend_from) for level in levels)
+            attended = levels
+        self.down_attention = nn.ModuleList(
+            attention(f"down{level.number}", level.skip, level.stride) for level in attended
+        )
+        if self.encoder is None:
+            deepest = levels[-1].encoder
+            inside = 2 * deepest if bottleneck is None else bottleneck
+            self.bottleneck = nn.Sequential(
+                ConvBlock(deepest, inside), ConvBlock(inside, inside), ConvBlock(inside, deepest)
+            )
         if not self._strides:
             raise ValueError(
-                f"attend_from: expected a stride of the encoder's maps, at most {levels[-1].stride}"
-                f", got {attend_from}"
+                f"attend_from: expected at most {levels[-1].stride}, the encoder's last stride, "
+                f"got {attend_from}"
             )
-        self.finest = levels[0].stride
+        self.levels = levels
+        self.decoder_channels = [level.decoder for level in reversed(levels)]
         self.ups = nn.ModuleList()
         self.up_attention = nn.ModuleList()
-        self.up_names = [f"up{i}" for i in range(1, len(levels))]
-        self.decoder_channels = [levels[-1].width]
-        for name, level in zip(self.up_names, reversed(levels[:-1]), strict=True):
-            up: Any = Up if encoder is None else SlimUp
-            self.ups.append(up(self.decoder_channels[-1], level.skip, level.width))
-            self.up_attention.append(attention(name, level.width, level.stride))
-            self.decoder_channels.append(level.width)
-        self.head = nn.Conv2d(self.decoder_channels[-1], classes, 1)
+        make_up: Any = Up if encoder is None else SlimUp
+        for number, level in enumerate(reversed(levels[:-1]), start=1):
+            below = self.decoder_channels[number - 1]
+            self.ups.append(make_up(below, level.skip, level.decoder))
+            self.up_attention.append(attention(f"up{number}", level.decoder, level.stride))
+        self.head = nn.Conv2d(levels[0].decoder, classes, 1)
         check_keep(keep, self.scales)
         # Weights in the memory format of the feature maps: convolutions then copy none of them.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def _build_encoder(
-        self, width: int, depth: int, bottleneck: int | None, attention: _MakeAttention
-    ) -> list[_Level]:
-        depth = positive_int("depth", depth)
-        # Channels of each level, full resolution first: w, 2w, 4w, .., the last as the one before.
-        channels = [width * 2 ** min(i, max(depth - 1, 1)) for i in range(depth + 1)]
-        self.stem = ConvBlock(self.in_channels, width)
-        self.downs = nn.ModuleList(Down(channels[i], channels[i + 1]) for i in range(depth))
-        self.down_names = [f"down{i}" for i in range(1, depth + 1)]
-        self.down_attention = nn.ModuleList(
-            attention(name, channels[i], 2**i) for i, name in enumerate(self.down_names, start=1)
-        )
-        deepest = channels[-1]
-        inside = 2 * deepest if bottleneck is None else positive_int("bottleneck", bottleneck)
-        self.bottleneck = nn.Sequential(
-            ConvBlock(deepest, inside), ConvBlock(inside, inside), ConvBlock(inside, deepest)
-        )
-        levels = [_Level(2**i, channels[i], channels[max(i - 1, 0)]) for i in range(depth)]
-        return [*levels, _Level(2**depth, deepest, deepest)]
-
-    def _build_around(
-        self, encoder: Any, width: int, finest: int, attention: _MakeAttention
-    ) -> list[_Level]:
-        finest = positive_int("finest", finest)
-        maps = [
-            (f"down{place}", stride, channels)
-            for place, (stride, channels) in enumerate(
-                zip(encoder.strides, encoder.channels, strict=True), start=1
-            )
-            if stride >= finest
-        ]
-        if len(maps) < 2:
-            raise ValueError(
-                f"finest: expected a stride of the encoder, {tuple(encoder.strides)}, but not the "
-                f"last one, got {finest}"
-            )
-        self.encoder = encoder
-        self.laterals = nn.ModuleList()
-        self.down_names = [name for name, _, _ in maps]
-        self.down_attention = nn.ModuleList()
-        levels = []
-        for i, (name, stride, channels) in enumerate(maps):
-            level_width = width * (2, 3)[i % 2] * 2 ** (i // 2) // 2
-            attended = attention(name, level_width, stride)
-            self.down_attention.append(attended)
-            if isinstance(attended, nn.Identity) and channels <= level_width and i < len(maps) - 1:
-                self.laterals.append(nn.Identity())
-                levels.append(_Level(stride, channels, level_width))
-            else:
-                convolution = nn.Conv2d(channels, level_width, 1, bias=False)
-                self.laterals.append(nn.Sequential(convolution, nn.BatchNorm2d(level_width)))
-                levels.append(_Level(stride, level_width, level_width))
-        return levels
 
     @classmethod
     def from_preset(cls, name: str, **arguments: Any) -> "MaskAttnUNet":
@@ -257,6 +215,15 @@ class MaskAttnUNet(SelectorDial):
         every channel and pixel of a 128 x 128 input, where ours is over channels, and 0.2 M in
         layers that it never calls.
 
+        | name | parameters | GFLOPs | of an image of |
+        |---|---|---|---|
+        | "lite-small" | 3.2 M | 0.95 | 192 x 256 |
+        | "lite-medium" | 3.3 M | 2.6 | 288 x 384 |
+        | "lite-large" | 3.6 M | 7.9 | 360 x 480 |
+
+        These are built around `EfficientNetLite0`. Parameters and GFLOPs for 11 classes, with
+        attention products for a learned quarter of queries and keys ("topk", "q+k").
+
         Raises:
             ValueError: there is no preset of that name.
 
@@ -268,7 +235,10 @@ class MaskAttnUNet(SelectorDial):
         """
         if name not in PRESETS:
             raise ValueError(f"name: expected one of {quoted(PRESETS)}, got {name!r}")
-        return cls(**{**PRESETS[name], **arguments})
+        chosen = {**PRESETS[name], **arguments}
+        if isinstance(chosen.get("encoder"), str):
+            chosen["encoder"] = ENCODERS[chosen["encoder"]]()
+        return cls(**chosen)
 
     @property
     def scales(self) -> tuple[str, ...]:
@@ -346,31 +316,35 @@ class MaskAttnUNet(SelectorDial):
         previous: Selection | None = None
         guessed: Tensor | None = None
 
-        def attend(attention: Any, name: str, x: Tensor) -> Tensor:
+        names = iter(self.scales)
+
+        def attend(attention: Any, x: Tensor) -> Tensor:
             nonlocal previous
             if isinstance(attention, nn.Identity):
                 return x
+            name = next(names)
             mask = given.at(name, x)
             previous = attention.select(x, previous, guessed) if mask is None else Selection(mask)  # type: ignore[arg-type]
             selections[name] = previous
             return attention(x, previous)
 
-        downs = zip(self.down_attention, self.down_names, strict=True)
         if self.encoder is None:
             skips = [self.stem(x)]
-            for down, (attention, name) in zip(self.downs, downs, strict=True):
-                skips.append(attend(attention, name, down(skips[-1])))
+            for down, attention in zip(self.downs, self.down_attention, strict=True):
+                skips.append(attend(attention, down(skips[-1])))
             maps = [self.bottleneck(skips.pop())]
         else:
-            used = encoded(self.encoder, x)[-len(self.laterals) :]
+            used = encoded(self.encoder, x)[-len(self.levels) :]
             skips = [
-                attend(attention, name, lateral(map))
-                for map, lateral, (attention, name) in zip(used, self.laterals, downs, strict=True)
+                attend(attention, lateral(map))
+                for map, lateral, attention in zip(
+                    used, self.laterals, self.down_attention, strict=True
+                )
             ]
             maps = [skips.pop()]
-        for up, attention, name in zip(self.ups, self.up_attention, self.up_names, strict=True):
+        for up, attention in zip(self.ups, self.up_attention, strict=True):
             guessed = None if guess is None else guess(maps[-1])
-            maps.append(attend(attention, name, up(maps[-1], skips.pop())))
+            maps.append(attend(attention, up(maps[-1], skips.pop())))
         return maps, selections
 
     def attentions(self) -> dict[str, MaskAttention2d]:
@@ -397,3 +371,11 @@ class MaskAttnUNet(SelectorDial):
             raise ValueError(
                 f"image: expected shape (B, {self.in_channels}, H, W), H and W from 1, got {shape}"
             )
+
+
+def _lateral(level: Level, attend_from: int) -> nn.Module:
+    """What brings an encoder's map to the channels in which the decoder joins it."""
+    if level.skip == level.encoder and level.stride < attend_from:
+        return nn.Identity()
+    convolution = nn.Conv2d(level.encoder, level.skip, 1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(level.skip))

@@ -25,7 +25,9 @@ from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 
 __all__ = [
     "FORMAT",
+    "WEIGHTS",
     "CheckpointError",
+    "hub_file",
     "read_description",
     "read_network",
     "weights_file",
@@ -103,6 +105,8 @@ def read_network(file: Path, config: Any) -> SegmentationNetwork:
             raise ValueError(f"depth: {depth!r} for {len(shapes)} tensors")
         with torch.device("meta"):  # shapes without memory
             expected = SegmentationNetwork(**config).state_dict()
+    except ModuleNotFoundError as error:  # of the encoder
+        raise CheckpointError(f"{file}: {one_line(error)}") from None
     except Exception as error:  # torch raises whatever comes up for absurd sizes
         raise _foreign(file, error) from None
     for name in [*expected, *shapes]:
@@ -150,7 +154,12 @@ def weights_file(source: str | Path) -> Path:
     name = str(source).removeprefix(HUB)
     on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
     if on_hub and (str(source).startswith(HUB) or not path.parent.exists()):
-        return _from_hub(name)
+        try:
+            return hub_file(name, WEIGHTS)
+        except LookupError as error:
+            raise CheckpointError(
+                f"{name}: no such folder, and the hub does not give it ({error})"
+            ) from None
     folders = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
     close = get_close_matches(path.name, folders, n=1)
     hint = f"; did you mean {path.parent / close[0]}?" if close else ""
@@ -158,21 +167,30 @@ def weights_file(source: str | Path) -> Path:
     raise CheckpointError(f"{source}: no such folder{hint}{hub}")
 
 
-def _from_hub(name: str) -> Path:
+def hub_file(name: str, file: str) -> Path:
+    """A file of a repository on the Hugging Face hub, downloaded or from an earlier download.
+
+    Args:
+        name: "owner/name".
+        file: its path in the repository.
+
+    Raises:
+        LookupError: the hub does not give it; the reason in one line, within seconds.
+    """
     import huggingface_hub  # a folder needs no hub
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
         # Asked first, since it answers once and at once: a download tries again for half a minute.
         found = huggingface_hub.HfApi().model_info(name, timeout=HUB_SECONDS)
-        return Path(huggingface_hub.hf_hub_download(name, WEIGHTS, revision=found.sha))
+        return Path(huggingface_hub.hf_hub_download(name, file, revision=found.sha))
     except Exception as error:  # many kinds: no network, no such repository, no rights
         reason = one_line(error)[:200]
         if not isinstance(error, HfHubHTTPError):  # no answer: an earlier download will do
-            kept = huggingface_hub.try_to_load_from_cache(name, WEIGHTS)
+            kept = huggingface_hub.try_to_load_from_cache(name, file)
             if isinstance(kept, str):
                 return Path(kept)
-    raise CheckpointError(f"{name}: no such folder, and the hub does not give it ({reason})")
+    raise LookupError(reason)
 
 
 def _opened(file: Path) -> tuple[dict[str, str], dict[str, list[int]]]:

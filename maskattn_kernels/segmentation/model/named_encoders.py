@@ -1,30 +1,37 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`make_encoder`: encoders by name, as configs and checkpoints give them; without weights."""
+"""`make_encoder`: encoders by name, as configs and checkpoints give them; without trained weights.
 
-from collections.abc import Callable
+Names may come from a checkpoint of somebody else: nothing is downloaded for them, and no code but
+this package's and timm's runs.
+"""
+
+import re
+from typing import Any
 
 from torch import nn
 
-from maskattn_kernels.common.text import quoted
-from maskattn_kernels.models import EfficientNetLite0
+from maskattn_kernels.common.extras import missing_package
+from maskattn_kernels.common.text import one_line, quoted
+from maskattn_kernels.models import ENCODERS, as_encoder
 
-__all__ = ["ENCODERS", "OWN_ENCODER", "make_encoder"]
+__all__ = ["OWN_ENCODER", "TIMM", "make_encoder"]
 
 OWN_ENCODER = "unet"
 """The encoder of the U-Net itself."""
 
-ENCODERS: dict[str, Callable[[], nn.Module]] = {"efficientnet_lite0": EfficientNetLite0}
-"""Other encoders of this package: what makes them, by name."""
+TIMM = "timm/"
+"""What the names of timm's backbones begin with."""
 
 
 def make_encoder(name: str) -> nn.Module | None:
     """The encoder of a name, with random weights; None for that of the U-Net itself.
 
     Args:
-        name: "unet", or a name in `ENCODERS`.
+        name: "unet", a name in `ENCODERS`, or "timm/NAME" for a backbone of timm.
 
     Raises:
-        ValueError: there is no encoder of that name.
+        ValueError: there is no encoder of that name, or it gives no pyramid of maps.
+        ModuleNotFoundError: timm is not installed; one line says how to install it.
 
     Example:
         >>> from maskattn_kernels.segmentation.model.named_encoders import make_encoder
@@ -33,8 +40,35 @@ def make_encoder(name: str) -> nn.Module | None:
     """
     if name == OWN_ENCODER:
         return None
+    if isinstance(name, str) and name.startswith(TIMM):
+        return as_encoder(timm_backbone(name))
     if name not in ENCODERS:
-        raise ValueError(
-            f"encoder: expected one of {quoted((OWN_ENCODER, *ENCODERS))}, got {name!r}"
-        )
+        names = quoted((OWN_ENCODER, *ENCODERS, f"{TIMM}NAME"))
+        raise ValueError(f"encoder: expected one of {names}, got {name!r}")
     return ENCODERS[name]()
+
+
+def timm_backbone(name: str, **options: Any) -> nn.Module:
+    """A backbone of timm that gives a list of maps.
+
+    Args:
+        name: "timm/NAME", NAME as timm lists it. Not one of a hub or a folder, which timm would
+            follow: "timm/hf-hub:owner/name" is refused.
+        options: of ``timm.create_model``.
+
+    Raises:
+        ValueError, ModuleNotFoundError: as `make_encoder`.
+    """
+    own_name = name.removeprefix(TIMM)
+    if not re.fullmatch(r"\w+(\.\w+)?", own_name):
+        raise ValueError(f'encoder: expected "{TIMM}NAME" with a name of timm, got {name!r}')
+    try:
+        import timm  # by those who ask for it only
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(missing_package(error, "timm"), name=error.name) from None
+    try:
+        return timm.create_model(
+            own_name, **{"pretrained": False, "features_only": True, **options}
+        )
+    except (RuntimeError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"encoder: timm cannot make {name!r} ({one_line(error)[:200]})") from None

@@ -59,8 +59,8 @@ class SegmentationNetwork(nn.Module):
         classes: how many.
         things: numbers of the classes whose objects are counted; needed unless "semantic".
         task: "semantic", "instance" or "panoptic".
-        encoder: a name that `make_encoder` takes; "unet" = that of the U-Net itself. Its weights
-            are random: `load_encoder_weights` loads others.
+        encoder: a name that `make_encoder` takes, "unet" = that of the U-Net itself; None = that of
+            the preset. Its weights are random: `load_encoder_weights` loads others.
         preset: a name in `PRESETS`, for the sizes that are None.
         width, depth, bottleneck, finest, attend_from, num_heads: as in `MaskAttnUNet`.
         selector, keep, min_keep, seed, sparsity, core, backend: as in `MaskAttnUNet`.
@@ -98,7 +98,7 @@ class SegmentationNetwork(nn.Module):
         things: Sequence[int] = (),
         task: str = "panoptic",
         *,
-        encoder: str = OWN_ENCODER,
+        encoder: str | None = None,
         preset: str = "edge",
         width: int | None = None,
         depth: int | None = None,
@@ -135,6 +135,7 @@ class SegmentationNetwork(nn.Module):
             "core": core,
             "backend": backend,
         }
+        encoder = encoder or PRESETS[preset].get("encoder", OWN_ENCODER)
         self.config: dict[str, Any] = {
             "classes": classes,
             "things": list(things),

@@ -85,7 +85,9 @@ def images_together(
     if head.weight.device.type != "cpu":
         return batch_size
     # Of the last stage of the decoder: what comes up, and the skip; or the logits.
-    widest = max(2 * head.in_channels // network.unet.finest**2, network.config["classes"])
+    widest = max(
+        2 * head.in_channels // network.unet.levels[0].stride ** 2, network.config["classes"]
+    )
     return min(batch_size, max(1, _LARGEST_MAP // (widest * size * size * dtype.itemsize)))
 
 

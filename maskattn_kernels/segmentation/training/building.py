@@ -11,11 +11,11 @@ from jsonargparse import Namespace
 from maskattn_kernels.common.command_line import torch_device
 from maskattn_kernels.segmentation.checkpoints import Checkpoint, load_matching
 from maskattn_kernels.segmentation.data.batches import Batches
-from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.data.errors import DataError, shown
 from maskattn_kernels.segmentation.data.findings import Findings, survey
 from maskattn_kernels.segmentation.data.opening import SPLITS
 from maskattn_kernels.segmentation.data.sample import VOID, Classes
-from maskattn_kernels.segmentation.encoder_weights import has_default, load_encoder_weights
+from maskattn_kernels.segmentation.encoder_weights import has_default_weights, load_encoder_weights
 from maskattn_kernels.segmentation.model.losses import SegmentationLoss
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.training.module import OptimizerOptions, SegmentationModule
@@ -63,10 +63,10 @@ def make_module(
     """
     torch.manual_seed(config.seed)
     classes = batches.classes
-    arguments = config.network.as_dict()
-    weights = arguments.pop("encoder_weights")
-    network = SegmentationNetwork(len(classes), classes.things, **arguments)
-    pretrained = _load_encoder(config, network, weights)
+    options = config.network.as_dict()
+    options.pop("encoder_weights")
+    network = SegmentationNetwork(len(classes), classes.things, **options)
+    pretrained = _load_encoder(config, network)
     options = config.loss.as_dict()
     if options["keep"] is None and config.network.selector in ("threshold", "gumbel"):
         options["keep"] = config.network.keep  # without this loss they select too much
@@ -91,16 +91,26 @@ def make_module(
     )
 
 
-def _load_encoder(config: Namespace, network: SegmentationNetwork, weights: str) -> bool:
-    """Whether the encoder starts from trained weights, which are loaded if nothing follows."""
-    name, encoder = network.config["encoder"], network.unet.encoder
-    if encoder is None:
+def _load_encoder(config: Namespace, network: SegmentationNetwork) -> bool:
+    """Load trained weights of an encoder, unless those of the whole network follow.
+
+    Returns:
+        whether the encoder starts trained.
+    """
+    name, weights = network.config["encoder"], config.network.encoder_weights
+    own = network.unet.encoder is None
+    if weights not in ("default", "none") and (own or config.init_from):
+        why = "as those of --init_from are taken" if config.init_from else "with the U-Net's own"
+        raise ConfigError(
+            f"network.encoder_weights: expected default or none {why}, got {shown(weights)}"
+        )
+    if network.unet.encoder is None or weights == "none":
         return False
-    if weights == "default" and not has_default(name):
-        weights = "none"
-    if weights == "none" or config.init_from or config.ckpt_path:
-        return weights != "none" or bool(config.init_from)
-    say(f"encoder: {name}, weights of {load_encoder_weights(encoder, name, weights)}")
+    if weights == "default" and not has_default_weights(name):
+        return bool(config.init_from)
+    if not config.init_from and not config.ckpt_path:
+        file = load_encoder_weights(network.unet.encoder, name, weights)
+        say(f"encoder: {name} with the weights of {file}")
     return True
 
 

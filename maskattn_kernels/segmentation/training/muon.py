@@ -13,8 +13,7 @@ __all__ = ["Muon", "hidden_convolutions"]
 def hidden_convolutions(network: nn.Module) -> list[nn.Parameter]:
     """The weights of ``network`` for Muon: convolutions above 1x1 that do not read the image.
 
-    Not those of depthwise convolutions: a step that makes their rows orthogonal to each other would
-    mix channels that have nothing to do with each other.
+    Not those of depthwise convolutions, which are a filter for each channel and no matrix.
 
     Example:
         >>> from torch import nn

@@ -118,7 +118,8 @@ def make_parser() -> ArgumentParser:
     add("--network.task", type=Literal["auto", "semantic", "instance", "panoptic"], default="auto",
         help="auto: panoptic where objects of things are labelled, else semantic")  # fmt: skip
     parser.add_argument("--network.encoder_weights", type=str, default="default",
-        help="default: pretrained where the encoder has such weights; none; or a file")  # fmt: skip
+        help="default: trained ones where the encoder has some; none; a .safetensors or .pth file; "
+        "or owner/name on the Hugging Face hub")  # fmt: skip
     parser.add_class_arguments(SegmentationLoss, "loss", skip={"things", "task"})
     parser.add_class_arguments(OptimizerOptions, "optimizer")
     parser.add_class_arguments(TrainerOptions, "trainer")
