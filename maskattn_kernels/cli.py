@@ -59,6 +59,9 @@ COMMANDS = {
         "predict",
         "segment images, a folder, a video or a camera",
     ),
+    "pick": Command(
+        "segmentation.picking.command", "predict", "choose which images of a folder to label next"
+    ),
 }
 
 

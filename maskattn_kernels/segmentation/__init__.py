@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from maskattn_kernels.segmentation.infer import Segmentation
     from maskattn_kernels.segmentation.model.network import SegmentationNetwork
+    from maskattn_kernels.segmentation.picking.command import pick
     from maskattn_kernels.segmentation.prediction.command import predict
     from maskattn_kernels.segmentation.scoring.command import evaluate
     from maskattn_kernels.segmentation.training.command import train
@@ -38,6 +39,7 @@ __all__ = [
     "SegmentationNetwork",
     "evaluate",
     "open_dataset",
+    "pick",
     "predict",
     "train",
 ]
@@ -54,6 +56,7 @@ _PLACES = {
         "Segmentation": "infer",
         "SegmentationDataset": "data.sample",
         "SegmentationNetwork": "model.network",
+        "pick": "picking.command",
         "predict": "prediction.command",
     },
     "train": {

@@ -67,6 +67,10 @@ class Measured(NamedTuple):
     pooled: np.ndarray
 
 
+def _not_measured() -> Measured:
+    return Measured(np.empty((0, 0), np.float32), {}, np.empty(0, np.float32))
+
+
 class SegmentedObject(NamedTuple):
     """One object of an image.
 
@@ -99,7 +103,7 @@ class Segmentation:
             pixel.
         scores: float32 (K,), 0 to 1, how sure it is.
         attended: where each scale attends, by its name; empty if that was not asked for.
-        measured: how sure the network is, and what the image is like; None if that was not asked
+        measured: how sure the network is, and what the image is like; empty if that was not asked
             for.
         place: the image's place among those that were given, from 0.
 
@@ -121,7 +125,7 @@ class Segmentation:
     labels: np.ndarray
     scores: np.ndarray
     attended: Mapping[str, Attended] = field(default_factory=dict)
-    measured: Measured | None = None
+    measured: Measured = field(default_factory=_not_measured)
     place: int = 0
 
     @property
@@ -336,7 +340,7 @@ class Pipeline:
         parts = [part.to(kind).cpu().numpy() for part, kind in zip(found, kinds, strict=True)]
         shown = [i for i, (number, *_) in enumerate(batch) if number in self.attended]
         maps = _attended(outputs, shown)
-        measured = [None] * len(batch) if measures is None else _measured(measures)
+        measured = [_not_measured()] * len(batch) if measures is None else _measured(measures)
         results = []
         for i, (place, sample, square, _) in enumerate(batch):
             semantic, instance, labels, scores = (part[i].copy() for part in parts)

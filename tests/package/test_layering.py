@@ -49,6 +49,7 @@ WINGS = (
     ("encoder_weights",),
     ("checkpoints",),
     ("scoring", "prediction"),
+    ("picking",),
     ("training",),
 )
 WING_RANK = {name: rank for rank, wings in enumerate(WINGS) for name in wings}

@@ -77,6 +77,7 @@ def test_predict_and_segment_need_nothing_of_training(tmp_path: Path) -> None:
 from maskattn_kernels import cli
 from maskattn_kernels.segmentation import Checkpoint
 assert cli.main(["predict", "images", "--checkpoint", "checkpoint", "--out", "out"]) == 0
+assert cli.main(["pick", "images", "--checkpoint", "checkpoint", "--count", "1"]) == 0
 found = Checkpoint.from_pretrained("checkpoint").segment("images/00.png")
 assert found.semantic.shape == (24, 40)
 import matplotlib, scipy

@@ -18,7 +18,16 @@ from maskattn_kernels.segmentation.data.fonts import drawable_names, font
 from maskattn_kernels.segmentation.data.sample import VOID
 from maskattn_kernels.segmentation.infer import Attended, Segmentation
 
-__all__ = ["attended_picture", "draw_panel", "error_picture", "heat_colors"]
+__all__ = [
+    "attended_picture",
+    "draw_panel",
+    "error_picture",
+    "heat_colors",
+    "heat_picture",
+    "stacked",
+    "tile",
+    "tile_row",
+]
 
 TILE, THINNEST, GAP, TITLE = 224, 28, 12, 24
 RIGHT, WRONG, IGNORED = (222, 235, 228), (208, 48, 62), (236, 236, 236)
@@ -53,9 +62,15 @@ def attended_picture(image: np.ndarray, attended: Attended) -> np.ndarray:
         return np.where(chosen, image, 0.16 * grey).astype(np.uint8)
     score = attended.score.astype(np.float32)
     low, high = float(score.min()), float(score.max())
-    places = ((score - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
-    heat = heat_colors()[_resized(places, width, height)]
-    return np.where(chosen, 0.45 * grey + 0.55 * heat, 0.16 * grey).astype(np.uint8)
+    heat = heat_picture(image, (score - low) / max(high - low, 1e-12))
+    return np.where(chosen, heat, 0.16 * grey).astype(np.uint8)
+
+
+def heat_picture(image: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The ``image`` in grey, tinted by ``values`` (h,w) from 0 to 1; uint8 (H,W,3)."""
+    height, width = image.shape[:2]
+    heat = heat_colors()[_resized((values * 255).astype(np.uint8), width, height)]
+    return (0.45 * grey_levels(image) + 0.55 * heat).astype(np.uint8)
 
 
 def draw_panel(found: Segmentation, truth: np.ndarray | None = None) -> Image.Image:
@@ -77,17 +92,22 @@ def draw_panel(found: Segmentation, truth: np.ndarray | None = None) -> Image.Im
         first += [("ground truth", truth_picture), (errors, error_picture(semantic, truth))]
     masks = [
         (f"{name}, {a.mask.shape[0]} x {a.mask.shape[1]}: {a.mask.mean():.0%} kept",
-         attended_picture(_tile(image), a))
+         attended_picture(tile(image), a))
         for name, a in found.attended.items()
     ]  # fmt: skip
     columns = max(len(first), min(len(masks), 4), 2)
     shown = semantic if truth is None else np.concatenate([semantic, truth])
     names = _legend(shown, found, columns * (TILE + GAP) - GAP)
-    rows = [_row(first)]
+    rows = [tile_row(first)]
     if names is not None:
         rows.append(names)
-    rows += [_row(masks[i : i + columns]) for i in range(0, len(masks), columns)]
-    width = columns * (TILE + GAP) + GAP
+    rows += [tile_row(masks[i : i + columns]) for i in range(0, len(masks), columns)]
+    return stacked(rows)
+
+
+def stacked(rows: Sequence[Image.Image]) -> Image.Image:
+    """All ``rows`` below each other, on white."""
+    width = max(row.width for row in rows) + 2 * GAP
     sheet = Image.new("RGB", (width, sum(r.height + GAP for r in rows) + GAP), PAPER)
     top = GAP
     for row in rows:
@@ -96,8 +116,8 @@ def draw_panel(found: Segmentation, truth: np.ndarray | None = None) -> Image.Im
     return sheet
 
 
-def _tile(pixels: np.ndarray) -> np.ndarray:
-    """Pixels made to fit a tile; small images stay sharp-edged.
+def tile(pixels: np.ndarray) -> np.ndarray:
+    """``pixels`` made to fit a tile; small images stay sharp-edged.
 
     Proportions are kept, but for images of less than `THINNEST` pixels across: those are widened.
     """
@@ -107,14 +127,15 @@ def _tile(pixels: np.ndarray) -> np.ndarray:
     return _resized(pixels, wide, high, smooth=scale < 1)
 
 
-def _row(tiles: Sequence[tuple[str, np.ndarray]]) -> Image.Image:
-    pictures = [Image.fromarray(_tile(pixels)) for _, pixels in tiles]
+def tile_row(tiles: Sequence[tuple[str, np.ndarray]]) -> Image.Image:
+    """``tiles``, titles and uint8 (H,W,3), beside each other."""
+    pictures = [Image.fromarray(tile(pixels)) for _, pixels in tiles]
     height = max(p.height for p in pictures)
     row = Image.new("RGB", (len(tiles) * (TILE + GAP) - GAP, TITLE + height), PAPER)
     draw = ImageDraw.Draw(row)
     for place, ((title, _), picture) in enumerate(zip(tiles, pictures, strict=True)):
         left = place * (TILE + GAP)
-        draw.text((left, 2), title, fill=INK, font=font(15))
+        draw.text((left, 2), title, fill=INK, font=font(15, title))
         row.paste(picture, (left, TITLE))
     return row
 
