@@ -16,12 +16,12 @@ from torch import nn
 from maskattn_kernels.functional import check_backend
 from maskattn_kernels.nn import (
     DenseAttentionCore,
-    MaskAttention2d,
     MaskedMultiheadAttention,
     SDPAAttentionCore,
     SparseAttentionCore,
 )
 from maskattn_kernels.nn.multihead import share_parameters, unsupported_mha
+from maskattn_kernels.nn.selecting import SelectiveAttention2d
 
 __all__ = ["SwapReport", "swap_attention", "unswap_attention"]
 
@@ -55,7 +55,7 @@ class SwapReport:
         rows += [("note", name, note) for name, note in self.notes]
         lines = [f"{verb} {len(self.swapped)}, skipped {len(self.skipped)}"]
         if not rows:
-            lines.append("  no MaskAttention2d and no nn.MultiheadAttention in this model")
+            lines.append("  no attention module of this package or of torch.nn in this model")
             return lines[0] + "\n" + lines[1]
         wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
         lines += [f"  {what:<{wide[0]}}  {name:<{wide[1]}}  {note}" for what, name, note in rows]
@@ -72,7 +72,8 @@ def swap_attention(
 ) -> SwapReport:
     """Exchanges dense attention in ``model`` for masked_attention, in place.
 
-    - In a `MaskAttention2d` the dense core is exchanged for the sparse one.
+    - In a `MaskAttention2d` or `DisentangledAttention2d` the dense core is exchanged for the sparse
+      one.
     - An `nn.MultiheadAttention` is exchanged for a `MaskedMultiheadAttention` with the same
       parameter objects, so optimizers, tied weights and ``state_dict`` names stay as they are. It
       returns no attention weights and takes no ``attn_mask``: exclude modules called with one.
@@ -174,7 +175,8 @@ def unswap_attention(model: nn.Module) -> list[str]:
                 share_parameters(module, original)
             original.train(module.training)
             setattr(parent, attribute, original)
-            put_back.append(name if isinstance(parent, MaskAttention2d) else _join(name, attribute))
+            ours = isinstance(parent, SelectiveAttention2d)
+            put_back.append(name if ours else _join(name, attribute))
     return put_back
 
 
@@ -183,7 +185,7 @@ def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module | None, str, 
     if isinstance(model, nn.MultiheadAttention):
         yield "", None, "", model
     for name, parent in model.named_modules(remove_duplicate=False):
-        if isinstance(parent, MaskAttention2d):
+        if isinstance(parent, SelectiveAttention2d):
             yield name, parent, "core", parent.core
             continue
         for attribute, module in parent._modules.items():

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from maskattn_kernels.nn import MaskAttention2d
+from maskattn_kernels.nn.selecting import SelectiveAttention2d
 from maskattn_kernels.torch_compat import (
     cpu_has_bfloat16,
     onednn_linear,
@@ -169,8 +169,8 @@ def _calls(network: nn.Module) -> Iterator[_Call]:
             yield from in_trace(graph, root, name)
             return
         for child, module in root.named_children():
-            # MaskAttention2d looks at its arguments, so that it has no trace: these are its calls.
-            if isinstance(root, MaskAttention2d) and module in (root.qkv, root.norm):
+            # Attention looks at its arguments, so that it has no trace: these are its calls.
+            if isinstance(root, SelectiveAttention2d) and module in root.layers:
                 if type(module) in _CASTS and replaceable(module):
                     yield _Call(f"{name}{child}", [], None)
             else:
@@ -234,13 +234,13 @@ def _to_bfloat16(network: nn.Module, calls: list[_Call]) -> None:
     for layer in lower:
         layer.to(torch.bfloat16)
     for module in network.modules():
-        if type(module) in _CASTS or isinstance(module, MaskAttention2d):
+        if type(module) in _CASTS or isinstance(module, SelectiveAttention2d):
             module.register_forward_pre_hook(_cast_input)
 
 
 def _cast_input(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Casts the first argument to the dtype of the weight, if there is one."""
-    weight = (module.qkv if isinstance(module, MaskAttention2d) else module).weight
+    weight = (module.layers[0] if isinstance(module, SelectiveAttention2d) else module).weight
     if weight is None:
         return args
     return (*(x.to(weight.dtype) for x in args[:1]), *args[1:])

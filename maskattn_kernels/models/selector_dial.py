@@ -10,8 +10,9 @@ from collections.abc import Collection, Mapping
 from torch import nn
 
 from maskattn_kernels.common.text import quoted
-from maskattn_kernels.nn import ExploringSelector, MaskAttention2d, Selector, make_selector
+from maskattn_kernels.nn import ExploringSelector, Selector, make_selector
 from maskattn_kernels.nn.checks import fraction
+from maskattn_kernels.nn.selecting import SelectiveAttention2d
 
 __all__ = ["Keep", "SelectorDial"]
 
@@ -48,7 +49,7 @@ class SelectorDial(nn.Module):
         """Names of the attention modules, in the order in which they run."""
         raise NotImplementedError("SelectorDial.scales: a subclass must implement it")
 
-    def attentions(self) -> dict[str, MaskAttention2d]:
+    def attentions(self) -> Mapping[str, SelectiveAttention2d]:
         """The attention modules by the names of their scales, in the order in which they run."""
         raise NotImplementedError("SelectorDial.attentions: a subclass must implement it")
 

@@ -10,6 +10,7 @@ from maskattn_kernels.nn.cores import (
     SparseAttentionCore,
     make_core,
 )
+from maskattn_kernels.nn.disentangled import DisentangledAttention2d
 from maskattn_kernels.nn.entropy_selector import EntropySelector
 from maskattn_kernels.nn.gumbel_selectors import (
     ExploringSelector,
@@ -32,6 +33,7 @@ __all__ = [
     "SELECTORS",
     "AttentionCore",
     "DenseAttentionCore",
+    "DisentangledAttention2d",
     "EntropySelector",
     "ExploringSelector",
     "GumbelSelector",

@@ -29,6 +29,16 @@ def fraction(name: str, value: object) -> float:
     return number
 
 
+def positive_number(name: str, value: object) -> float:
+    """The value, if it is a finite number above 0, NumPy's among them; else raises."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected a number above 0, got {type(value).__name__}")
+    number = float(value)
+    if not 0.0 < number < float("inf"):
+        raise ValueError(f"{name}: expected a finite number above 0, got {value}")
+    return number
+
+
 def split_in_heads(name: str, channels: object, num_heads: object) -> tuple[int, int]:
     """(channels, heads), if `channels`, the argument called `name`, splits into `num_heads`."""
     channels = positive_int(name, channels)
