@@ -58,7 +58,8 @@ def steps(
     """Calls by the name of their step, each with all steps before it."""
 
     def in_parts(module: nn.Module, dtype: torch.dtype) -> Callable[[], Outputs]:
-        together = images_together(len(images), network, images.shape[-1], dtype)
+        side = images.shape[-1]
+        together = images_together(len(images), network, (side, side), dtype)
 
         def call() -> Outputs:
             outputs = [module(part) for part in images.split(together)]

@@ -76,7 +76,8 @@ def step_of(variant: str, bf16: bool = False) -> Callable[[], None]:
 def inference_of(variant: str) -> Callable[[], None]:
     """One image through the network, no gradients."""
     batches = Batches("digit-scenes", size=SIDE, batch_size=1, count=1)
-    image = next(iter(batches.val_loader()))["image"]
+    (batch,) = next(iter(batches.val_loader()))
+    image = batch["image"]
     network = network_of(variant, len(batches.classes), batches.classes.things).eval()
 
     @torch.inference_mode()
@@ -118,10 +119,10 @@ def prediction_shares(run: str = "gumbel-topk-q+k-0.25-seed0", repeats: int = 5)
     that it finds. The network alone runs over the same images right before each prediction.
     """
     checkpoint = Checkpoint.from_pretrained(ROOT / "out" / "study" / run / "final")
-    checkpoint.size = SIDE
+    checkpoint.size = (SIDE, SIDE)
     network = checkpoint.network.eval()
     batches = Batches("digit-scenes", size=SIDE, batch_size=16)
-    images = [batch["image"] for batch in batches.val_loader()]
+    images = [part["image"] for batch in batches.val_loader() for part in batch]
 
     @torch.inference_mode()
     def network_alone() -> float:

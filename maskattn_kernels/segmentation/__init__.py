@@ -20,10 +20,10 @@ if TYPE_CHECKING:
         Sample,
         SegmentationDataset,
     )
-    from maskattn_kernels.segmentation.infer import Segmentation
     from maskattn_kernels.segmentation.model.network import SegmentationNetwork
     from maskattn_kernels.segmentation.picking.command import pick
     from maskattn_kernels.segmentation.prediction.command import predict
+    from maskattn_kernels.segmentation.results import Segmentation
     from maskattn_kernels.segmentation.scoring.command import evaluate
     from maskattn_kernels.segmentation.training.command import train
 
@@ -53,7 +53,7 @@ _PLACES = {
         "Classes": "data.sample",
         "DataError": "data.errors",
         "Sample": "data.sample",
-        "Segmentation": "infer",
+        "Segmentation": "results",
         "SegmentationDataset": "data.sample",
         "SegmentationNetwork": "model.network",
         "pick": "picking.command",

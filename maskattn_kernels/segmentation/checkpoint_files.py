@@ -34,7 +34,7 @@ __all__ = [
     "write_weights",
 ]
 
-WEIGHTS, FORMAT = "model.safetensors", 1
+WEIGHTS, FORMAT = "model.safetensors", 2
 HUB = "hf:"
 HUB_SECONDS = 10  # until an answer
 _FORMER = ("max_objects",)  # arguments of earlier versions that a network needs no more

@@ -10,7 +10,7 @@ of one network beside the description of another.
 import json
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, overload
@@ -30,15 +30,17 @@ from maskattn_kernels.segmentation.checkpoint_files import (
     weights_file,
     write_weights,
 )
-from maskattn_kernels.segmentation.data.errors import DataError, shown
+from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.data.frame import FrameKind, as_frame_kind, as_size
 from maskattn_kernels.segmentation.data.inputs import AnyImage, OneImage, listed
 from maskattn_kernels.segmentation.data.sample import VOID, Classes
-from maskattn_kernels.segmentation.infer import Pipeline, Segmentation
+from maskattn_kernels.segmentation.infer import Pipeline
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
+from maskattn_kernels.segmentation.results import Segmentation
 
 __all__ = ["Checkpoint", "CheckpointError", "as_checkpoint", "load_matching"]
 
-CONFIG, LARGEST_SIZE = "config.json", 16384
+CONFIG = "config.json"
 #: What depends on classes, task and selector; all else is common to one width and depth.
 CLASS_HEADS = ("unet.head.", "coarse_heads.")
 OWN = (*CLASS_HEADS, "objects.", ".mask_head.", ".query_head.", ".selector.")
@@ -55,19 +57,22 @@ class _Options(TypedDict, total=False):
     tta: str | None
 
 
-@dataclass
+@dataclass(init=False)
 class Checkpoint:
     """A trained network with all that its use needs.
 
     Attributes:
         network: with its weights.
         classes: that it tells apart.
-        size: side of the square images that it was trained on, in pixels.
+        size: height and width of the images that it was trained on, in pixels; one number stands
+            for a square.
+        frame: what it makes of a whole image: "fit" = scaled so that it lies within ``size``, its
+            aspect kept; "own" = as it is; "squeeze" = scaled to exactly ``size``.
         metrics: scores at the time of saving, 0 to 100.
 
     Raises:
         TypeError, ValueError: an argument is of another type, there are more or fewer classes than
-            outputs of the network, or the size is not from 1 to 16384.
+            outputs of the network, the size is not from 1 to 16384, or there is no such frame.
 
     Example:
         >>> import tempfile
@@ -82,26 +87,32 @@ class Checkpoint:
 
     network: SegmentationNetwork
     classes: Classes
-    size: int
-    metrics: dict[str, float] = field(default_factory=dict)
+    size: tuple[int, int]
+    frame: FrameKind
+    metrics: dict[str, float]
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.network, SegmentationNetwork):
-            got = type(self.network).__name__
+    def __init__(
+        self,
+        network: SegmentationNetwork,
+        classes: Classes,
+        size: int | tuple[int, int],
+        frame: FrameKind = "fit",
+        metrics: dict[str, float] | None = None,
+    ) -> None:
+        if not isinstance(network, SegmentationNetwork):
+            got = type(network).__name__
             raise TypeError(f"network: expected a SegmentationNetwork, got {got}")
-        if not isinstance(self.classes, Classes):
-            raise TypeError(f"classes: expected Classes, got {type(self.classes).__name__}")
-        outputs = self.network.config["classes"]
-        if len(self.classes) != outputs:
+        if not isinstance(classes, Classes):
+            raise TypeError(f"classes: expected Classes, got {type(classes).__name__}")
+        outputs = network.config["classes"]
+        if len(classes) != outputs:
             raise ValueError(
                 f"classes: expected {outputs}, as many as the network tells apart, got "
-                f"{len(self.classes)}"
+                f"{len(classes)}"
             )
-        whole = isinstance(self.size, int) and not isinstance(self.size, bool)
-        if not whole or not 1 <= self.size <= LARGEST_SIZE:
-            raise ValueError(
-                f"size: expected a whole number from 1 to {LARGEST_SIZE}, got {shown(self.size)}"
-            )
+        self.network, self.classes = network, classes
+        self.size, self.frame = as_size(size), as_frame_kind(frame)
+        self.metrics = {} if metrics is None else metrics
 
     def description(self) -> dict[str, Any]:
         """All but the weights, for JSON."""
@@ -109,7 +120,8 @@ class Checkpoint:
             "format": FORMAT,
             "network": dict(self.network.config),
             "classes": asdict(self.classes),
-            "size": self.size,
+            "size": list(self.size),
+            "frame": self.frame,
             "metrics": {k: v if math.isfinite(v) else None for k, v in self.metrics.items()},
         }
 
@@ -273,7 +285,7 @@ class Checkpoint:
         return results[0] if is_one else results
 
     def _pipeline(self, **options: Any) -> Pipeline:
-        return Pipeline(self.network, self.classes, self.size, **options)
+        return Pipeline(self.network, self.classes, self.size, self.frame, **options)
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "Checkpoint":
@@ -304,7 +316,10 @@ class Checkpoint:
             metrics = {
                 str(k): math.nan if v is None else float(v) for k, v in described["metrics"].items()
             }
-            return cls(network, classes, described["size"], metrics)
+            # Before frames had kinds, there were squares into which images were squeezed.
+            return cls(
+                network, classes, described["size"], described.get("frame", "squeeze"), metrics
+            )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             reason = one_line(error)[:200]
             raise CheckpointError(f"{file}: not saved by save_pretrained ({reason})") from None

@@ -5,208 +5,69 @@ Threads read the images of the next batches while the network computes. Whatever
 goes this way: `Checkpoint.segment`, ``maskattn predict``, ``maskattn eval`` and self-training.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from maskattn_kernels.common.background import ahead, batched, map_ahead
+from maskattn_kernels.common.background import ahead, map_ahead
 from maskattn_kernels.common.command_line import torch_device
-from maskattn_kernels.segmentation.data.augmentation import Square, fit
-from maskattn_kernels.segmentation.data.drawing import overlay
 from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.data.frame import Frame, FrameKind, whole_frame
 from maskattn_kernels.segmentation.data.inputs import AnyImage, as_sample
 from maskattn_kernels.segmentation.data.sample import VOID, Classes, Sample
 from maskattn_kernels.segmentation.model.grouping import Panoptic, group
-from maskattn_kernels.segmentation.model.label_sizes import resize_labels
 from maskattn_kernels.segmentation.model.measures import STATISTICS, Measures, measure
 from maskattn_kernels.segmentation.model.mirrored import with_tta
 from maskattn_kernels.segmentation.model.network import Outputs, SegmentationNetwork
+from maskattn_kernels.segmentation.model.own_size import at_size
 from maskattn_kernels.segmentation.model.prepared import (
     images_together,
     inference_dtype,
     prepared,
 )
+from maskattn_kernels.segmentation.results import Attended, Measured, Segmentation
 
-__all__ = ["Attended", "Measured", "Pipeline", "Segmentation", "SegmentedObject"]
+__all__ = ["Pipeline"]
 
-_SHOWN = 5  # classes and objects in a repr
-
-
-class Attended(NamedTuple):
-    """Where one scale attends.
-
-    Attributes:
-        mask: bool (h,w), True = takes part in attention.
-        score: float (h,w), how much its head wants each place; None where a mask has no scores.
-    """
-
-    mask: np.ndarray
-    score: np.ndarray | None = None
+_PIXELS = 1 << 24  # of the images that wait for their order; one image may have more
 
 
-class Measured(NamedTuple):
-    """How sure the network is of an image, and what the image is like; no labels are needed.
+class _Read(NamedTuple):
+    """An image that was read.
 
     Attributes:
-        entropy: float32 (S,S), of each pixel's class probabilities, in nats: 0 = sure, the
-            logarithm of the number of classes = all of them are equally probable.
-        statistics: by their names in `STATISTICS`, see `Measures`; "entropy" is the mean over all
-            pixels.
-        pooled: float32 (F,), the mean over all places of the deepest feature map: images with alike
-            content are near each other.
+        order: among those that could be read, from 0.
+        place: among those that were given, from 0.
+        sample: at its own size.
+        frame: as the network sees it.
+        total: pixels of all images up to this one.
     """
 
-    entropy: np.ndarray
-    statistics: dict[str, float]
-    pooled: np.ndarray
-
-
-def _not_measured() -> Measured:
-    return Measured(np.empty((0, 0), np.float32), {}, np.empty(0, np.float32))
-
-
-class SegmentedObject(NamedTuple):
-    """One object of an image.
-
-    Attributes:
-        number: its value in `Segmentation.instance`, from 1.
-        label: the number of its class.
-        name: of its class.
-        score: 0 to 1, how sure it is.
-        area: its pixels, at the image's own size.
-    """
-
-    number: int
-    label: int
-    name: str
-    score: float
-    area: int
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Segmentation:
-    """What a network says about one image of H x W pixels.
-
-    Attributes:
-        sample: the image as it was read, with its labels if it has some.
-        classes: that the network tells apart.
-        square: the sample as the network saw it, at S x S pixels.
-        square_semantic: uint8 (S,S), class numbers or `VOID`, as the network gave them.
-        square_instance: int32 (S,S), 0 = no object.
-        labels: uint8 (K,), the class of object 1 to K, the last one; `VOID` for numbers without a
-            pixel.
-        scores: float32 (K,), 0 to 1, how sure it is.
-        attended: where each scale attends, by its name; empty if that was not asked for.
-        measured: how sure the network is, and what the image is like; empty if that was not asked
-            for.
-        place: the image's place among those that were given, from 0.
-
-    Example:
-        >>> import numpy as np
-        >>> from maskattn_kernels.segmentation import Checkpoint, Classes, SegmentationNetwork
-        >>> classes = Classes(("sky", "sea"), (False, False), ((0, 0, 255), (0, 90, 90)), (0, 1))
-        >>> network = SegmentationNetwork(2, task="semantic", width=4, depth=2)
-        >>> found = Checkpoint(network, classes, size=32).segment(np.zeros((40, 60, 3), np.uint8))
-        >>> found.name, found.semantic.shape, found.objects, found.overlay().size
-        ('image-000000', (40, 60), (), (60, 40))
-    """
-
+    order: int
+    place: int
     sample: Sample
-    classes: Classes
-    square: Square
-    square_semantic: np.ndarray
-    square_instance: np.ndarray
-    labels: np.ndarray
-    scores: np.ndarray
-    attended: Mapping[str, Attended] = field(default_factory=dict)
-    measured: Measured = field(default_factory=_not_measured)
-    place: int = 0
-
-    @property
-    def name(self) -> str:
-        """The file's name without its ending, or "image-" and the image's number."""
-        return self.sample.name
-
-    @property
-    def image(self) -> np.ndarray:
-        """uint8 (H,W,3), RGB, upright."""
-        return self.sample.image
-
-    @cached_property
-    def semantic(self) -> np.ndarray:
-        """uint8 (H,W): class numbers, which are places in ``classes.names``, or `VOID` (255).
-
-        ``classes.to_ids(semantic)`` has the ids of the data set's own files instead.
-        """
-        return _resized(self.square_semantic, self.image)
-
-    @cached_property
-    def instance(self) -> np.ndarray:
-        """int32 (H,W): 0 = no object, else the `number` of one of ``objects``."""
-        return _resized(self.square_instance, self.image)
-
-    @cached_property
-    def objects(self) -> tuple[SegmentedObject, ...]:
-        """The objects that can be seen at the image's own size, by number.
-
-        The mask of an object is ``instance == object.number``.
-        """
-        areas = np.bincount(self.instance.ravel(), minlength=len(self.labels) + 1)
-        return tuple(
-            SegmentedObject(
-                number=int(number),
-                label=int(self.labels[number - 1]),
-                name=self.classes.names[self.labels[number - 1]],
-                score=float(self.scores[number - 1]),
-                area=int(areas[number]),
-            )
-            for number in np.flatnonzero(areas[1:]) + 1
-        )
-
-    def overlay(self) -> Image.Image:
-        """The image in the colours of the classes, with a line around every object."""
-        return Image.fromarray(overlay(self.image, self.semantic, self.instance, self.classes))
-
-    def __repr__(self) -> str:
-        counts = np.bincount(self.semantic.ravel(), minlength=VOID + 1)
-        names = {**dict(enumerate(self.classes.names)), VOID: "void"}
-        order = [k for k in np.argsort(-counts, kind="stable") if counts[k]]
-        shares = [f"{names[k]} {counts[k] / self.semantic.size:.0%}" for k in order]
-        best = sorted(self.objects, key=lambda found: -found.score)
-        scores = [f"{found.name} {found.score:.2f}" for found in best]
-        height, width = self.semantic.shape
-        return (
-            f"Segmentation({self.name!r}, {height} x {width}, {_first(shares)}; "
-            f"{len(best)} objects{': ' if best else ''}{_first(scores)})"
-        )
-
-
-def _first(words: list[str]) -> str:
-    return ", ".join([*words[:_SHOWN], *([".."] if len(words) > _SHOWN else [])])
-
-
-def _resized(labels: np.ndarray, image: np.ndarray) -> np.ndarray:
-    height, width = image.shape[:2]
-    if labels.shape == (height, width):
-        return labels
-    return resize_labels(torch.from_numpy(labels)[None], (height, width))[0].numpy()
-
-
-_Read = tuple[int, Sample, Square, Tensor]
+    frame: Frame
+    total: int
 
 
 class _Computed(NamedTuple):
-    """A batch with what the network says about it."""
+    """Images of one shape, and what the network says about them, on its device.
 
-    batch: list[_Read]
+    Attributes:
+        images: of a batch.
+        outputs: of the network.
+        found: at the size of the frames.
+        own: classes and objects of each image at its own size.
+        measures: if they are asked for.
+    """
+
+    images: list[_Read]
     outputs: Outputs
     found: Panoptic
+    own: list[tuple[Tensor, Tensor]]
     measures: Measures | None
 
 
@@ -216,8 +77,10 @@ class Pipeline:
     Args:
         network: it is moved to the device, and set to eval mode.
         classes: of the network.
-        size: S, the side of the squares that images are resized to.
-        batch_size: images that go through the network together.
+        size: height and width that the network is trained on.
+        kind: of the frames that whole images become, see `frame_size`.
+        batch_size: images that go through the network together. Only frames of one shape do, so
+            an image may wait for as many others; frames larger than ``size`` are fewer.
         device: to compute on; "auto" = a GPU if there is one.
         confidence: 0 to 1; pixels whose class has a lower probability become `VOID`, and belong to
             no object.
@@ -240,7 +103,8 @@ class Pipeline:
         self,
         network: SegmentationNetwork,
         classes: Classes,
-        size: int,
+        size: tuple[int, int],
+        kind: FrameKind,
         *,
         batch_size: int = 16,
         device: str | torch.device = "auto",
@@ -257,11 +121,12 @@ class Pipeline:
         if not isinstance(confidence, int | float | np.floating) or not 0 <= confidence <= 1:
             raise ValueError(f"confidence: expected a number from 0 to 1, got {confidence!r}")
         self.device = torch_device(device)
-        dtype = inference_dtype(precision, self.device)
-        ready = prepared(network.to(self.device).eval(), dtype, compile)
+        self.dtype = inference_dtype(precision, self.device)
+        ready = prepared(network.to(self.device).eval(), self.dtype, compile)
         self.network = with_tta(ready, tta)
-        self.classes, self.size = classes, size
-        self.batch_size = images_together(batch_size, network, size, dtype)
+        self.trained = network
+        self.classes, self.size, self.kind = classes, size, kind
+        self.batch_size = batch_size
         self.confidence, self.attended, self.failed = confidence, attended, failed
         self.measured = measured
 
@@ -285,20 +150,51 @@ class Pipeline:
                 torch.set_num_threads(threads // streams)  # of this thread
             return self._compute(batch)
 
-        batches = ahead(batched(self._readable(images), self.batch_size))
+        batches = ahead(self._alike(self._readable(images)))
+        early: dict[int, Segmentation] = {}
+        count = 0
         try:
             for computed in map_ahead(compute, batches, streams):
-                yield from self._results(computed)
+                early.update(self._results(computed))
+                while count in early:
+                    yield early.pop(count)
+                    count += 1
         finally:
             torch.set_num_threads(threads)  # for threads that begin later
 
     def batch(self, images: Iterable[AnyImage]) -> list[Segmentation]:
         """Segment a few images in this thread: the shortest way to the results."""
-        read = [self._read(pair) for pair in enumerate(images)]
-        parts = batched(read, self.batch_size)
-        return [found for part in parts for found in self._results(self._compute(part))]
+        read = (self._read(place, image) for place, image in enumerate(images))
+        results: dict[int, Segmentation] = {}
+        for part in self._alike(read):
+            results.update(self._results(self._compute(part)))
+        return [results[order] for order in sorted(results)]
 
-    def _readable(self, images: Iterable[AnyImage]) -> Iterator[_Read]:
+    def _alike(self, images: Iterable[tuple[int, Sample, Frame]]) -> Iterator[list[_Read]]:
+        """Images whose frames have one shape, as many as go through the network together.
+
+        An image waits for at most ``batch_size`` others, and for at most `_PIXELS`.
+        """
+        waiting: dict[tuple[int, int], list[_Read]] = {}  # the group of the oldest image is first
+        total = 0
+        for order, (place, sample, frame) in enumerate(images):
+            total += sample.image.size // 3
+            shape = frame.semantic.shape
+            group = waiting.setdefault(shape, [])
+            group.append(_Read(order, place, sample, frame, total))
+            if len(group) == self._together(shape):
+                yield waiting.pop(shape)
+            while waiting:
+                oldest, (first, *_) = next(iter(waiting.items()))
+                if order - first.order < self.batch_size and total - first.total <= _PIXELS:
+                    break
+                yield waiting.pop(oldest)
+        yield from waiting.values()
+
+    def _together(self, shape: tuple[int, int]) -> int:
+        return images_together(self.batch_size, self.trained, shape, self.dtype, self.size)
+
+    def _readable(self, images: Iterable[AnyImage]) -> Iterator[tuple[int, Sample, Frame]]:
         for read in map_ahead(self._read_or_error, enumerate(images)):
             if not isinstance(read, DataError):
                 yield read
@@ -307,49 +203,68 @@ class Pipeline:
             else:
                 self.failed(read)
 
-    def _read_or_error(self, numbered: tuple[int, AnyImage]) -> _Read | DataError:
+    def _read_or_error(
+        self, numbered: tuple[int, AnyImage]
+    ) -> tuple[int, Sample, Frame] | DataError:
         try:
-            return self._read(numbered)
+            return self._read(*numbered)
         except DataError as error:
             return error
 
-    def _read(self, numbered: tuple[int, AnyImage]) -> _Read:
-        number, image = numbered
-        sample = as_sample(image, number)
-        square = fit(sample, self.size)
-        return number, sample, square, torch.from_numpy(square.image.transpose(2, 0, 1).copy())
+    def _read(self, place: int, image: AnyImage) -> tuple[int, Sample, Frame]:
+        sample = as_sample(image, place)
+        return place, sample, whole_frame(sample, self.size, self.kind)
 
     @torch.inference_mode()
-    def _compute(self, batch: list[_Read]) -> _Computed:
-        images = torch.stack([pixels for *_, pixels in batch]).to(self.device)
-        outputs = self.network(images)
-        found = group(outputs, self.classes.things)
-        if self.confidence > 0:
-            unsure = outputs.semantic.float().softmax(1).amax(1) < self.confidence
-            found = found._replace(
-                semantic=found.semantic.masked_fill(unsure, VOID),
-                instance=found.instance.masked_fill(unsure, 0),
+    def _compute(self, images: list[_Read]) -> _Computed:
+        frames = torch.from_numpy(np.stack([read.frame.image for read in images]))
+        pixels = frames.permute(0, 3, 1, 2).contiguous().to(self.device)
+        outputs = self.network(pixels)
+        things = () if outputs.center is None else self.classes.things
+        found = group(outputs, things)
+        own = [
+            at_size(
+                outputs.semantic[i],
+                Panoptic(*(part[i : i + 1] for part in found)),
+                read.sample.image.shape[:2],
+                things,
+                self.confidence,
             )
-        return _Computed(batch, outputs, found, measure(images, outputs) if self.measured else None)
+            for i, read in enumerate(images)
+        ]
+        measures = measure(pixels, outputs) if self.measured else None
+        return _Computed(images, outputs, found, own, measures)
 
     @torch.inference_mode()
-    def _results(self, computed: _Computed) -> list[Segmentation]:
-        batch, outputs, found, measures = computed
+    def _results(self, computed: _Computed) -> Iterator[tuple[int, Segmentation]]:
+        images, outputs, found, own, measures = computed
         # Copies of small types: a result that is kept does not keep its whole batch.
         kinds = (torch.uint8, torch.int32, torch.uint8, torch.float32)
         parts = [part.to(kind).cpu().numpy() for part, kind in zip(found, kinds, strict=True)]
-        shown = [i for i, (number, *_) in enumerate(batch) if number in self.attended]
+        shown = [i for i, read in enumerate(images) if read.place in self.attended]
         maps = _attended(outputs, shown)
-        measured = [_not_measured()] * len(batch) if measures is None else _measured(measures)
-        results = []
-        for i, (place, sample, square, _) in enumerate(batch):
+        measured = [Measured.empty()] * len(images) if measures is None else _measured(measures)
+        for i, read in enumerate(images):
             semantic, instance, labels, scores = (part[i].copy() for part in parts)
             # Of an image alone, not of those that went through the network beside it.
             objects = int(np.flatnonzero(labels != VOID).max(initial=-1)) + 1
-            labels, scores = labels[:objects], scores[:objects]
-            own = (semantic, instance, labels, scores, maps.get(i, {}), measured[i], place)
-            results.append(Segmentation(sample, self.classes, square, *own))
-        return results
+            yield (
+                read.order,
+                Segmentation(
+                    sample=read.sample,
+                    classes=self.classes,
+                    frame=read.frame,
+                    frame_semantic=semantic,
+                    frame_instance=instance,
+                    semantic=own[i][0].cpu().numpy(),
+                    instance=own[i][1].cpu().numpy(),
+                    labels=labels[:objects],
+                    scores=scores[:objects],
+                    attended=maps.get(i, {}),
+                    measured=measured[i],
+                    place=read.place,
+                ),
+            )
 
 
 def _attended(outputs: Outputs, places: list[int]) -> dict[int, dict[str, Attended]]:

@@ -44,6 +44,7 @@ LAYERS = (
 WINGS = (
     ("data",),
     ("model",),
+    ("results",),
     ("infer",),
     ("checkpoint_files",),
     ("encoder_weights",),

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from maskattn_kernels.segmentation.data import DataError
-from maskattn_kernels.segmentation.data.augmentation import Augmentation, fit
+from maskattn_kernels.segmentation.data.augmentation import Augmentation
 from maskattn_kernels.segmentation.data.batches import Batches
+from maskattn_kernels.segmentation.data.frame import whole_frame
 from maskattn_kernels.segmentation.data.order import PADDING
 from maskattn_kernels.segmentation.data.sample import VOID, Sample
 from maskattn_kernels.segmentation.training.run_data import RunData
@@ -34,7 +35,7 @@ def test_a_batch() -> None:
 
 def test_validation_is_in_order_and_as_it_is() -> None:
     batches = Batches(batch_size=2, count=5)
-    found = list(batches.val_loader())
+    found = [part for batch in batches.val_loader() for part in batch]
     assert [name for b in found for name in b["name"]] == [f"val-{i:05d}" for i in range(5)]
     scene = batches.dataset("val")[4]
     np.testing.assert_array_equal(found[2]["image"][0].permute(1, 2, 0).numpy(), scene.image)
@@ -116,7 +117,7 @@ def test_two_processes_see_the_batches_of_one(whole: list[dict]) -> None:
 
 def test_validation_is_padded_with_void() -> None:
     batches = Batches(batch_size=3, size=16, count=2)
-    batch = next(iter(batches.val_loader(rank=3, world=4)))
+    (batch,) = next(iter(batches.val_loader(rank=3, world=4)))
     assert batch["index"].tolist() == [PADDING]
     assert (batch["semantic"] == VOID).all() and (batch["instance"] == 0).all()
 
@@ -147,20 +148,20 @@ def test_labels_follow_the_image(zoom: tuple[float, float], mirror: bool) -> Non
         coded(12, 16).image, coded(12, 16).semantic, coded(12, 16).instance)))  # fmt: skip
     augmentation = Augmentation(zoom, mirror, light=0.0)
     for seed in range(4):
-        square = augmentation(sample, 64, np.random.default_rng(seed))
-        known = square.semantic != VOID
+        frame = augmentation(sample, (64, 64), np.random.default_rng(seed), "squeeze")
+        known = frame.semantic != VOID
         assert known.mean() == pytest.approx(min(1, zoom[0]) ** 2, abs=0.01)
-        told = np.rint(square.image[..., 0] / 40) == square.semantic
+        told = np.rint(frame.image[..., 0] / 40) == frame.semantic
         assert told[known].mean() > 0.75, "only borders of blocks may differ"
-        assert (square.instance[~known] == 0).all()
-        np.testing.assert_array_equal(square.instance[known], square.semantic[known] * 3)
+        assert (frame.instance[~known] == 0).all()
+        np.testing.assert_array_equal(frame.instance[known], frame.semantic[known] * 3)
 
 
-def test_fit_resizes_any_shape_and_keeps_label_values() -> None:
-    square = fit(coded(50, 23), 32)
-    assert square.image.shape == (32, 32, 3)
-    assert set(np.unique(square.semantic)) <= set(range(5))
-    bare = fit(Sample("bare", coded(9, 9).image), 32)
+def test_squeezing_resizes_any_shape_and_keeps_label_values() -> None:
+    frame = whole_frame(coded(50, 23), (32, 32), "squeeze")
+    assert frame.image.shape == (32, 32, 3)
+    assert set(np.unique(frame.semantic)) <= set(range(5))
+    bare = whole_frame(Sample("bare", coded(9, 9).image), (32, 32), "fit")
     assert (bare.semantic == VOID).all() and (bare.instance == 0).all()
 
 
@@ -171,7 +172,7 @@ def test_options_for_validation() -> None:
 
 @pytest.mark.parametrize("name", ["size", "batch_size", "limit"])
 def test_wrong_numbers(name: str) -> None:
-    with pytest.raises(DataError, match=f"{name}: expected a whole number from 1, got 0"):
+    with pytest.raises(DataError, match=f"{name}: expected a whole number from 1.*, got 0"):
         Batches(**{name: 0})
 
 

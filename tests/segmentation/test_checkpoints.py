@@ -28,7 +28,7 @@ from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 def test_a_checkpoint_comes_back_whole(tmp_path):
     saved = tiny_checkpoint(tmp_path / "mine", selector="random")
     loaded = Checkpoint.from_pretrained(tmp_path / "mine")
-    assert (loaded.classes, loaded.size, loaded.metrics) == (CLASSES, 32, {"PQ": 12.5})
+    assert (loaded.classes, loaded.size, loaded.metrics) == (CLASSES, (32, 32), {"PQ": 12.5})
     assert loaded.network.config == saved.network.config
     image = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     with torch.inference_mode():
@@ -175,7 +175,7 @@ FEWER = {name: values[:2] for name, values in asdict(CLASSES).items()}
         (set_to(NETWORK, "bottleneck", 2**60), "model.safetensors: "),
         (set_to(NETWORK, "things", list(range(10**6))), "things: "),
         (set_to(NETWORK, None), "not saved by save_pretrained"),
-        (set_to("format", 2), "has format 2, this version reads up to 1; update maskattn_kernels"),
+        (set_to("format", 3), "has format 3, this version reads up to 2; update maskattn_kernels"),
         (set_to("format", "1"), "not saved by save_pretrained .*format '1'"),
         (lambda described: "[" * 10**6, "not saved by save_pretrained"),
         (lambda described: "9" * 10**6, "not saved by save_pretrained"),
@@ -201,7 +201,7 @@ def test_another_description_than_was_saved_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="damaged: its content is not what was saved"):
         Checkpoint.from_pretrained(tmp_path)
     with_header(tmp_path, lambda described: None)  # as older versions saved it: no digest
-    assert Checkpoint.from_pretrained(tmp_path).size == 32
+    assert Checkpoint.from_pretrained(tmp_path).size == (32, 32)
 
 
 def test_every_changed_bit_of_the_weights_is_seen(tmp_path):

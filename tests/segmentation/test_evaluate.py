@@ -37,8 +37,8 @@ def test_evaluation_at_both_sizes(tmp_path):
     for found in scores.values():
         assert found["classes"]["road"]["IoU"] == pytest.approx(100 / 3)
         assert found["mean"] == {"mIoU": pytest.approx(100 / 9)}
-    table = evaluate.tables(scores, 32).splitlines()
-    assert table[0] == "at 32 x 32" and table[3].split() == ["road", "33.3", "1024"]
+    table = evaluate.tables(scores, (32, 32), "fit").splitlines()
+    assert table[0] == "fitted into 32 x 32" and table[3].split() == ["road", "33.3", "672"]
     assert table[1].split() == ["mIoU", "pixels"] and table[5].split() == ["mean", "11.1"]
     assert scores["original size"]["classes"]["car"]["pixels"] == 20 * 30
 

@@ -12,12 +12,12 @@ from PIL import Image
 from segmentation_runs import CLASSES, tiny_checkpoint
 
 from maskattn_kernels.segmentation.checkpoints import Checkpoint
-from maskattn_kernels.segmentation.data.augmentation import fit
 from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.data.frame import whole_frame
 from maskattn_kernels.segmentation.data.sample import VOID, Sample
-from maskattn_kernels.segmentation.infer import Segmentation
 from maskattn_kernels.segmentation.model.grouping import group
-from maskattn_kernels.segmentation.model.label_sizes import resize_labels
+from maskattn_kernels.segmentation.model.own_size import at_size
+from maskattn_kernels.segmentation.results import Segmentation
 
 SIZES = [(24, 40), (9, 7), (64, 64), (32, 32), (1, 50)]
 
@@ -49,15 +49,17 @@ def assert_same(one: Segmentation, other: Segmentation) -> None:
 
 def test_results_are_those_of_the_network_at_the_images_own_sizes(checkpoint: Checkpoint) -> None:
     for image, found in zip(IMAGES, checkpoint.segment(IMAGES, batch_size=2), strict=True):
-        square = fit(Sample("", image), checkpoint.size).image
+        frame = whole_frame(Sample("", image), checkpoint.size, "fit").image
+        assert max(frame.shape[:2]) == 32
         with torch.inference_mode():
-            pixels = torch.from_numpy(square.transpose(2, 0, 1).copy())[None]
+            pixels = torch.from_numpy(frame.transpose(2, 0, 1).copy())[None]
             network = checkpoint.network
-            expected = group(network(pixels), CLASSES.things)
+            outputs = network(pixels)
+            expected = group(outputs, CLASSES.things)
         size = image.shape[:2]
-        semantic, instance = (
-            resize_labels(labels, size)[0].numpy() for labels in (expected[0], expected[1])
-        )
+        semantic, instance = at_size(outputs.semantic[0], expected, size, CLASSES.things)
+        np.testing.assert_array_equal(found.frame_semantic, expected.semantic[0])
+        np.testing.assert_array_equal(found.frame_instance, expected.instance[0])
         np.testing.assert_array_equal(found.semantic, semantic)
         np.testing.assert_array_equal(found.instance, instance)
         scores = np.trim_zeros(expected.scores[0].numpy(), "b")

@@ -60,7 +60,7 @@ def test_targets_of_many_objects_are_those_of_each():
 
 def test_all_are_found_by_segment():
     instance = torch.from_numpy(cells(600))[None]
-    pipeline = Pipeline(SegmentationNetwork(2, [1], width=4, depth=1), CLASSES, 128)
+    pipeline = Pipeline(SegmentationNetwork(2, [1], width=4, depth=1), CLASSES, (128, 128), "fit")
     pipeline.network = lambda images: perfect(instance)
     found = pipeline.batch([np.zeros((128, 128, 3), np.uint8)])[0]
     assert len(found.objects) == 600

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageFilter
 from segmentation_runs import CLASSES, tiny_checkpoint, write_images
 
-from maskattn_kernels.segmentation.data.augmentation import fit
+from maskattn_kernels.segmentation.data.frame import whole_frame
 from maskattn_kernels.segmentation.data.sample import Sample
 from maskattn_kernels.segmentation.model import cost
 from maskattn_kernels.segmentation.model.measures import STATISTICS, measure
@@ -81,9 +81,10 @@ def test_segmentations_carry_their_measures_when_asked(tmp_path: Path) -> None:
     images = [sharp, blurred, sharp // 4]
     assert not any(found.measured.statistics for found in checkpoint.segment(images))
     one, soft, dark = checkpoint.segment(images, measured=True, batch_size=2)
-    square = torch.from_numpy(fit(Sample("", sharp), 32).image.transpose(2, 0, 1).copy())[None]
+    frame = whole_frame(Sample("", sharp), (32, 32), "fit")
+    pixels = torch.from_numpy(frame.image.transpose(2, 0, 1).copy())[None]
     with torch.inference_mode():
-        expected = measure(square, checkpoint.network(square))
+        expected = measure(pixels, checkpoint.network(pixels))
     np.testing.assert_allclose(one.measured.entropy, expected.entropy[0], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(one.measured.pooled, expected.pooled[0], rtol=1e-3, atol=1e-4)
     assert list(one.measured.statistics) == list(STATISTICS)

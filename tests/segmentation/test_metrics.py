@@ -10,7 +10,6 @@ from torchmetrics.detection import PanopticQuality
 from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes
 from maskattn_kernels.segmentation.data.sample import VOID, Classes
 from maskattn_kernels.segmentation.model.grouping import Panoptic
-from maskattn_kernels.segmentation.model.label_sizes import resize_labels
 from maskattn_kernels.segmentation.scoring.metrics import SegmentationMetrics
 from maskattn_kernels.segmentation.scoring.panoptic_quality import ClassQuality
 
@@ -160,12 +159,6 @@ def test_states_of_processes_add_up() -> None:
         first._reduce_states(second.metric_state)
         first._update_count = 2
     assert parts[0].compute() == pytest.approx(whole.compute())
-
-
-def test_scores_at_the_original_size() -> None:
-    assert resize_labels(torch.tensor([[[1, 2], [3, 4]]]), (3, 5)).tolist() == [
-        [[1, 1, 2, 2, 2], [3, 3, 4, 4, 4], [3, 3, 4, 4, 4]]
-    ]
 
 
 def test_wrong_arguments() -> None:

@@ -173,7 +173,6 @@ def test_files_that_are_passed_over_are_told(checkpoint, tmp_path, capsys):
     assert predict.main([str(images), "--checkpoint", checkpoint, "--out", out]) == 0
     told = capsys.readouterr().err.splitlines()
     assert f"note: {images}: 1 files passed over (1 .heic)" in told
-    assert told[0] == "measuring the network"  # it takes seconds
 
 
 def test_batches_and_order_change_nothing(checkpoint, tmp_path):

@@ -45,7 +45,8 @@ def seeing(folder: Path, task: str = "panoptic", centers: bool = True, **classes
             return outputs._replace(semantic=semantic)
         center = torch.zeros_like(outputs.center)
         if centers:
-            center[:, :, 8, 4], center[:, :, 24, 4] = 0.9, 0.8
+            height = center.shape[2]
+            center[:, :, height // 4, 4], center[:, :, height * 3 // 4, 4] = 0.9, 0.8
         return outputs._replace(semantic=semantic, center=center, offset=outputs.offset * 0)
 
     checkpoint.network.forward = by_color  # type: ignore[method-assign]

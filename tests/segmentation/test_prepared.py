@@ -15,7 +15,7 @@ from torch import nn
 from maskattn_kernels.models import fast_bfloat16
 from maskattn_kernels.segmentation import open_dataset
 from maskattn_kernels.segmentation.checkpoints import Checkpoint
-from maskattn_kernels.segmentation.data.augmentation import fit
+from maskattn_kernels.segmentation.data.frame import whole_frame
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.model.prepared import (
     images_together,
@@ -39,7 +39,7 @@ def fitted() -> tuple[Checkpoint, list[np.ndarray]]:
     classes = seen.classes
     torch.manual_seed(0)
     network = SegmentationNetwork(len(classes), task="semantic", width=8, depth=2)
-    samples = [fit(seen[i], 64) for i in range(8)]
+    samples = [whole_frame(seen[i], (64, 64), "fit") for i in range(8)]
     pixels = torch.from_numpy(np.stack([s.image.transpose(2, 0, 1) for s in samples]))
     labels = torch.from_numpy(np.stack([s.semantic for s in samples]).astype(np.int64))
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
@@ -49,7 +49,9 @@ def fitted() -> tuple[Checkpoint, list[np.ndarray]]:
         loss.backward()
         optimizer.step()
     unseen = open_dataset("digit-scenes", split="val", count=4)
-    return Checkpoint(network.eval(), classes, 64), [fit(unseen[i], 64).image for i in range(4)]
+    return Checkpoint(network.eval(), classes, 64), [
+        whole_frame(unseen[i], (64, 64), "fit").image for i in range(4)
+    ]
 
 
 def test_labels_of_generated_scenes_agree_as_stated() -> None:
@@ -137,11 +139,11 @@ def test_a_kept_copy_does_not_keep_its_network(checkpoint: Checkpoint) -> None:
 
 def test_a_cpu_gets_as_many_images_as_suit_it() -> None:
     edge = SegmentationNetwork(2, task="semantic", preset="edge")
-    assert images_together(16, edge, 128, torch.float32) == 4
-    assert images_together(16, edge, 128, torch.bfloat16) == 8
-    assert images_together(3, edge, 128, torch.float32) == 3
-    assert images_together(16, edge, 2048, torch.float32) == 1
-    assert images_together(16, edge.to("meta"), 128, torch.float32) == 16
+    assert images_together(16, edge, (128, 128), torch.float32) == 4
+    assert images_together(16, edge, (128, 128), torch.bfloat16) == 8
+    assert images_together(3, edge, (128, 128), torch.float32) == 3
+    assert images_together(16, edge, (2048, 2048), torch.float32) == 1
+    assert images_together(16, edge.to("meta"), (128, 128), torch.float32) == 16
 
 
 def test_a_batch_of_any_size_gives_the_same(checkpoint: Checkpoint, monkeypatch) -> None:

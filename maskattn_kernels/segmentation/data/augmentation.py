@@ -1,45 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""From a `Sample` of any size to arrays of one size: unchanged, or augmented for training."""
+"""Random parts of samples, changed at random, for training."""
 
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
+from maskattn_kernels.segmentation.data.frame import GREY, Frame, FrameKind, cut, frame_size
 from maskattn_kernels.segmentation.data.sample import VOID, Sample
 
-__all__ = ["Augmentation", "Square", "fit"]
-
-_GREY = 124  # what lies outside of an image, near the mean of photographs
-
-
-@dataclass(frozen=True)
-class Square:
-    """A sample at S x S pixels.
-
-    Attributes:
-        image: uint8 (S,S,3).
-        semantic: uint8 (S,S), class numbers or `VOID`.
-        instance: int32 (S,S), 0 = no object.
-    """
-
-    image: np.ndarray
-    semantic: np.ndarray
-    instance: np.ndarray
-
-
-def fit(sample: Sample, size: int) -> Square:
-    """The whole sample at size x size: the image antialiased bilinear, labels nearest.
-
-    A sample without labels comes out all `VOID`.
-
-    Example:
-        >>> from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes
-        >>> fit(DigitScenes("val")[0], 64).image.shape
-        (64, 64, 3)
-    """
-    height, width = sample.image.shape[:2]
-    return _cut(sample, (0.0, 0.0, float(width), float(height)), (size, size))
+__all__ = ["Augmentation"]
 
 
 @dataclass(frozen=True)
@@ -47,8 +16,8 @@ class Augmentation:
     """Random zoom, place, mirroring, brightness and contrast: cheap, and enough for few labels.
 
     Attributes:
-        zoom: least and largest; above 1 a part of the image fills the square, below 1 the image
-            lies in a frame of `VOID`.
+        zoom: least and largest. The whole frame is scaled by it, and a part of it of the network's
+            size is cut out; what lies outside of the frame is `VOID`.
         mirror: whether left and right may change places (not for digits: a mirrored 2 is not a 2).
         light: brightness and contrast change by up to this share.
     """
@@ -57,59 +26,68 @@ class Augmentation:
     mirror: bool = True
     light: float = 0.25
 
-    def __call__(self, sample: Sample, size: int, rng: np.random.Generator) -> Square:
-        """A sample at size x size; the same for the same state of `rng`."""
-        square = self._zoomed(sample, size, rng)
+    def __call__(
+        self,
+        sample: Sample,
+        size: tuple[int, int],
+        rng: np.random.Generator,
+        kind: FrameKind = "fit",
+    ) -> Frame:
+        """A part of a sample; the same for the same state of ``rng``.
+
+        Args:
+            sample: of any size.
+            size: height and width of the part.
+            rng: for the draws.
+            kind: of the whole frame, see `frame_size`.
+        """
+        frame = self._part(sample, size, rng, kind)
         mirrored = self.mirror and rng.random() < 0.5
         gain = 1 + self.light * (2 * rng.random() - 1)
         contrast = 1 + self.light * (2 * rng.random() - 1)
-        level = float(square.image.mean(dtype=np.float32))
+        level = float(frame.image.mean(dtype=np.float32))
         curve = gain * (level + contrast * (np.arange(256) - level))
-        image = np.take(np.clip(curve, 0, 255).astype(np.uint8), square.image)
+        image = np.take(np.rint(np.clip(curve, 0, 255)).astype(np.uint8), frame.image)
         step = np.s_[:, ::-1] if mirrored else np.s_[:, :]
-        return Square(image[step], square.semantic[step], square.instance[step])
+        return Frame(image[step], frame.semantic[step], frame.instance[step])
 
-    def _zoomed(self, sample: Sample, size: int, rng: np.random.Generator) -> Square:
+    def _part(
+        self, sample: Sample, size: tuple[int, int], rng: np.random.Generator, kind: FrameKind
+    ) -> Frame:
         zoom = self.zoom[0] * (self.zoom[1] / self.zoom[0]) ** float(rng.random())
         down, along = float(rng.random()), float(rng.random())
         height, width = sample.image.shape[:2]
-        if zoom >= 1:
-            top, left = down * height * (1 - 1 / zoom), along * width * (1 - 1 / zoom)
-            box = (left, top, left + width / zoom, top + height / zoom)
-            return _cut(sample, box, (size, size))
-        side = max(1, round(zoom * size))
-        top, left = round(down * (size - side)), round(along * (size - side))
-        place = np.s_[top : top + side, left : left + side]
-        small = _cut(sample, (0.0, 0.0, float(width), float(height)), (side, side))
-        square = Square(
-            np.full((size, size, 3), _GREY, dtype=np.uint8),
-            np.full((size, size), VOID, dtype=np.uint8),
-            np.zeros((size, size), dtype=np.int32),
+        whole = frame_size(height, width, size, kind)
+        top, bottom, rows = _side(height, zoom * whole[0], size[0], down)
+        left, right, columns = _side(width, zoom * whole[1], size[1], along)
+        seen = (rows.stop - rows.start, columns.stop - columns.start)
+        part = cut(sample, (left, top, right, bottom), seen)
+        if seen == size:
+            return part
+        frame = Frame(
+            np.full((*size, 3), GREY, dtype=np.uint8),
+            np.full(size, VOID, dtype=np.uint8),
+            np.zeros(size, dtype=np.int32),
         )
-        square.image[place] = small.image
-        square.semantic[place] = small.semantic
-        square.instance[place] = small.instance
-        return square
+        frame.image[rows, columns] = part.image
+        frame.semantic[rows, columns] = part.semantic
+        frame.instance[rows, columns] = part.instance
+        return frame
 
 
-def _cut(sample: Sample, box: tuple[float, float, float, float], size: tuple[int, int]) -> Square:
-    """The part `box` (left, top, right, bottom) of a sample, resized to `size` (height, width)."""
-    height, width = sample.image.shape[:2]
-    left, top, right, bottom = box
-    rows = _nearest(top, bottom, size[0], height)
-    columns = _nearest(left, right, size[1], width)
-    image = sample.image
-    if (height, width) != size or box != (0, 0, width, height):
-        resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR, box)
-        image = np.asarray(resized)
-    void = np.full(size, VOID, dtype=np.uint8)
-    semantic = void if sample.semantic is None else sample.semantic[rows].take(columns, axis=1)
-    none = np.zeros(size, dtype=np.int32)
-    instance = none if sample.instance is None else sample.instance[rows].take(columns, axis=1)
-    return Square(image, semantic, instance)
+def _side(source: int, scaled: float, target: int, place: float) -> tuple[float, float, slice]:
+    """One side of a part: from where to where in the image, and in which pixels of the frame.
 
-
-def _nearest(low: float, high: float, count: int, limit: int) -> np.ndarray:
-    """Which source pixel lies under the middle of each of `count` target pixels."""
-    middles = low + (np.arange(count) + 0.5) * (high - low) / count
-    return np.clip(middles.astype(np.intp), 0, limit - 1)
+    Args:
+        source: pixels of the image.
+        scaled: of the image after scaling.
+        target: of the frame.
+        place: 0 to 1, from the first possible place to the last.
+    """
+    if scaled >= target:
+        first = round(place * (scaled - target))  # a whole pixel: without zoom nothing is blurred
+        start, length = first * source / scaled, target * source / scaled
+        return min(start, source - length), min(start + length, source), slice(0, target)
+    seen = min(max(1, round(scaled)), target)
+    first = round(place * (target - seen))
+    return 0.0, float(source), slice(first, first + seen)

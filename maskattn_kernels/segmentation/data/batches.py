@@ -2,6 +2,7 @@
 """Batches of any data set of the package: resized, augmented, in a repeatable order."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from maskattn_kernels.segmentation.data.augmentation import Augmentation, Square, fit
+from maskattn_kernels.common.background import batched
+from maskattn_kernels.segmentation.data.augmentation import Augmentation
 from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.data.frame import (
+    Frame,
+    FrameKind,
+    as_frame_kind,
+    as_size,
+    whole_frame,
+)
 from maskattn_kernels.segmentation.data.judge import differing
 from maskattn_kernels.segmentation.data.loading import Loader
 from maskattn_kernels.segmentation.data.opening import open_dataset
@@ -22,12 +31,15 @@ __all__ = ["Batches"]
 
 
 class Batches:
-    """Loads a data set as batches of S x S images with labels.
+    """Loads a data set as batches of H x W images with labels.
 
-    A batch is a dict: ``image`` uint8 (B,3,S,S); ``semantic`` int64 (B,S,S), class numbers or 255 =
-    void; ``instance`` int64 (B,S,S), 0 = no object; ``name`` list of str; ``original_size`` int64
+    A batch is a dict: ``image`` uint8 (B,3,H,W); ``semantic`` int64 (B,H,W), class numbers or 255 =
+    void; ``instance`` int64 (B,H,W), 0 = no object; ``name`` list of str; ``original_size`` int64
     (B,2), height and width; ``index`` int64 (B,), the sample's number in the set, -1 for an image
     of padding, whose labels are all void.
+
+    Training batches have the size that is asked for. For validation images are whole, at the size
+    that ``frame`` gives them; since these sizes differ, the loader gives lists of batches.
 
     Order and augmentation depend on (seed, epoch, index) alone: they are the same for any number of
     workers, after a resume at any batch, and over any number of processes for one global batch.
@@ -35,12 +47,15 @@ class Batches:
     Args:
         name: of the data set, see `open_dataset`.
         root: its folder; None for digit-scenes.
-        size: S.
+        size: of training images: one number for squares, or height and width.
+        frame: what a whole image becomes: "fit" = scaled so that it lies within ``size``, its
+            aspect kept; "own" = as it is; "squeeze" = scaled to exactly ``size``. A training image
+            is a part of it at a random place; what lies outside of the image is void.
         batch_size: images per process.
         workers: processes that load; 0 = the training process itself.
         seed: of order, augmentation and of the choice under `limit`.
         limit: number of images to train with; a smaller limit takes some of those of a larger one.
-        augment: whether training images are changed at random.
+        augment: whether training images are zoomed, mirrored and lit at random.
         val_options: options for the validation set where they differ (``{"textures": "shifted"}``).
         options: for the data set, see `open_dataset`.
 
@@ -58,7 +73,8 @@ class Batches:
         self,
         name: str = "digit-scenes",
         root: Path | None = None,
-        size: int = 128,
+        size: int | tuple[int, int] = 128,
+        frame: FrameKind = "fit",
         batch_size: int = 16,
         workers: int = 0,
         seed: int = 0,
@@ -67,14 +83,14 @@ class Batches:
         val_options: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        counts = {"size": size, "batch_size": batch_size, "limit": limit, "workers": workers}
+        counts = {"batch_size": batch_size, "limit": limit, "workers": workers}
         for argument, value in counts.items():
             least = 0 if argument == "workers" else 1
             if value is not None and (not isinstance(value, int) or value < least):
                 raise DataError(f"{argument}: expected a whole number from {least}, got {value!r}")
         self.dataset_name = name
         self.root = root
-        self.size = size
+        self.size, self.frame = as_size(size), as_frame_kind(frame)
         self.batch_size = batch_size
         self.workers = workers
         self.seed = seed
@@ -138,23 +154,28 @@ class Batches:
         # Mirroring would change digits, and zooming in could cut off a legend.
         digits, legend = self.dataset_name == "digit-scenes", self.options["train"].get("legend")
         changes = Augmentation((0.8, 1.0 if legend else 1.3), mirror=not digits)
+        if not self.augment:
+            changes = Augmentation((1.0, 1.0), mirror=False, light=0.0)
         chosen = self.labelled()
-        items = _Items(self, "train", chosen, changes if self.augment else None)
+        items = _Items(self, "train", chosen, changes)
         order = RunOrder(len(chosen), self.batch_size, batches, self.seed, start, rank, world)
-        return self._loader(items, batch_sampler=order)
+        return Loader(items, self.workers, _collate, batch_sampler=order)
 
     def val_loader(self, rank: int = 0, world: int = 1) -> DataLoader:
-        """Validation images of process ``rank`` of ``world``, by `ValidationOrder`, unchanged."""
-        size = len(self.dataset("val"))
-        return self._loader(
-            _Items(self, "val", np.arange(size), None),
-            sampler=ValidationOrder(size, rank, world),
+        """Whole validation images of process ``rank`` of ``world``, by `ValidationOrder`.
+
+        It gives lists of batches, each of images of one size and of no more pixels than a training
+        batch, or of one image.
+        """
+        images = len(self.dataset("val"))
+        return Loader(
+            _Items(self, "val", np.arange(images), None),
+            self.workers,
+            partial(_by_size, most=self.batch_size * self.size[0] * self.size[1]),
+            sampler=ValidationOrder(images, rank, world),
             batch_size=self.batch_size,
             persistent_workers=self.workers > 0,
         )
-
-    def _loader(self, items: Dataset, **options: Any) -> DataLoader:
-        return Loader(items, self.workers, _collate, **options)
 
 
 class _Items(Dataset):
@@ -164,27 +185,40 @@ class _Items(Dataset):
         self, batches: Batches, split: str, chosen: np.ndarray, augmentation: Augmentation | None
     ) -> None:
         self.samples, self.chosen = batches.dataset(split), chosen
-        self.size, self.seed, self.augmentation = batches.size, batches.seed, augmentation
+        self.size, self.kind, self.seed = batches.size, batches.frame, batches.seed
+        self.augmentation = augmentation
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         index = int(self.chosen[max(draw.index, 0)])
         sample = self.samples[index]
         if self.augmentation is None:
-            square = fit(sample, self.size)
+            frame = whole_frame(sample, self.size, self.kind)
         else:
-            key = (self.seed, draw.epoch, index)
-            square = self.augmentation(sample, self.size, np.random.Generator(np.random.PCG64(key)))
+            rng = np.random.Generator(np.random.PCG64((self.seed, draw.epoch, index)))
+            frame = self.augmentation(sample, self.size, rng, self.kind)
         if draw.index == PADDING:
-            void = np.full_like(square.semantic, VOID)
-            square = Square(square.image, void, np.zeros_like(square.instance))
+            void = np.full_like(frame.semantic, VOID)
+            frame = Frame(frame.image, void, np.zeros_like(frame.instance))
         return {
-            "image": np.ascontiguousarray(square.image.transpose(2, 0, 1)),
-            "semantic": square.semantic,
-            "instance": square.instance,
+            "image": np.ascontiguousarray(frame.image.transpose(2, 0, 1)),
+            "semantic": frame.semantic,
+            "instance": frame.instance,
             "name": sample.name,
             "original_size": sample.image.shape[:2],
             "index": index if draw.index != PADDING else PADDING,
         }
+
+
+def _by_size(items: Sequence[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """Batches of items of one size, of at most ``most`` pixels or of one item."""
+    groups: dict[tuple[int, ...], list[dict[str, Any]]] = {}
+    for item in items:
+        groups.setdefault(item["semantic"].shape, []).append(item)
+    return [
+        _collate(part)
+        for (height, width), group in groups.items()
+        for part in batched(group, max(1, most // (height * width)))
+    ]
 
 
 def _collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -19,11 +19,11 @@ from maskattn_kernels.common.atomic import replace_file
 from maskattn_kernels.common.command_line import Parser, count
 from maskattn_kernels.common.progress import Progress
 from maskattn_kernels.segmentation.data.arguments import add_data_arguments, open_named
-from maskattn_kernels.segmentation.data.augmentation import fit
 from maskattn_kernels.segmentation.data.drawing import INK, PAPER, legend, overlay
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.findings import Findings, Survey, survey
 from maskattn_kernels.segmentation.data.fonts import drawable_names, font, without_font
+from maskattn_kernels.segmentation.data.frame import whole_frame
 from maskattn_kernels.segmentation.data.opening import SPLITS
 from maskattn_kernels.segmentation.data.sample import VOID, Classes, SegmentationDataset
 
@@ -77,14 +77,14 @@ def sheet(samples: SegmentationDataset, count: int) -> Image.Image:
     shown: set[int] = set()
     for column in range(count):
         sample = samples[column * len(samples) // count]
-        square = fit(sample, PANEL)
-        shown |= set(np.unique(square.semantic).tolist())
+        frame = whole_frame(sample, (PANEL, PANEL), "fit")
+        shown |= set(np.unique(frame.semantic).tolist())
         left = column * PANEL
         text = sample.name[: PANEL // 7]
         draw.text((left + 2, 1), text, fill=INK, font=font(10, text))
-        tiles.paste(Image.fromarray(square.image), (left, _LINE))
-        labels = overlay(square.image, square.semantic, square.instance, samples.classes)
-        labels[square.semantic == VOID] = 0
+        tiles.paste(Image.fromarray(frame.image), (left, _LINE))
+        labels = overlay(frame.image, frame.semantic, frame.instance, samples.classes)
+        labels[frame.semantic == VOID] = 0
         tiles.paste(Image.fromarray(labels), (left, _LINE + PANEL))
     known = drawable_names(samples.classes)
     colors = dict(enumerate(zip(known, samples.classes.colors, strict=True)))

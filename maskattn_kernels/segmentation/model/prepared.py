@@ -70,25 +70,33 @@ def inference_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def images_together(
-    batch_size: int, network: SegmentationNetwork, size: int, dtype: torch.dtype
+    batch_size: int,
+    network: SegmentationNetwork,
+    size: tuple[int, int],
+    dtype: torch.dtype,
+    trained_size: tuple[int, int] | None = None,
 ) -> int:
-    """How many images of a batch go through a network at once.
+    """How many images of one size go through a network at once.
 
     Args:
-        batch_size: images of the batch: all of them, but on a CPU only as many as have a largest
-            feature map of 8 MiB.
+        batch_size: at most so many, but on a CPU only as many as have a largest feature map of
+            8 MiB.
         network: on the device that computes.
-        size: side of the images.
+        size: height and width of the images.
         dtype: of the feature maps.
+        trained_size: of the images that the network is trained on: where ``size`` is larger, only
+            as many images as have the pixels of ``batch_size`` of those.
     """
+    pixels = size[0] * size[1]
+    if trained_size is not None:
+        batch_size = min(batch_size, batch_size * trained_size[0] * trained_size[1] // pixels)
     head = network.unet.head
-    if head.weight.device.type != "cpu":
-        return batch_size
-    # Of the last stage of the decoder: what comes up, and the skip; or the logits.
-    widest = max(
-        2 * head.in_channels // network.unet.levels[0].stride ** 2, network.config["classes"]
-    )
-    return min(batch_size, max(1, _LARGEST_MAP // (widest * size * size * dtype.itemsize)))
+    if head.weight.device.type == "cpu":
+        # Of the last stage of the decoder: what comes up, and the skip; or the logits.
+        there = 2 * head.in_channels // network.unet.levels[0].stride ** 2
+        widest = max(there, network.config["classes"])
+        batch_size = min(batch_size, _LARGEST_MAP // (widest * pixels * dtype.itemsize))
+    return max(1, batch_size)
 
 
 @dataclass

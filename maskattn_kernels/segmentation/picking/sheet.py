@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 from PIL import Image
 
-from maskattn_kernels.segmentation.infer import Segmentation
 from maskattn_kernels.segmentation.prediction.panels import heat_picture, stacked, tile, tile_row
+from maskattn_kernels.segmentation.results import Segmentation
 
 __all__ = ["SHOWN", "draw_sheet"]
 

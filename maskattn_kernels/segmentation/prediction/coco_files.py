@@ -13,7 +13,7 @@ from maskattn_kernels.common.json_lists import JsonLists
 from maskattn_kernels.segmentation.data.coco_format import categories, rgb_from_ids, segments_of
 from maskattn_kernels.segmentation.data.run_lengths import outlines
 from maskattn_kernels.segmentation.data.sample import Classes
-from maskattn_kernels.segmentation.infer import Segmentation
+from maskattn_kernels.segmentation.results import Segmentation
 
 __all__ = ["InstanceWriter", "PanopticWriter", "save_png"]
 

@@ -4,6 +4,7 @@
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from itertools import islice
 from pathlib import Path
@@ -71,11 +72,11 @@ def predict(
         recursive: also the images in folders of the folder; NAME then begins with theirs.
         device: to compute on; "auto" = a GPU if there is one. The network stays there.
         precision, compile, tta: as in `Checkpoint.segment`.
-        progress: called with the number of images that are done: 0 before the network's cost is
-            measured, which takes seconds, and then after each image.
+        progress: called with the number of images that are done, after each image.
 
     Returns:
-        the summary, as it is in ``summary.json``: rates, memory, and the network's cost; in
+        the summary, as it is in ``summary.json``: rates, memory, and the network's cost for a frame
+        of the size that most images had (measured at the end, which takes seconds); in
         "failed" a line for each file that cannot be used, in "notes" what else was left out.
 
     Raises:
@@ -103,16 +104,9 @@ def predict(
     place = torch_device(device)
     images = frames(source, recursive=recursive)
     loaded = as_checkpoint(checkpoint)
-    loaded.network.to(place).eval()
-    if progress is not None:
-        progress(0)
-    dtype = inference_dtype(precision, place)
-    together = images_together(batch_size, loaded.network, loaded.size, dtype)
-    plain = with_tta(loaded.network, tta)
-    ready = with_tta(prepared(loaded.network, dtype, compile), tta)
-    cost = measure_cost(plain, loaded.size, together, ready)
     start, stop = time.perf_counter(), None
     shown, failed = _spread(panels, images.count, limit), list[str]()
+    shapes: Counter[tuple[int, int]] = Counter()
     results = loaded.segment_stream(
         islice(images, limit),
         batch_size=batch_size,
@@ -134,6 +128,7 @@ def predict(
         with writer:
             for found in results:
                 writer.add(found)
+                shapes[found.frame_semantic.shape] += 1
                 if progress is not None:
                     progress(writer.count)
             if failed and not writer.count:
@@ -142,6 +137,11 @@ def predict(
         stop = stopped
     rate = writer.count / (time.perf_counter() - start)
     peak = peak_memory(place)
+    dtype = inference_dtype(precision, place)
+    size = max(shapes, key=shapes.__getitem__) if shapes else loaded.size
+    together = images_together(batch_size, loaded.network, size, dtype, loaded.size)
+    ready = with_tta(prepared(loaded.network, dtype, compile), tta)
+    cost = measure_cost(with_tta(loaded.network, tta), size, together, ready)
     summary = {
         "source": str(source),
         "checkpoint": None if isinstance(checkpoint, Checkpoint) else str(checkpoint),
@@ -154,7 +154,7 @@ def predict(
         "precision": str(dtype).removeprefix("torch."),
         "compiled": compile,
         "tta": tta,
-        "size": loaded.size,
+        "size": list(size),
         "failed": failed + writer.failed,
         "notes": images.notes + writer.notes,
     }
@@ -184,7 +184,7 @@ def summary_text(summary: dict[str, Any]) -> str:
     lines = [
         f"{summary['images']} images, {summary['images_per_second']:.1f} images/s end to end "
         f"({summary['share_of_network_rate']:.0%} of the network alone)",
-        f"network at {summary['size']} x {summary['size']} on {summary['device']} "
+        f"network at {summary['size'][0]} x {summary['size'][1]} on {summary['device']} "
         f"in {summary['precision']}{', compiled' * summary['compiled']}"
         f"{', with the mirrored image' if summary['tta'] else ''}: "
         f"{network['latency_ms']:.1f} ms for one image (median), "
@@ -235,9 +235,7 @@ def main(argv: Sequence[str]) -> int:
             precision=given.precision,
             compile=given.compile,
             tta=given.tta,
-            progress=lambda done: (
-                progress.show(f"{done} images") if done else progress.note("measuring the network")
-            ),
+            progress=lambda done: progress.show(f"{done} images"),
         )
     print(summary_text(summary))
     print(f"written: {given.out}")

@@ -16,7 +16,7 @@ from maskattn_kernels.segmentation.data.drawing import (
 )
 from maskattn_kernels.segmentation.data.fonts import drawable_names, font
 from maskattn_kernels.segmentation.data.sample import VOID
-from maskattn_kernels.segmentation.infer import Attended, Segmentation
+from maskattn_kernels.segmentation.results import Attended, Segmentation
 
 __all__ = [
     "attended_picture",

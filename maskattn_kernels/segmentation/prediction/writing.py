@@ -18,7 +18,6 @@ from maskattn_kernels.segmentation.data.fonts import without_font
 from maskattn_kernels.segmentation.data.images import read_labels
 from maskattn_kernels.segmentation.data.label_maps import map_ids
 from maskattn_kernels.segmentation.data.sample import VOID, Classes, Sample
-from maskattn_kernels.segmentation.infer import Segmentation
 from maskattn_kernels.segmentation.prediction.coco_files import (
     InstanceWriter,
     PanopticWriter,
@@ -26,6 +25,7 @@ from maskattn_kernels.segmentation.prediction.coco_files import (
 )
 from maskattn_kernels.segmentation.prediction.output_folder import OutputFolder
 from maskattn_kernels.segmentation.prediction.panels import draw_panel, heat_colors
+from maskattn_kernels.segmentation.results import Segmentation
 
 __all__ = ["Writer"]
 

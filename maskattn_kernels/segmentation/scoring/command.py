@@ -13,17 +13,17 @@ import numpy as np
 import torch
 
 from maskattn_kernels.common.atomic import replace_file
-from maskattn_kernels.common.background import batched
 from maskattn_kernels.common.command_line import Parser, positive, torch_device
 from maskattn_kernels.common.progress import Progress
 from maskattn_kernels.segmentation.checkpoints import Checkpoint, as_checkpoint
 from maskattn_kernels.segmentation.data.arguments import add_data_arguments, open_named
-from maskattn_kernels.segmentation.data.augmentation import Square
 from maskattn_kernels.segmentation.data.errors import DataError, told
+from maskattn_kernels.segmentation.data.frame import Frame, FrameKind
 from maskattn_kernels.segmentation.data.opening import SPLITS
 from maskattn_kernels.segmentation.data.sample import Sample, SegmentationDataset
 from maskattn_kernels.segmentation.model.grouping import Panoptic
 from maskattn_kernels.segmentation.model.prepared import add_inference_arguments
+from maskattn_kernels.segmentation.results import Segmentation
 from maskattn_kernels.segmentation.scoring.metrics import SegmentationMetrics
 
 __all__ = ["evaluate", "main", "tables"]
@@ -56,8 +56,9 @@ def evaluate(
         precision, compile, tta: as in `Checkpoint.segment`.
 
     Returns:
-        ``{"network size": scores, "original size": scores}``. At the first, labels are resized as
-        in training; at the second, predictions are resized to the labels. Each scores is
+        ``{"network size": scores, "original size": scores}``. The first compares at the size of
+        the frames that the network sees, as the validation of a training does; for the second,
+        logits are brought to the size of the labels. Each scores is
         ``{"mean": {"mIoU": .., ..}, "classes": {"sky": {"IoU": .., "pixels": ..}, ..}}``, 0 to 100,
         NaN where there is nothing to score; "pixels" are the labelled ones.
 
@@ -93,14 +94,11 @@ def evaluate(
         tta=tta,
     )
     done = 0
-    for batch in batched(results, batch_size):
-        for found in batch:
-            objects = found.labels, found.scores
-            seen = _batch(found.square_semantic, found.square_instance, *objects)
-            metrics["network size"].update(seen, _labels(found.square))
-            own = _batch(found.semantic, found.instance, *objects)
-            metrics["original size"].update(own, _labels(found.sample))
-        done += len(batch)
+    for done, found in enumerate(results, 1):
+        own = (found.semantic, found.instance)
+        seen = (found.frame_semantic, found.frame_instance)
+        metrics["original size"].update(_batch_of_one(found, *own), _labels(found.sample))
+        metrics["network size"].update(_batch_of_one(found, *seen), _labels(found.frame))
         if progress is not None:
             progress(done)
     if len(dataset) and not done:
@@ -123,22 +121,17 @@ def _labelled(dataset: SegmentationDataset, index: int) -> Sample:
     return sample
 
 
-def _batch(
-    semantic: np.ndarray, instance: np.ndarray, labels: np.ndarray, scores: np.ndarray
-) -> Panoptic:
-    """What was found in an image, as a batch."""
-    one = [torch.from_numpy(part)[None] for part in (semantic, instance, labels, scores)]
-    return Panoptic(one[0].long(), one[1].long(), one[2].long(), one[3])
+def _batch_of_one(found: Segmentation, semantic: np.ndarray, instance: np.ndarray) -> Panoptic:
+    parts = (semantic.astype(np.int64), instance.astype(np.int64), found.labels.astype(np.int64))
+    return Panoptic(*(torch.from_numpy(part)[None] for part in (*parts, found.scores)))
 
 
-def _labels(sample: Sample | Square) -> dict[str, torch.Tensor]:
-    """The labels of an image, as a batch."""
+def _labels(sample: Sample | Frame) -> dict[str, torch.Tensor]:
+    """The labels of an image as a batch of one."""
     semantic = np.asarray(sample.semantic, dtype=np.int64)
     instance = np.zeros_like(semantic) if sample.instance is None else sample.instance
-    return {
-        "semantic": torch.from_numpy(semantic)[None],
-        "instance": torch.from_numpy(instance.astype(np.int64))[None],
-    }
+    labels = {"semantic": semantic, "instance": instance.astype(np.int64)}
+    return {name: torch.from_numpy(values)[None] for name, values in labels.items()}
 
 
 def _check_classes(checkpoint: Checkpoint, dataset: SegmentationDataset) -> None:
@@ -151,20 +144,25 @@ def _check_classes(checkpoint: Checkpoint, dataset: SegmentationDataset) -> None
         raise DataError(f"checkpoint and data have other classes: {differing}")
 
 
-def tables(scores: dict[str, Scores], size: int) -> str:
+def tables(scores: dict[str, Scores], size: tuple[int, int], frame: FrameKind) -> str:
     """Scores for people: means, and a row a class with its number of labelled pixels.
 
     A class without anything to score has dashes.
 
     Args:
         scores: from `evaluate`.
-        size: side of the network's images.
+        size, frame: of the checkpoint.
     """
-    return "\n\n".join(_table(scores[where], where, size) for where in scores)
+    titles = {"original size": "at original size"}
+    if frame != "own":  # else both are the same
+        titles["network size"] = f"{_FRAMES[frame]} {size[0]} x {size[1]}"
+    return "\n\n".join(_table(scores[w], titles[w]) for w in scores if w in titles)
 
 
-def _table(scores: Scores, where: str, size: int) -> str:
-    title = f"at {size} x {size}" if where == "network size" else "at original size"
+_FRAMES = {"fit": "fitted into", "squeeze": "at"}
+
+
+def _table(scores: Scores, title: str) -> str:
     rows = {**scores["classes"], "mean": scores["mean"]}
     columns = list(scores["mean"])
     width = max(len(name) for name in rows)
@@ -220,7 +218,7 @@ def main(argv: Sequence[str]) -> int:
             compile=given.compile,
             tta=given.tta,
         )
-    print(tables(scores, checkpoint.size))
+    print(tables(scores, checkpoint.size, checkpoint.frame))
     for note in _only_predicted(scores):
         print(f"note: {note}", file=sys.stderr)
     report = {
@@ -229,7 +227,8 @@ def main(argv: Sequence[str]) -> int:
         "split": given.split,
         "images": len(dataset) - len(failed),
         "failed": failed,
-        "size": checkpoint.size,
+        "size": list(checkpoint.size),
+        "frame": checkpoint.frame,
         "precision": given.precision,
         "tta": given.tta,
         "scores": _without_nan(scores),

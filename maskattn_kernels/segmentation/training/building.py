@@ -87,6 +87,7 @@ def make_module(
         freeze_encoder_norms=config.freeze_encoder_norms,
         pretrained_encoder=pretrained,
         size=batches.size,
+        frame=batches.frame,
         run=identity,
     )
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from maskattn_kernels.nn import MaskHead
 from maskattn_kernels.segmentation.checkpoints import Checkpoint
+from maskattn_kernels.segmentation.data.frame import FrameKind
 from maskattn_kernels.segmentation.data.sample import Classes
 from maskattn_kernels.segmentation.model.grouping import group
 from maskattn_kernels.segmentation.model.losses import SegmentationLoss
@@ -70,7 +71,8 @@ class SegmentationModule(pl.LightningModule):
         freeze_encoder: train only the decoder and the heads.
         freeze_encoder_norms: keep the statistics of the encoder's BatchNorms as they are.
         pretrained_encoder: the encoder starts from trained weights, see ``encoder_rate``.
-        size: side of the images, for the checkpoint.
+        size: height and width of the training images, for the checkpoint.
+        frame: of whole images, for the checkpoint.
         run: options of the run by name, kept in its saved state.
     """
 
@@ -86,12 +88,14 @@ class SegmentationModule(pl.LightningModule):
         freeze_encoder: bool = False,
         freeze_encoder_norms: bool = False,
         pretrained_encoder: bool = False,
-        size: int = 128,
+        size: tuple[int, int] = (128, 128),
+        frame: FrameKind = "fit",
         run: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.network, self.loss, self.classes = network, loss, classes
-        self.steps, self.seed, self.size = steps, seed, size
+        self.steps, self.seed = steps, seed
+        self.size, self.frame = size, frame
         self.run = run or {}
         self.optimizer_options = optimizer or OptimizerOptions()
         self.average = average_of(network) if self.optimizer_options.ema else None
@@ -145,9 +149,10 @@ class SegmentationModule(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self.metrics.reset()
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        outputs = self.validated(batch["image"])
-        self.metrics.update(group(outputs, self.classes.things), batch)
+    def validation_step(self, batches: list[dict[str, Any]], batch_idx: int) -> None:
+        for batch in batches:  # of one shape each
+            outputs = self.validated(batch["image"])
+            self.metrics.update(group(outputs, self.classes.things), batch)
 
     def on_validation_epoch_end(self) -> None:
         self.scores, self.scored_at = self.metrics.compute(), self.trainer.global_step
@@ -213,4 +218,4 @@ class SegmentationModule(pl.LightningModule):
 
     def checkpoint(self) -> Checkpoint:
         """The network that is scored, with its weights of now, for use without Lightning."""
-        return Checkpoint(self.validated, self.classes, self.size, dict(self.scores))
+        return Checkpoint(self.validated, self.classes, self.size, self.frame, dict(self.scores))

@@ -165,6 +165,7 @@ def differing_classes(names: tuple[str, ...], is_thing: tuple[bool, ...], now: C
 
 
 def _check_options(config: Namespace, before: Mapping[str, str]) -> None:
+    before = {"data.frame": '"squeeze"', **before}  # what all states were of that do not say
     for name, value in _options(config).items():
         then = before.get(name, UNNAMED.get(name, value))
         if then == value:

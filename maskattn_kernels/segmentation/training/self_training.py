@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Learning from images without labels: a trained network labels them where it is sure."""
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,6 @@ from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.images import ImageFiles
 from maskattn_kernels.segmentation.data.sample import VOID, Sample, SegmentationDataset
-from maskattn_kernels.segmentation.model.label_sizes import resize_labels
 
 __all__ = ["LabelledAndPseudo", "PseudoLabelled"]
 
@@ -30,6 +30,7 @@ class PseudoLabelled:
         device: the teacher computes on.
 
     Attributes:
+        kept: the fraction of pixels with a label.
         notes: on files of the folder that are passed over or cannot be read.
 
     Raises:
@@ -52,31 +53,40 @@ class PseudoLabelled:
             confidence=confidence,
             failed=lambda error: failed.append(str(error)),
         )
-        self._places, labels = [], []
+        self._places: list[int] = []
+        self._labels: list[_Packed] = []
+        pixels = kept = 0
         for found in results:
             self._places.append(found.place)
-            # Four bytes a pixel at the network's size: small enough to keep.
-            labels.append(np.stack([found.square_semantic, found.square_instance]).astype(np.int16))
-        if not labels:
+            self._labels.append(_Packed(found.semantic, found.instance))
+            pixels += found.semantic.size
+            kept += int((found.semantic != VOID).sum())
+        if not self._labels:
             raise DataError(f"{folder}: no image there can be read, such as {failed[0]}")
-        self.labels = torch.from_numpy(np.stack(labels))
+        self.kept = kept / pixels
         self.notes = (*self._images.notes, *(f"left out: {line}" for line in failed))
-
-    @property
-    def kept(self) -> float:
-        """The fraction of pixels with a label."""
-        return float((self.labels[:, 0] != VOID).float().mean())
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __getitem__(self, index: int) -> Sample:
         sample = self._images[self._places[index]]
-        height, width = sample.image.shape[:2]
-        semantic, instance = resize_labels(self.labels[index], (height, width)).numpy()
-        return replace(
-            sample, semantic=semantic.astype(np.uint8), instance=instance.astype(np.int32)
-        )
+        semantic, instance = self._labels[index].unpacked(sample.image.shape[:2])
+        return replace(sample, semantic=semantic, instance=instance)
+
+
+class _Packed:
+    """The labels of an image, small enough to keep those of thousands of photographs."""
+
+    def __init__(self, semantic: np.ndarray, instance: np.ndarray) -> None:
+        self._semantic = zlib.compress(semantic.astype(np.uint8).tobytes(), 1)
+        self._instance = zlib.compress(instance.astype(np.int32).tobytes(), 1)
+
+    def unpacked(self, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Classes and objects, (H,W) as they were."""
+        semantic = np.frombuffer(zlib.decompress(self._semantic), dtype=np.uint8)
+        instance = np.frombuffer(zlib.decompress(self._instance), dtype=np.int32)
+        return semantic.reshape(shape), instance.reshape(shape)
 
 
 class LabelledAndPseudo:
