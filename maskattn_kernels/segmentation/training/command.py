@@ -30,6 +30,8 @@ from maskattn_kernels.segmentation.training.callbacks import (
 )
 from maskattn_kernels.segmentation.training.csv_log import CSVLog
 from maskattn_kernels.segmentation.training.finite import Diverged, StopIfNotFinite
+from maskattn_kernels.segmentation.training.keep_schedule import KeepOptions, KeepSchedule
+from maskattn_kernels.segmentation.training.module import SegmentationModule
 from maskattn_kernels.segmentation.training.options import as_arguments, parse, to_yaml
 from maskattn_kernels.segmentation.training.processes import say
 from maskattn_kernels.segmentation.training.resume import (
@@ -143,7 +145,7 @@ def _train_in(
         check_data(batches, state["run"])
     module = make_module(config, batches, run_identity(config, batches))
     stop = StopRequest()
-    trainer = _trainer(config, out, batches.batch_size, stop, state)
+    trainer = _trainer(config, out, batches.batch_size, stop, state, _schedules(config, module))
     module.run["processes"] = str(trainer.world_size)
     if state_path is not None:
         check_processes(trainer.world_size, state["run"])
@@ -188,8 +190,20 @@ def _how_to_resume(out: Path, step: int) -> str:
     return f"stopped after step {step}; resume with: maskattn train {resume}"
 
 
+def _schedules(config: Namespace, module: SegmentationModule) -> list[pl.Callback]:
+    if config.keep.schedule == "constant":
+        return []
+    options = KeepOptions(**config.keep.as_dict())
+    return [KeepSchedule(module.network.unet, options, config.steps, config.seed)]
+
+
 def _trainer(
-    config: Namespace, out: Path, batch_size: int, stop: StopRequest, state: dict[str, Any]
+    config: Namespace,
+    out: Path,
+    batch_size: int,
+    stop: StopRequest,
+    state: dict[str, Any],
+    schedules: list[pl.Callback],
 ) -> pl.Trainer:
     options = config.trainer
     saver = SaveState(out, config.save_every, stop, config.log_every)
@@ -211,6 +225,7 @@ def _trainer(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         callbacks=[
+            *schedules,
             ShowProgress(config.steps, batch_size, config.log_every),
             StopIfNotFinite(config.log_every, _rates(config)),
             saver,

@@ -21,6 +21,7 @@ from maskattn_kernels.segmentation.data.batches import Batches
 from maskattn_kernels.segmentation.data.errors import shown
 from maskattn_kernels.segmentation.model.losses import SegmentationLoss
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
+from maskattn_kernels.segmentation.training.keep_schedule import KeepOptions
 from maskattn_kernels.segmentation.training.module import OptimizerOptions
 from maskattn_kernels.segmentation.training.plain_yaml import MOST, size_of_yaml
 
@@ -123,6 +124,7 @@ def make_parser() -> ArgumentParser:
     parser.add_class_arguments(SegmentationLoss, "loss", skip={"things", "task"})
     parser.add_class_arguments(OptimizerOptions, "optimizer")
     parser.add_class_arguments(TrainerOptions, "trainer")
+    parser.add_class_arguments(KeepOptions, "keep")
     return parser
 
 
@@ -222,7 +224,7 @@ def _preset_file(name: str) -> str:
 
 
 def _check(config: Namespace) -> None:
-    for section in ("data", "network", "loss", "optimizer", "trainer"):
+    for section in ("data", "network", "loss", "optimizer", "trainer", "keep"):
         if not isinstance(config[section], Namespace):
             raise ConfigError(f"{section}: expected options by name, got {config[section]!r}")
     limits = {
@@ -253,12 +255,7 @@ def _check(config: Namespace) -> None:
             raise ConfigError(f"{name}: expected a number from 0 to 1, got {value}")
     if not 0 < config.confidence <= 1:
         raise ConfigError(f"confidence: expected a number from 0 to 1, got {config.confidence}")
-    network = config.network
-    if network.selector in ("threshold", "gumbel") and not isinstance(network.keep, float):
-        raise ConfigError(
-            f"network.keep: expected a number with the selector {network.selector!r}, whose masks "
-            f"have that size on the average of all scales, got {network.keep}"
-        )
+    _check_keep(config)
     if config.unlabelled and not config.init_from:
         raise ConfigError("unlabelled: needs --init_from, the checkpoint that labels the images")
     if any(word in config.trainer.strategy for word in ("spawn", "fork", "notebook")):
@@ -287,6 +284,32 @@ def _check(config: Namespace) -> None:
             f"trainer.precision {config.trainer.precision!r}"
         )
     config.val_every = min(config.val_every, config.steps)
+
+
+def _check_keep(config: Namespace) -> None:
+    """Raises unless the keep ratio and its schedule fit the selector."""
+    selector, keep, schedule = config.network.selector, config.network.keep, config.keep
+    free = selector in ("threshold", "gumbel")
+    if free and not isinstance(keep, float):
+        raise ConfigError(
+            f"network.keep: expected a number with the selector {selector!r}, whose masks have "
+            f"that size on the average of all scales, got {keep}"
+        )
+    if schedule.schedule != "constant" and (free or selector == "none"):
+        raise ConfigError(
+            f"keep.schedule: expected constant with the selector {selector!r}, which has no ratio "
+            f"that can be set, got {schedule.schedule}"
+        )
+    start, end = schedule.falls
+    if not 0 <= start <= end <= 1:
+        raise ConfigError(
+            f"keep.falls: expected two fractions of the run, the lower one first, got {start}, "
+            f"{end}"
+        )
+    if not 0 < schedule.lowest <= 1:
+        raise ConfigError(
+            f"keep.lowest: expected a number above 0 and at most 1, got {schedule.lowest}"
+        )
 
 
 def _plain(error: argparse.ArgumentError) -> str:
