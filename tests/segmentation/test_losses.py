@@ -10,6 +10,14 @@ from maskattn_kernels.segmentation.model.losses import InstanceContrastiveLoss, 
 from maskattn_kernels.segmentation.model.network import Outputs, SegmentationNetwork
 from maskattn_kernels.segmentation.model.targets import instance_targets
 
+EVERYTHING = {
+    "class_weights": [float(number) for number in range(CLASSES)],
+    "hard": 0.7,
+    "dice_weight": 1.0,
+    "lovasz_weight": 1.0,
+    "coarse_weight": 0.4,
+}
+
 
 def network(**arguments) -> SegmentationNetwork:
     torch.manual_seed(0)
@@ -53,11 +61,12 @@ def test_every_pixel_may_be_an_object():
 
 @pytest.mark.parametrize("task", ["semantic", "panoptic"])
 @pytest.mark.parametrize("selector", ["topk", "threshold"])
-def test_all_void_is_no_loss_and_no_gradient(task, selector):
+@pytest.mark.parametrize("options", [{}, EVERYTHING])
+def test_all_void_is_no_loss_and_no_gradient(task, selector, options):
     net = network(task=task, selector=selector)
     semantic = torch.full((2, 16, 16), VOID)
     batch = {"semantic": semantic, "instance": torch.ones_like(semantic)}
-    losses = SegmentationLoss(THINGS, task)(net(torch.rand(2, 3, 16, 16)), batch)
+    losses = SegmentationLoss(THINGS, task, **options)(net(torch.rand(2, 3, 16, 16)), batch)
     assert losses["loss"] == 0
     losses["loss"].backward()
     assert all(parameter.grad.eq(0).all() for parameter in net.parameters())
@@ -132,11 +141,12 @@ def test_no_value_is_read_on_the_host():
         net = network(core="dense")
         image = torch.empty(2, 3, 16, 16, dtype=torch.uint8)
         labels = torch.zeros(2, 16, 16, dtype=torch.int64)
-        losses = SegmentationLoss(THINGS, keep=0.5)(
+        losses = SegmentationLoss(THINGS, keep=0.5, **EVERYTHING)(
             net(image), {"semantic": labels, "instance": labels}
         )
         losses["loss"].backward()
-    assert set(losses) == {"loss", "semantic", "center", "offset", "contrastive", "keep"}
+    pixelwise, objects = {"semantic", "dice", "lovasz", "coarse"}, {"center", "offset"}
+    assert set(losses) == {"loss", *pixelwise, *objects, "contrastive", "keep"}
 
 
 def test_bad_task():

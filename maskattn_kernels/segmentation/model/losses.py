@@ -1,21 +1,25 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Losses of segmentation, each a module, and their weighted sum.
+"""The weighted sum of all losses of segmentation, and those of centres, offsets and embeddings.
 
-Every loss is a mean over the pixels of an image that count, then a mean over images: an image
-without any (all void) adds 0 and no gradient, and processes with equal shares of a batch average
-to the loss of the whole batch.
+As those of the class of each pixel (`pixel_losses`), every loss is a mean over the pixels of an
+image that count, then a mean over images.
 """
 
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskattn_kernels.common.text import quoted
 from maskattn_kernels.nn import keep_ratio_loss
-from maskattn_kernels.segmentation.data.sample import VOID
 from maskattn_kernels.segmentation.model.network import TASKS, Outputs
+from maskattn_kernels.segmentation.model.pixel_losses import (
+    CoarseLoss,
+    DiceLoss,
+    LovaszLoss,
+    SemanticLoss,
+    mean_over_images,
+)
 from maskattn_kernels.segmentation.model.targets import instance_targets
 
 __all__ = [
@@ -23,23 +27,7 @@ __all__ = [
     "InstanceContrastiveLoss",
     "OffsetLoss",
     "SegmentationLoss",
-    "SemanticLoss",
 ]
-
-
-class SemanticLoss(nn.Module):
-    """Cross-entropy of ``logits`` (B,C,H,W) and ``semantic``, classes int64 (B,H,W) or `VOID`.
-
-    Example:
-        >>> import torch
-        >>> from maskattn_kernels.segmentation.model.losses import SemanticLoss
-        >>> SemanticLoss()(torch.zeros(1, 2, 1, 3), torch.tensor([[[0, 1, 255]]]))
-        tensor(0.6931)
-    """
-
-    def forward(self, logits: Tensor, semantic: Tensor) -> Tensor:
-        losses = F.cross_entropy(logits.float(), semantic, ignore_index=VOID, reduction="none")
-        return _mean(losses, semantic != VOID)
 
 
 class CenterLoss(nn.Module):
@@ -54,7 +42,7 @@ class CenterLoss(nn.Module):
     """
 
     def forward(self, center: Tensor, target: Tensor, counts: Tensor) -> Tensor:
-        return _mean((center.float() - target).square(), counts)
+        return mean_over_images((center.float() - target).square(), counts)
 
 
 class OffsetLoss(nn.Module):
@@ -71,7 +59,7 @@ class OffsetLoss(nn.Module):
     """
 
     def forward(self, offset: Tensor, target: Tensor, counts: Tensor) -> Tensor:
-        return _mean((offset.float() - target).abs().sum(1, keepdim=True), counts)
+        return mean_over_images((offset.float() - target).abs().sum(1, keepdim=True), counts)
 
 
 class InstanceContrastiveLoss(nn.Module):
@@ -121,7 +109,7 @@ class InstanceContrastiveLoss(nn.Module):
         itself = torch.eye(sampled.shape[1], dtype=torch.bool, device=sampled.device)
         positive, negative = both & same & ~itself, both & ~same
         triplets = (distance.unsqueeze(3) - distance.unsqueeze(2) + self.margin).relu()
-        return _mean(triplets, positive.unsqueeze(3) & negative.unsqueeze(2))
+        return mean_over_images(triplets, positive.unsqueeze(3) & negative.unsqueeze(2))
 
     def _sample(self, numbers: Tensor) -> Tensor:
         """Places (B,P) of the P pixels with the smallest keys: -log(u) * area of the object.
@@ -152,14 +140,23 @@ class SegmentationLoss(nn.Module):
         things: classes whose objects are counted.
         task: "semantic", "instance" or "panoptic".
         keep: fraction of pixels that learned selectors should keep; None = no such loss.
+        class_weights: factor of a pixel's cross-entropy, by its class; None = 1.
+        hard: cross-entropy of hard pixels only, those whose class has a lower probability than
+            this, and the hardest sixteenth of an image; 0 = of all.
+        dice_weight, lovasz_weight: factors of `DiceLoss` and `LovaszLoss`; 0 = without.
+        coarse_weight: factor of `CoarseLoss` for the logits of the decoder's coarser maps (deep
+            supervision); 0 = without.
         semantic_weight, center_weight, offset_weight, contrastive_weight, keep_weight: factors.
         sigma: of the centres' Gaussians, in pixels.
 
     Shapes:
         ``outputs`` of a `SegmentationNetwork`; ``batch`` a dict with "semantic" integer (B,H,W)
         and, unless the task is "semantic", "instance" integer (B,H,W). Returns a dict of scalars:
-        "loss", the total, and its parts without their weights ("semantic", "center", "offset",
-        "contrastive", "keep").
+        "loss", the total, and its parts without their weights ("semantic", "dice", "lovasz",
+        "coarse", "center", "offset", "contrastive", "keep").
+
+    Raises:
+        ValueError: ``task`` or ``hard`` is wrong.
 
     Example:
         >>> import torch
@@ -180,6 +177,11 @@ class SegmentationLoss(nn.Module):
         task: str = "panoptic",
         *,
         keep: float | None = None,
+        class_weights: Sequence[float] | None = None,
+        hard: float = 0.0,
+        dice_weight: float = 0.0,
+        lovasz_weight: float = 0.0,
+        coarse_weight: float = 0.0,
         semantic_weight: float = 1.0,
         center_weight: float = 10.0,
         offset_weight: float = 0.02,
@@ -190,18 +192,26 @@ class SegmentationLoss(nn.Module):
         super().__init__()
         if task not in TASKS:
             raise ValueError(f"task: expected one of {quoted(TASKS)}, got {task!r}")
+        if not 0 <= hard < 1:
+            raise ValueError(f"hard: expected a number from 0 below 1, got {hard!r}")
         self.things = tuple(things)
         self.task = task
         self.keep = keep
         self.sigma = sigma
         self.weights = {
             "semantic": semantic_weight,
+            "dice": dice_weight,
+            "lovasz": lovasz_weight,
+            "coarse": coarse_weight,
             "center": center_weight,
             "offset": offset_weight,
             "contrastive": contrastive_weight,
             "keep": keep_weight,
         }
-        self.semantic = SemanticLoss()
+        self.semantic = SemanticLoss(class_weights, hard)
+        self.dice = DiceLoss()
+        self.lovasz = LovaszLoss()
+        self.coarse = CoarseLoss(class_weights)
         self.center = CenterLoss()
         self.offset = OffsetLoss()
         self.contrastive = InstanceContrastiveLoss()
@@ -209,6 +219,12 @@ class SegmentationLoss(nn.Module):
     def forward(self, outputs: Outputs, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         semantic = batch["semantic"].long()
         losses = {"semantic": self.semantic(outputs.semantic, semantic)}
+        if self.weights["dice"]:
+            losses["dice"] = self.dice(outputs.semantic, semantic)
+        if self.weights["lovasz"]:
+            losses["lovasz"] = self.lovasz(outputs.semantic, semantic)
+        if self.weights["coarse"]:
+            losses["coarse"] = self.coarse(outputs.coarse, semantic)
         if outputs.center is not None and outputs.offset is not None:
             targets = instance_targets(semantic, batch["instance"], self.things, sigma=self.sigma)
             losses["center"] = self.center(outputs.center, targets.center, targets.center_counts)
@@ -223,9 +239,3 @@ class SegmentationLoss(nn.Module):
 
 
 _GOLDEN = 0.6180339887498949
-
-
-def _mean(losses: Tensor, counts: Tensor) -> Tensor:
-    """The mean over images of the mean over pixels that count; an image without any adds 0."""
-    kept = torch.where(counts, losses, 0.0).flatten(1).sum(1)
-    return (kept / counts.flatten(1).sum(1).clamp_min(1)).mean()

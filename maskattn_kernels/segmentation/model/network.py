@@ -34,6 +34,8 @@ class Outputs(NamedTuple):
         selections: what attention selected, by the name of the scale (`MaskAttnUNet.scales`), with
             ``sparsity="q+k"`` "queries" and "keys" after it; no entry where all pixels take part.
         pooled: (B,F), the mean over all places of the deepest feature map: what is in the image.
+        coarse: (B,C,h,w) each, the logits of the decoder's coarser maps, from the coarsest on; each
+            has those before it added.
     """
 
     semantic: Tensor
@@ -42,6 +44,7 @@ class Outputs(NamedTuple):
     embedding: Tensor | None
     selections: dict[str, Selection]
     pooled: Tensor | None = None
+    coarse: tuple[Tensor, ...] = ()
 
 
 class SegmentationNetwork(nn.Module):
@@ -184,22 +187,21 @@ class SegmentationNetwork(nn.Module):
             raise ValueError(f"image: expected shape (B, 3, H, W), got {tuple(image.shape)}")
         size = image.shape[-2:]
         heads = iter([*self.coarse_heads, self.unet.head])
-        semantic: Tensor | None = None
+        summed: list[Tensor] = []
 
         def logits(features: Tensor) -> Tensor:
-            nonlocal semantic
-            semantic = _joined(next(heads)(features), semantic)
-            return semantic
+            summed.append(_joined(next(heads)(features), summed[-1] if summed else None))
+            return summed[-1]
 
         maps, selections = self.unet.features((image - self.mean) / self.std, masks, logits)
-        semantic = _resized(logits(maps[-1]), size)
+        semantic, coarse = _resized(logits(maps[-1]), size), tuple(summed[:-1])
         made, pooled = _by_name(selections), maps[0].mean((2, 3))
         if self.objects is None:
-            return Outputs(semantic, None, None, None, made, pooled)
+            return Outputs(semantic, None, None, None, made, pooled, coarse)
         objects = _resized(self.objects(maps[-1]), size)
         embedding = objects[:, 3:] if objects.shape[1] > 3 else None
         offset = objects[:, 1:3] * _REACH
-        return Outputs(semantic, objects[:, :1], offset, embedding, made, pooled)
+        return Outputs(semantic, objects[:, :1], offset, embedding, made, pooled, coarse)
 
     def output_layers(self) -> tuple[nn.Module, ...]:
         """The layers that `prepare_for_inference` keeps in float32: their results are compared."""

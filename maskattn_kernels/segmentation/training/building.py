@@ -13,6 +13,7 @@ from maskattn_kernels.segmentation.checkpoints import Checkpoint, load_matching
 from maskattn_kernels.segmentation.data.batches import Batches
 from maskattn_kernels.segmentation.data.errors import DataError, shown
 from maskattn_kernels.segmentation.data.findings import Findings, survey
+from maskattn_kernels.segmentation.data.label_counts import balanced_weights, class_pixels
 from maskattn_kernels.segmentation.data.opening import SPLITS
 from maskattn_kernels.segmentation.data.sample import VOID, Classes
 from maskattn_kernels.segmentation.encoder_weights import has_default_weights, load_encoder_weights
@@ -70,6 +71,7 @@ def make_module(
     options = config.loss.as_dict()
     if options["keep"] is None and config.network.selector in ("threshold", "gumbel"):
         options["keep"] = config.network.keep  # without this loss they select too much
+    options["class_weights"] = _class_weights(options["class_weights"], batches)
     loss = SegmentationLoss(classes.things, network.task, **options)
     if config.init_from:
         trained = Checkpoint.from_pretrained(config.init_from)
@@ -90,6 +92,26 @@ def make_module(
         frame=batches.frame,
         run=identity,
     )
+
+
+def _class_weights(asked: str | list[float], batches: Batches) -> list[float] | None:
+    """The weights of the classes, by name or one by one."""
+    names = batches.classes.names
+    if asked == "none":
+        return None
+    if isinstance(asked, str):
+        samples, numbers = batches.dataset("train"), batches.labelled()
+        say(f"counting the pixels of the classes of {len(numbers)} images")
+        weights = balanced_weights(class_pixels(samples, numbers).sum(0))
+        told = (f"{name} {weight:.2g}" for name, weight in zip(names, weights, strict=True))
+        say(f"weights of the classes: {', '.join(told)}")
+        return weights
+    if len(asked) != len(names) or min(asked) < 0 or not np.isfinite(asked).all():
+        raise ConfigError(
+            f"loss.class_weights: expected {len(names)} numbers from 0, one a class, got "
+            f"{shown(asked)}"
+        )
+    return asked
 
 
 def _load_encoder(config: Namespace, network: SegmentationNetwork) -> bool:

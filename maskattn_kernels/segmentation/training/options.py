@@ -121,7 +121,10 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--network.encoder_weights", type=str, default="default",
         help="default: trained ones where the encoder has some; none; a .safetensors or .pth file; "
         "or owner/name on the Hugging Face hub")  # fmt: skip
-    parser.add_class_arguments(SegmentationLoss, "loss", skip={"things", "task"})
+    skipped = {"things", "task", "class_weights"}
+    parser.add_class_arguments(SegmentationLoss, "loss", skip=skipped)
+    add("--loss.class_weights", type=Literal["none", "balanced"] | list[float], default="none",
+        help="of the cross-entropy: balanced, by the labels; or a number a class")  # fmt: skip
     parser.add_class_arguments(OptimizerOptions, "optimizer")
     parser.add_class_arguments(TrainerOptions, "trainer")
     parser.add_class_arguments(KeepOptions, "keep")
@@ -319,6 +322,7 @@ def _plain(error: argparse.ArgumentError) -> str:
     text = re.sub(r": Expected an? (\w+)\. Got value: ", r": expected \1, got ", text)
     union = r"Does not validate against any of the Union .*?\[(.*)\] Errors: .* Given value: "
     text = re.sub(union, lambda found: f"expected {' or '.join(_types(found[1]))}, got ", text)
+    text = re.sub(r"typing\.Literal\[(.*?)\]", r"\1", text)
     return text if len(text) <= _WORDS else f"{text[:_WORDS]} .."
 
 
