@@ -46,7 +46,7 @@ WINGS = (
     ("model",),
     ("results",),
     ("infer",),
-    ("checkpoint_files",),
+    ("checkpoint_files", "drift"),
     ("encoder_weights",),
     ("checkpoints",),
     ("scoring", "prediction"),
