@@ -98,7 +98,7 @@ class Reference:
         return cls(len(validation), limits, quantiles)
 
     def beyond(self, statistics: Statistics) -> list[str]:
-        """The words of `LIMITS` for what is unusual about an image; none = it is as usual."""
+        """The words of `LIMITS` for what is unusual about an image of these ``statistics``."""
         return [
             limit.word
             for limit in LIMITS
@@ -133,7 +133,7 @@ class Reference:
 
     @classmethod
     def from_description(cls, described: Any) -> "Reference":
-        """What `description` gave; limits and statistics of other versions are left out.
+        """The reference that is ``described``; what other versions have in it is left out.
 
         Raises:
             ValueError, TypeError, KeyError: it is something else.

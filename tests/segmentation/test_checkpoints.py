@@ -16,13 +16,10 @@ from safetensors.torch import load_file, save_file
 from segmentation_runs import CLASSES, tiny_checkpoint
 
 from maskattn_kernels.common.atomic import WriteError
-from maskattn_kernels.segmentation.checkpoints import (
-    Checkpoint,
-    CheckpointError,
-    load_matching,
-)
+from maskattn_kernels.segmentation.checkpoints import Checkpoint, CheckpointError
 from maskattn_kernels.segmentation.data.sample import Classes
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
+from maskattn_kernels.segmentation.training.starting_weights import load_matching
 
 
 def test_a_checkpoint_comes_back_whole(tmp_path):

@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 from segmentation_runs import write_images
 
-from maskattn_kernels.segmentation.checkpoints import Checkpoint, load_matching
+from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.training import command as training
 from maskattn_kernels.segmentation.training.options import ConfigError
+from maskattn_kernels.segmentation.training.starting_weights import load_matching
 
 SIZES = {"width": 4, "depth": 1, "task": "semantic"}
 

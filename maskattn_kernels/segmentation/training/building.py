@@ -9,7 +9,7 @@ import torch
 from jsonargparse import Namespace
 
 from maskattn_kernels.common.command_line import torch_device
-from maskattn_kernels.segmentation.checkpoints import Checkpoint, load_matching
+from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.data.batches import Batches
 from maskattn_kernels.segmentation.data.errors import DataError, shown
 from maskattn_kernels.segmentation.data.findings import Findings, survey
@@ -24,6 +24,7 @@ from maskattn_kernels.segmentation.training.options import ConfigError
 from maskattn_kernels.segmentation.training.processes import is_first_process, say
 from maskattn_kernels.segmentation.training.resume import differing_classes
 from maskattn_kernels.segmentation.training.self_training import LabelledAndPseudo, PseudoLabelled
+from maskattn_kernels.segmentation.training.starting_weights import load_matching
 from maskattn_kernels.segmentation.training.task import chosen_task
 
 __all__ = ["make_batches", "make_module"]
