@@ -27,6 +27,7 @@ from maskattn_kernels.token_index import TokenIndex, with_heads
 
 __all__ = ["DisentangledAttention2d"]
 
+PAIRWISE = ("whitened", "plain", None)
 UNARY = ("keys", "all", None)
 
 
@@ -46,9 +47,11 @@ class DisentangledAttention2d(SelectiveAttention2d):
         channels, num_heads, selector, joins_previous, sparsity, core, backend: as in
             `MaskAttention2d`. With ``sparsity="k"`` all pixels are queries, and m is the mean of
             all.
-        whiten: subtract the mean; without, and without ``unary``, this is plain attention.
+        pairwise: "whitened" = as above; "plain" = without subtracting m, which with ``unary=None``
+            is attention as everywhere; None = no pairwise term.
         unary: "keys" = as above; "all" = pooled over all pixels, also where no key is selected, so
-            that the unary term is learned from every pixel; None = no unary term.
+            that the unary term is learned from every pixel; None = no unary term. One of both terms
+            must be there.
         temperature: above 0; the scores are divided by it.
 
     Raises:
@@ -57,7 +60,8 @@ class DisentangledAttention2d(SelectiveAttention2d):
     Shapes:
         ``x`` (B,C,H,W), any H and W, floating point; output the same shape, and channels_last if
         ``x`` is. Gradients flow to ``x``, the parameters and ``key_bias``; to the mask heads as in
-        `MaskAttention2d`. ``key_bias`` belongs to the pairwise scores alone.
+        `MaskAttention2d`. ``key_bias`` is added to the scores of both terms, but not to those of
+        ``unary="all"``.
 
     With the sparse core and ``unary`` other than "all", what a pixel holds that is neither query
     nor key (NaN, anything) changes no bit of the output.
@@ -82,7 +86,7 @@ class DisentangledAttention2d(SelectiveAttention2d):
         selector: Selector | None = None,
         joins_previous: bool = False,
         sparsity: str = "q+k",
-        whiten: bool = True,
+        pairwise: str | None = "whitened",
         unary: str | None = "keys",
         temperature: float = 1.0,
         core: str | AttentionCore = "sparse",
@@ -91,13 +95,17 @@ class DisentangledAttention2d(SelectiveAttention2d):
         super().__init__(
             channels, num_heads, selector=selector, sparsity=sparsity, core=core, backend=backend
         )
-        if not isinstance(whiten, bool):
-            raise TypeError(f"whiten: expected True or False, got {type(whiten).__name__}")
+        if pairwise not in PAIRWISE:
+            raise ValueError(f'pairwise: expected "whitened", "plain" or None, got {pairwise!r}')
         if unary not in UNARY:
             raise ValueError(f'unary: expected "keys", "all" or None, got {unary!r}')
-        self.whiten, self.unary = whiten, unary
+        if pairwise is None and unary is None:
+            raise ValueError("unary: expected a term where there is no pairwise one, got None")
+        self.pairwise, self.unary = pairwise, unary
         self.temperature = positive_number("temperature", temperature)
-        self.qk = nn.Linear(self.channels, 2 * self.channels, bias=False)
+        self.qk = (
+            None if pairwise is None else nn.Linear(self.channels, 2 * self.channels, bias=False)
+        )
         self.value = nn.Linear(self.channels, self.channels, bias=False)
         self.saliency = (
             None if unary is None else nn.Linear(self.channels, self.num_heads, bias=False)
@@ -107,8 +115,8 @@ class DisentangledAttention2d(SelectiveAttention2d):
 
     @property
     def layers(self) -> tuple[nn.Module, ...]:
-        unary = () if self.saliency is None else (self.saliency,)
-        return (self.qk, self.value, *unary, self.out)
+        layers = (self.value, self.qk, self.saliency, self.out)
+        return tuple(layer for layer in layers if layer is not None)
 
     def forward(
         self,
@@ -129,22 +137,26 @@ class DisentangledAttention2d(SelectiveAttention2d):
         tokens = to_tokens(x)
         asking = _as_mask(queries)
         centred, means = self._centred(tokens, asking)
-        query, key = (self._heads(t) for t in self.qk(centred).chunk(2, -1))
-        if means is not None:
-            query = query - self._own_queries(means)
-        if self.temperature != 1.0:
-            query = query / self.temperature
         value = self._heads(self.value(tokens))
-        out = self.core(query, key, value, key_mask=keys, query_mask=queries, key_bias=key_bias)
+        terms = []
+        if self.qk is not None:
+            query, key = (self._heads(t) for t in self.qk(centred).chunk(2, -1))
+            if means is not None:
+                query = query - _own(self._heads(self.qk(means).chunk(2, -1)[0]))
+            if self.temperature != 1.0:
+                query = query / self.temperature
+            masks = {"key_mask": keys, "query_mask": queries}
+            terms.append(self.core(query, key, value, **masks, key_bias=key_bias))
         if self.saliency is not None:
-            pooled = self.core(
-                torch.zeros_like(query[:, :, :1]),
-                value,
-                value,
-                key_mask=keys if self.unary == "keys" else None,
-                key_bias=at_least_float32(self.saliency(centred)).transpose(1, 2),
-            )
-            out = out + (pooled if asking is None else torch.where(asking[..., None], pooled, 0.0))
+            bias = at_least_float32(self.saliency(centred)).transpose(1, 2)
+            if self.unary == "all":
+                keys = None
+            elif key_bias is not None:
+                bias = bias + key_bias.unsqueeze(1)
+            zero = torch.zeros_like(value[:, :, :1])
+            pooled = self.core(zero, value, value, key_mask=keys, key_bias=bias)
+            terms.append(pooled if asking is None else torch.where(asking[..., None], pooled, 0.0))
+        out = sum(terms).expand_as(value)
         if score is not None and score.requires_grad:
             out = straight_through(out, score)
         return to_map(self.out(out.transpose(1, 2).reshape(tokens.shape)), like=x)
@@ -154,7 +166,7 @@ class DisentangledAttention2d(SelectiveAttention2d):
 
         That is (B,H,C), or None where all heads have the same queries.
         """
-        if not self.whiten:
+        if self.pairwise != "whitened":
             return tokens, None
         wide = at_least_float32(tokens)
         means = _mean(wide.unsqueeze(1), asking)
@@ -162,17 +174,12 @@ class DisentangledAttention2d(SelectiveAttention2d):
         centred = (wide - common).to(tokens.dtype)
         return centred, None if means.shape[1] == 1 else (means - common).to(tokens.dtype)
 
-    def _own_queries(self, means: Tensor) -> Tensor:
-        """What each head makes of its own token of (B,H,C), as a query (B,H,1,d)."""
-        query = self._heads(self.qk(means).chunk(2, -1)[0])
-        return query.diagonal(dim1=1, dim2=2).transpose(1, 2).unsqueeze(2)
-
     def _heads(self, tokens: Tensor) -> Tensor:
         """(B,N,C) as (B,H,N,d), a view."""
         return tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def extra_repr(self) -> str:
-        own = f"whiten={self.whiten}, unary={self.unary!r}, temperature={self.temperature}"
+        own = f"pairwise={self.pairwise!r}, unary={self.unary!r}, temperature={self.temperature}"
         return f"{super().extra_repr()}, {own}"
 
 
@@ -181,6 +188,11 @@ def _as_mask(queries: Tensor | TokenIndex | None) -> Tensor | None:
     if queries is None:
         return None
     return queries.to_mask() if isinstance(queries, TokenIndex) else with_heads(queries)
+
+
+def _own(tokens: Tensor) -> Tensor:
+    """Of (B,H,H,d), a token for each head as all heads see it: each head's view of its own."""
+    return tokens.diagonal(dim1=1, dim2=2).transpose(1, 2).unsqueeze(2)
 
 
 def _mean(tokens: Tensor, asking: Tensor | None) -> Tensor:

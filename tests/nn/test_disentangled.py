@@ -125,7 +125,7 @@ def test_what_all_pixels_share_reaches_the_values_alone():
 
 def test_plain_attention_is_the_normalised_product_of_both_terms():
     """softmax(q.k) ~ softmax((q - m).(k - m)) * softmax(m.k): what is taken apart here."""
-    plain = module_of("all", whiten=False, unary=None, core="dense").double()
+    plain = module_of("all", pairwise="plain", unary=None, core="dense").double()
     x = pixels()[0]
     q, k = (plain._heads(t) for t in plain.qk(x.flatten(2).mT).chunk(2, -1))
     m = q.mean(2, keepdim=True)
@@ -139,7 +139,7 @@ def test_plain_attention_is_the_normalised_product_of_both_terms():
 
 
 def test_unwhitened_pairwise_is_scaled_dot_product_attention():
-    module, x = module_of("all", whiten=False, unary=None, temperature=2.0), pixels()[0].float()
+    module, x = module_of("all", pairwise="plain", unary=None, temperature=2.0), pixels()[0].float()
     tokens = x.flatten(2).mT
     q, k = (module._heads(t) for t in module.qk(tokens).chunk(2, -1))
     out = F.scaled_dot_product_attention(
@@ -244,8 +244,9 @@ def test_the_mean_is_not_rounded_to_half_precision(dtype):
 
 @pytest.mark.parametrize("selector", [TopKSelector(0.3), GumbelTopKSelector(0.3)])
 @pytest.mark.parametrize("sparsity", ["qk", "q+k", "k"])
-def test_mask_heads_learn(selector, sparsity):
-    module = DisentangledAttention2d(8, 2, selector=selector, sparsity=sparsity)
+@pytest.mark.parametrize("pairwise", ["whitened", None])
+def test_mask_heads_learn(selector, sparsity, pairwise):
+    module = DisentangledAttention2d(8, 2, selector=selector, sparsity=sparsity, pairwise=pairwise)
     module(torch.randn(2, 8, 6, 6)).square().sum().backward()
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
@@ -303,7 +304,12 @@ def test_prepared_for_inference(dtype):
     ("arguments", "kind", "words"),
     [
         ({"channels": 8, "num_heads": 3}, ValueError, "num_heads: .* divisor .* got 3"),
-        ({"channels": 8, "whiten": 1}, TypeError, "whiten: expected True or False, got int"),
+        (
+            {"channels": 8, "pairwise": True},
+            ValueError,
+            'pairwise: expected "whitened", .* got True',
+        ),
+        ({"channels": 8, "pairwise": None, "unary": None}, ValueError, "unary: .* got None"),
         ({"channels": 8, "unary": "none"}, ValueError, "unary: expected \"keys\", .* got 'none'"),
         ({"channels": 8, "temperature": 0}, ValueError, "temperature: .* above 0, got 0"),
         ({"channels": 8, "temperature": "1"}, TypeError, "temperature: .* got str"),

@@ -29,7 +29,7 @@ def oracle(
     batch, channels, height, width = x.shape
     tokens = torch.stack([x[:, :, r, c] for r in range(height) for c in range(width)], 1)
     size = channels // module.num_heads
-    wq, wk = module.qk.weight.chunk(2)
+    wq, wk = (None, None) if module.qk is None else module.qk.weight.chunk(2)
     wv = module.value.weight
     images = []
     for b in range(batch):
@@ -38,9 +38,9 @@ def oracle(
             own = slice(h * size, (h + 1) * size)
             asking, answering = queries[b, h].nonzero()[:, 0], keys[b, h].nonzero()[:, 0]
             result = tokens.new_zeros(height * width, size)
-            if len(asking) and len(answering):
+            if module.pairwise and len(asking) and len(answering):
                 q, k = tokens[b, asking] @ wq[own].T, tokens[b, answering] @ wk[own].T
-                if module.whiten:
+                if module.pairwise == "whitened":
                     q, k = q - q.sum(0) / len(asking), k - k.sum(0) / len(answering)
                 scores = q @ k.T / (module.temperature * size**0.5)
                 if bias is not None:
@@ -50,6 +50,8 @@ def oracle(
             pooled_over = answering if module.unary == "keys" else torch.arange(height * width)
             if module.unary and len(asking) and len(pooled_over):
                 u = tokens[b, pooled_over] @ module.saliency.weight[h]
+                if bias is not None:
+                    u = u + bias[b, pooled_over].to(u.dtype)
                 pooled = u.softmax(0) @ (tokens[b, pooled_over] @ wv[own].T)
                 result = result.index_add(0, asking, pooled.expand(len(asking), size))
             heads.append(result)
@@ -97,7 +99,8 @@ FORMS = {
     "index": ({}, select_tokens(masks(B, N)), None, masks(B, N), masks(B, N)),
     "index of heads": ({}, select_tokens(PER_HEAD), None, PER_HEAD, PER_HEAD),
     "nothing": ({}, ~ALL, None, ~ALL, ~ALL),
-    "no mean": ({"whiten": False}, masks(B, N), None, masks(B, N), masks(B, N)),
+    "no mean": ({"pairwise": "plain"}, masks(B, N), None, masks(B, N), masks(B, N)),
+    "unary": ({"pairwise": None}, masks(B, N), None, masks(B, N), masks(B, N)),
     "pairwise": ({"unary": None}, masks(B, N), None, masks(B, N), masks(B, N)),
     "pooled over all": (
         {"unary": "all"}, flat(KEYS)._replace(queries=flat(QUERIES)), None, KEYS, QUERIES,
@@ -127,7 +130,7 @@ def results(form: str, run, module: DisentangledAttention2d, dtype: torch.dtype)
     module = copy.deepcopy(module).to(dtype)
     # Not centred, gradients of the logits, which cancel, would meet a shared component: no rule
     # bounds what rounding leaves.
-    x, dy = (t.to(dtype) for t in pixels(2.0 if module.whiten else 0.0))
+    x, dy = (t.to(dtype) for t in pixels(0.0 if module.pairwise == "plain" else 2.0))
     x.requires_grad_()
     bias = FORMS[form][2]
     leaves = {"x": x, **dict(module.named_parameters())}
