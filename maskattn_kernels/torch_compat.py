@@ -63,6 +63,15 @@ def packs_layers() -> bool:
     return torch.backends.mkldnn.is_available()
 
 
+#: What the fused layers below compute last, by name: oneDNN's own name, its numbers and variant.
+_ACTIVATIONS: dict[str | None, tuple[str, list[float], str]] = {
+    None: ("none", [], ""),
+    "gelu": ("gelu", [], "none"),
+    "relu": ("relu", [], ""),
+    "relu6": ("hardtanh", [0.0, 6.0], ""),
+}
+
+
 def pack_convolution(conv: torch.nn.Conv2d) -> Tensor:
     """The weight in oneDNN's own order, chosen for this processor and dtype."""
     weight, places = conv.weight.detach(), (conv.padding, conv.stride, conv.dilation)
@@ -75,22 +84,28 @@ def packed_convolution(
     bias: Tensor | None,
     places: tuple[list[int], ...],
     groups: int,
-    gelu: bool,
+    activation: str | None = None,
 ) -> Tensor:
-    """A convolution with a weight of `pack_convolution`, and exact GELU after it.
+    """A convolution with a weight of `pack_convolution`, and an activation after it.
 
     Args:
         places: padding, stride and dilation, each for height and width.
+        activation: "gelu" (the exact one), "relu", "relu6" or None.
     """
-    name, approximate = ("gelu", "none") if gelu else ("none", "")
     return torch.ops.mkldnn._convolution_pointwise(
-        x, weight, bias, *places, groups, name, [], approximate
+        x, weight, bias, *places, groups, *_ACTIVATIONS[activation]
     )
 
 
-def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """torch.nn.functional.linear by oneDNN, also in float32, for which torch takes MKL."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def onednn_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None = None
+) -> Tensor:
+    """torch.nn.functional.linear by oneDNN, also in float32, for which torch takes MKL.
+
+    Args:
+        activation: as in `packed_convolution`.
+    """
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *_ACTIVATIONS[activation])
 
 
 def cpu_has_bfloat16() -> bool:

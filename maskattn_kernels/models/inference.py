@@ -48,8 +48,8 @@ def prepare_for_inference(
     * BatchNorm is folded into the convolution before it. The results differ by rounding: for the
       networks of this package in float32 by less than 1e-4 of the standard deviation of the logits.
     * 4-d weights are channels_last.
-    * On a CPU, weights of convolutions are packed once for oneDNN, GELU modules are computed
-      together with the convolution before them, and linear layers run in oneDNN.
+    * On a CPU, weights of convolutions are packed once for oneDNN, modules of GELU, ReLU and ReLU6
+      are computed together with the convolution before them, and linear layers run in oneDNN.
     * With bfloat16, convolutions, linear layers and LayerNorm compute in bfloat16 and cast their
       input. Mask heads stay in float32, and so do the layers that ``output_layers()`` of a module
       returns, so that logits do not tie. Near the border of a selection, other tokens may be
@@ -128,7 +128,7 @@ class _Call:
 
     layer: str
     norms: list[str]
-    gelu: str | None
+    activation: str | None
 
 
 def _calls(network: nn.Module) -> Iterator[_Call]:
@@ -158,9 +158,8 @@ def _calls(network: nn.Module) -> Iterator[_Call]:
             while norm is not None and _folds(once(after), norm):
                 call.norms.append(f"{name}{after.target}")
                 after = _only_user(after)
-            gelu = once(after)
-            if type(layer) is nn.Conv2d and type(gelu) is nn.GELU and gelu.approximate == "none":
-                call.gelu = f"{name}{after.target}"
+            if type(layer) is nn.Conv2d and _activation(once(after)) is not None:
+                call.activation = f"{name}{after.target}"
             yield call
 
     def visit(name: str, root: nn.Module) -> Iterator[_Call]:
@@ -204,6 +203,13 @@ def _trace(module: nn.Module) -> fx.Graph | None:
 
 def _only_user(node: Any) -> Any:
     return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _activation(module: Any) -> str | None:
+    """The name of an activation that `packed_convolution` computes; else None."""
+    if type(module) is nn.GELU:
+        return "gelu" if module.approximate == "none" else None
+    return {nn.ReLU: "relu", nn.ReLU6: "relu6"}.get(type(module))
 
 
 def _folds(module: Any, norm: Any) -> bool:
@@ -251,10 +257,14 @@ def _pack(network: nn.Module, calls: list[_Call]) -> None:
         layer = network.get_submodule(call.layer)
         if type(layer) is nn.Linear and layer.weight.dtype in _DTYPES:
             network.set_submodule(call.layer, _OneDNNLinear(layer))
-        if type(layer) is nn.Conv2d and _packs(layer):
-            network.set_submodule(call.layer, _PackedConv2d(layer, gelu=call.gelu is not None))
-            if call.gelu is not None:
-                network.set_submodule(call.gelu, nn.Identity())
+        if type(layer) is not nn.Conv2d or not _packs(layer):
+            continue
+        activation = None
+        if call.activation is not None:
+            activation = _activation(network.get_submodule(call.activation))
+            network.set_submodule(call.activation, nn.Identity())
+        kind = _PointwiseConv2d if _is_pointwise(layer) else _PackedConv2d
+        network.set_submodule(call.layer, kind(layer, activation))
 
 
 def _packs(conv: nn.Conv2d) -> bool:
@@ -262,21 +272,50 @@ def _packs(conv: nn.Conv2d) -> bool:
     return plain and conv.weight.dtype in _DTYPES
 
 
-class _PackedConv2d(nn.Module):
-    """A convolution whose weight oneDNN has ordered, and exact GELU after it if ``gelu``."""
+def _is_pointwise(conv: nn.Conv2d) -> bool:
+    places: Any = (conv.kernel_size, conv.stride)
+    return all(place == (1, 1) for place in places) and (*conv.padding, conv.groups) == (0, 0, 1)
 
-    def __init__(self, conv: nn.Conv2d, gelu: bool) -> None:
+
+class _PackedConv2d(nn.Module):
+    """A convolution whose weight oneDNN has ordered, and an activation after it."""
+
+    def __init__(self, conv: nn.Conv2d, activation: str | None) -> None:
         super().__init__()
-        self.dtype, self.gelu, self.groups = conv.weight.dtype, gelu, conv.groups
+        self.dtype, self.activation, self.groups = conv.weight.dtype, activation, conv.groups
         places: Any = (conv.padding, conv.stride, conv.dilation)
         self.places = tuple(list(place) for place in places)
-        self.weight, self.bias = pack_convolution(conv), conv.bias
+        self.weight, self.bias = self._ordered(conv), conv.bias
+
+    def _ordered(self, conv: nn.Conv2d) -> Tensor:
+        return pack_convolution(conv)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
         if x.dim() == 3:  # without a batch, as nn.Conv2d takes it too
-            return self(x.unsqueeze(0)).squeeze(0)
-        return packed_convolution(x, self.weight, self.bias, self.places, self.groups, self.gelu)
+            return self.compute(x.unsqueeze(0)).squeeze(0)
+        return self.compute(x)
+
+    def compute(self, x: Tensor) -> Tensor:
+        return packed_convolution(
+            x, self.weight, self.bias, self.places, self.groups, self.activation
+        )
+
+
+class _PointwiseConv2d(_PackedConv2d):
+    """A 1x1 convolution as a linear layer of the pixels, which channels_last maps are in memory.
+
+    The order that oneDNN chooses for its weight without the size of the map can be one that it has
+    to change at each call: 7 ms in place of 0.3 for 1152 to 192 channels of a 12 x 15 map.
+    """
+
+    def _ordered(self, conv: nn.Conv2d) -> Tensor:
+        return conv.weight.detach().flatten(1).contiguous()
+
+    def compute(self, x: Tensor) -> Tensor:
+        pixels = x.permute(0, 2, 3, 1)
+        y = onednn_linear(pixels, self.weight, self.bias, self.activation)
+        return y.permute(0, 3, 1, 2)
 
 
 class _OneDNNLinear(nn.Module):
