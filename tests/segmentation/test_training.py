@@ -15,7 +15,7 @@ from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.training import command as training
 from maskattn_kernels.segmentation.training.csv_log import read_log
-from maskattn_kernels.segmentation.training.module import OptimizerOptions
+from maskattn_kernels.segmentation.training.optimizer import OptimizerOptions
 from maskattn_kernels.segmentation.training.options import ConfigError, parse, preset_names
 
 

@@ -19,7 +19,8 @@ from maskattn_kernels.segmentation.data.sample import VOID, Classes
 from maskattn_kernels.segmentation.encoder_weights import has_default_weights, load_encoder_weights
 from maskattn_kernels.segmentation.model.losses import SegmentationLoss
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
-from maskattn_kernels.segmentation.training.module import OptimizerOptions, SegmentationModule
+from maskattn_kernels.segmentation.training.module import SegmentationModule
+from maskattn_kernels.segmentation.training.optimizer import OptimizerOptions
 from maskattn_kernels.segmentation.training.options import ConfigError
 from maskattn_kernels.segmentation.training.processes import is_first_process, say
 from maskattn_kernels.segmentation.training.resume import differing_classes

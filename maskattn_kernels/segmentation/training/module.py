@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """`SegmentationModule`: network, loss, optimizer and scores as a LightningModule."""
 
-import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from maskattn_kernels.nn import MaskHead
 from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.data.frame import FrameKind
 from maskattn_kernels.segmentation.data.sample import Classes
@@ -19,38 +16,9 @@ from maskattn_kernels.segmentation.model.losses import SegmentationLoss
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.scoring.metrics import SegmentationMetrics
 from maskattn_kernels.segmentation.training.averaging import average_of, update_average
-from maskattn_kernels.segmentation.training.muon import Muon, hidden_convolutions
+from maskattn_kernels.segmentation.training.optimizer import OptimizerOptions, make_optimizer
 
-__all__ = ["OptimizerOptions", "SegmentationModule", "main_score"]
-
-
-@dataclass
-class OptimizerOptions:
-    """Muon or AdamW, with a warm-up and then half a cosine down to zero.
-
-    Attributes:
-        name: "muon" = orthogonal steps for the 3x3 convolutions and AdamW for the rest, see `Muon`;
-            "adamw" = AdamW for all.
-        lr: AdamW's highest learning rate.
-        muon_lr: Muon's; a quarter of it is the default where a network is fine-tuned.
-        mask_rate: how many times ``lr`` the learning rate of the mask heads is. The features that
-            they read change with Muon's steps; at 1 their scores hardly leave the initial values.
-        weight_decay: of matrices and convolutions; norms, biases and mask heads have none.
-        warmup: fraction of the run in which the rates rise from zero.
-        encoder_rate: how many times ``lr`` the learning rate of a pretrained encoder is; it is
-            trained by AdamW.
-        ema: decay of the moving average of the weights (`update_average`), which is validated and
-            saved as `best` and `final`; 0 = the weights themselves are.
-    """
-
-    name: Literal["muon", "adamw"] = "muon"
-    lr: float = 1e-3
-    muon_lr: float = 0.02
-    mask_rate: float = 10.0
-    weight_decay: float = 0.01
-    warmup: float = 0.05
-    encoder_rate: float = 0.1
-    ema: float = 0.999
+__all__ = ["SegmentationModule", "main_score"]
 
 
 def main_score(task: str) -> str:
@@ -161,40 +129,12 @@ class SegmentationModule(pl.LightningModule):
         self.log_dict(row | {"step": float(self.scored_at - 1)})
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        options = self.optimizer_options
-        trained = self.network.encoder_parts() if self.pretrained_encoder else []
-        encoder = [p for part in trained for p in part.parameters()]
-        modules = [m for m in self.network.modules() if isinstance(m, MaskHead)]
-        heads = [p for module in modules for p in module.parameters()]
-        apart = {id(weight) for weight in (*encoder, *heads)}
-        orthogonal = hidden_convolutions(self.network) if options.name == "muon" else []
-        orthogonal = [weight for weight in orthogonal if id(weight) not in apart]
-        apart |= {id(weight) for weight in orthogonal}
-        rest = [p for p in self.network.parameters() if id(p) not in apart]
-        encoder_lr = options.encoder_rate * options.lr
-        groups: list[dict[str, Any]] = [
-            {"params": orthogonal, "orthogonal": True, "lr": options.muon_lr},
-            {"params": heads, "lr": options.mask_rate * options.lr, "weight_decay": 0.0},
-            {"params": [p for p in encoder if p.ndim > 1], "lr": encoder_lr},
-            {"params": [p for p in encoder if p.ndim <= 1], "lr": encoder_lr, "weight_decay": 0.0},
-            {"params": [p for p in rest if p.ndim > 1]},
-            {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        for each in groups:
-            each["params"] = [p for p in each["params"] if p.requires_grad]
-        optimizer = Muon(
-            [each for each in groups if each["params"]],
-            lr=options.lr,
-            weight_decay=options.weight_decay,
+        optimizer, schedule = make_optimizer(
+            self.network,
+            self.optimizer_options,
+            self.steps,
+            self.network.encoder_parts() if self.pretrained_encoder else [],
         )
-        warmup = max(1, round(options.warmup * self.steps))
-
-        def factor(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / warmup
-            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.steps - warmup)))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},

@@ -22,7 +22,7 @@ from maskattn_kernels.segmentation.data.errors import shown
 from maskattn_kernels.segmentation.model.losses import SegmentationLoss
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.training.keep_schedule import KeepOptions
-from maskattn_kernels.segmentation.training.module import OptimizerOptions
+from maskattn_kernels.segmentation.training.optimizer import OptimizerOptions
 from maskattn_kernels.segmentation.training.plain_yaml import MOST, size_of_yaml
 
 __all__ = ["ConfigError", "TrainerOptions", "as_arguments", "parse", "preset_names", "to_yaml"]
