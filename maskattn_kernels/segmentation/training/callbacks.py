@@ -76,20 +76,29 @@ class SaveState(pl.Callback):
         every: steps between two saved states; 0 = only at validations.
         stop: when it is made, save and raise `Stopped`.
         log_every: steps between two exchanges of requests among processes.
+        patience: validations in a row without a better score after which the run ends; 0 = never.
     """
 
-    def __init__(self, out: Path, every: int, stop: StopRequest, log_every: int = 1) -> None:
+    def __init__(
+        self, out: Path, every: int, stop: StopRequest, log_every: int = 1, patience: int = 0
+    ) -> None:
         self.path, self.best_folder = out / "last.ckpt", out / "best"
         self.every, self.stop, self.log_every = every, stop, log_every
+        self.patience = patience
         self.best: tuple[bool, float] | None = None
+        self.since_best = 0
         self.stopping = False
         self.row: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "row": self.row}
+        return {"best": self.best, "since_best": self.since_best, "row": self.row}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
+        self.since_best = state_dict.get("since_best", 0)  # states of before have no such count
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._end_early(trainer)  # a run that was killed between its end and its last checkpoint
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any
@@ -119,12 +128,21 @@ class SaveState(pl.Callback):
             return
         rank = _rank(pl_module.scores, pl_module.network.task)
         if self.best is None or rank > self.best:
-            self.best = rank
+            self.best, self.since_best = rank, 0
             save_network(trainer, pl_module, self.best_folder)
+        else:
+            self.since_best += 1
         self.row = {}
         trainer.save_checkpoint(self.path)
+        self._end_early(trainer)
         if self._stop_requested(trainer) and trainer.global_step < trainer.max_steps:
             raise Stopped(trainer.global_step)
+
+    def _end_early(self, trainer: pl.Trainer) -> None:
+        """Let the run end here, if no validation was better for too long."""
+        if 0 < self.patience <= self.since_best and trainer.global_step < trainer.max_steps:
+            trainer.should_stop = True
+            say(f"no better score in {self.since_best} validations: the run ends (--patience)")
 
     def _stop_requested(self, trainer: pl.Trainer) -> bool:
         # All processes must stop at the same step. Asking costs a message, so not at every one.

@@ -128,13 +128,24 @@ def _train(config: Namespace) -> dict[str, float]:
     state_path, state = saved_state(config, out)
     resumes = state_path is not None and state_path.resolve() == (out / "last.ckpt").resolve()
     with claimed(out, resume=resumes):
-        if resumes and state["global_step"] == config.steps and (out / "final").is_dir():
-            say(
-                f"{out}: all {config.steps} steps are done; to train on, start a new run with "
-                f"--init_from {out / 'final'} --out ANOTHER"
-            )
+        end = _end(config, state) if resumes and (out / "final").is_dir() else ""
+        if end:
+            say(f"{out}: {end} --init_from {out / 'final'} --out ANOTHER")
             return Checkpoint.from_pretrained(out / "final").metrics
         return _train_in(out, config, state_path, state)
+
+
+def _end(config: Namespace, state: dict[str, Any]) -> str:
+    """Why a run is at its end, and what to do; "" if it is not."""
+    done, waited = state["global_step"], state["callbacks"]["SaveState"].get("since_best", 0)
+    if done == config.steps:
+        return f"all {done} steps are done; to train on, start a new run with"
+    if 0 < config.patience <= waited:
+        return (
+            f"ended after step {done}, by --patience; to train on, resume it with another one, or "
+            "start a new run with"
+        )
+    return ""
 
 
 def _train_in(
@@ -206,7 +217,7 @@ def _trainer(
     schedules: list[pl.Callback],
 ) -> pl.Trainer:
     options = config.trainer
-    saver = SaveState(out, config.save_every, stop, config.log_every)
+    saver = SaveState(out, config.save_every, stop, config.log_every, config.patience)
     last_row = state["callbacks"]["SaveState"]["row"] if state else None
     return pl.Trainer(
         accelerator=options.accelerator,

@@ -95,6 +95,8 @@ def make_parser() -> ArgumentParser:
     add("--seed", type=int, default=0, help="of weights, order, augmentation and draws")
     add("--steps", type=int, default=1000, help="optimizer steps of the whole run")
     add("--val_every", type=int, default=250, help="steps between validations")
+    add("--patience", type=int, default=0, help="validations without a better score after which "
+        "the run ends; 0: never")  # fmt: skip
     add("--save_every", type=int, default=100, help="steps between saved states; 0: at validations")
     add("--log_every", type=int, default=10, help="steps between rows of the log")
     add("--ckpt_path", type=str | None, default=None, help="resume: 'last', or a .ckpt file")
@@ -235,6 +237,7 @@ def _check(config: Namespace) -> None:
         "val_every": (1, _LARGEST),
         "log_every": (1, _LARGEST),
         "save_every": (0, _LARGEST),
+        "patience": (0, _LARGEST),
         "trainer.accumulate_grad_batches": (1, _LARGEST),
         "seed": (0, _SEEDS),
         "network.seed": (0, _SEEDS),
