@@ -15,6 +15,7 @@ from maskattn_kernels.common.text import first_line
 __all__ = [
     "Parser",
     "count",
+    "fraction",
     "key_value",
     "positive",
     "some_of",
@@ -42,6 +43,17 @@ def positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
     return int(text)
+
+
+def fraction(text: str) -> float:
+    """The ``text`` of an argument as a number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
+    return value
 
 
 def some_of(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:

@@ -47,6 +47,7 @@ class _Options(TypedDict, total=False):
     batch_size: int
     device: str | torch.device
     confidence: float
+    min_score: float
     attended: bool
     precision: str
     compile: bool
@@ -149,6 +150,7 @@ class Checkpoint:
         batch_size: int = 16,
         device: str | torch.device = "auto",
         confidence: float = 0.0,
+        min_score: float = 0.0,
         attended: int | Collection[int] = 0,
         failed: Callable[[DataError], object] | None = None,
         precision: str = "float32",
@@ -163,7 +165,8 @@ class Checkpoint:
         Args:
             images: any iterable, also an endless one; each as in `segment`, or a function without
                 arguments that returns a `Sample` and is called in a thread.
-            batch_size, device, confidence, precision, compile, measured, tta: as in `segment`.
+            batch_size, device, confidence, min_score, precision, compile, measured, tta: as in
+                `segment`.
             attended: number of images, from the first, that also get where each scale attends; or
                 the places of these images, from 0.
             failed: called with the error of each image that cannot be read, in a thread; that image
@@ -180,6 +183,7 @@ class Checkpoint:
             batch_size=batch_size,
             device=device,
             confidence=confidence,
+            min_score=min_score,
             attended=places,
             failed=failed,
             precision=precision,
@@ -206,6 +210,7 @@ class Checkpoint:
         batch_size: int = 16,
         device: str | torch.device = "auto",
         confidence: float = 0.0,
+        min_score: float = 0.0,
         attended: bool = False,
         precision: str = "float32",
         compile: bool = False,
@@ -225,6 +230,7 @@ class Checkpoint:
             device: to compute on; "auto" = a GPU if there is one. The network stays there.
             confidence: 0 to 1; pixels whose class has a lower probability become `VOID` (255), and
                 belong to no object.
+            min_score: 0 to 1; objects with a lower score are left out, their pixels keep the class.
             attended: whether to give also where each scale attends.
             precision: "float32", or "bfloat16", which is faster on processors that multiply it and
                 gives some pixels (0.2% to 1.5% in what we compared) another label, where two
@@ -271,6 +277,7 @@ class Checkpoint:
             batch_size=batch_size,
             device=device,
             confidence=confidence,
+            min_score=min_score,
             attended=shown,
             precision=precision,
             compile=compile,

@@ -84,6 +84,7 @@ class Pipeline:
         device: to compute on; "auto" = a GPU if there is one.
         confidence: 0 to 1; pixels whose class has a lower probability become `VOID`, and belong to
             no object.
+        min_score: 0 to 1; objects with a lower score are left out, their pixels keep the class.
         attended: places of the images, from 0, that also get where each scale attends.
         failed: called with the error of each image that cannot be read, in a thread; that image is
             left out. None = the error is raised, and ends the stream.
@@ -109,6 +110,7 @@ class Pipeline:
         batch_size: int = 16,
         device: str | torch.device = "auto",
         confidence: float = 0.0,
+        min_score: float = 0.0,
         attended: Collection[int] = (),
         failed: Callable[[DataError], object] | None = None,
         precision: str = "float32",
@@ -118,8 +120,9 @@ class Pipeline:
     ) -> None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size: expected a whole number from 1, got {batch_size!r}")
-        if not isinstance(confidence, int | float | np.floating) or not 0 <= confidence <= 1:
-            raise ValueError(f"confidence: expected a number from 0 to 1, got {confidence!r}")
+        for name, share in (("confidence", confidence), ("min_score", min_score)):
+            if not isinstance(share, int | float | np.floating) or not 0 <= share <= 1:
+                raise ValueError(f"{name}: expected a number from 0 to 1, got {share!r}")
         self.device = torch_device(device)
         self.dtype = inference_dtype(precision, self.device)
         ready = prepared(network.to(self.device).eval(), self.dtype, compile)
@@ -128,7 +131,7 @@ class Pipeline:
         self.classes, self.size, self.kind = classes, size, kind
         self.batch_size = batch_size
         self.confidence, self.attended, self.failed = confidence, attended, failed
-        self.measured = measured
+        self.measured, self.min_score = measured, min_score
 
     def stream(self, images: Iterable[AnyImage]) -> Iterator[Segmentation]:
         """Segment any number of images one after another, in bounded memory.
@@ -246,6 +249,9 @@ class Pipeline:
         measured = [Measured.empty()] * len(images) if measures is None else _measured(measures)
         for i, read in enumerate(images):
             semantic, instance, labels, scores = (part[i].copy() for part in parts)
+            numbers = np.arange(len(labels) + 1, dtype=np.int32)
+            numbers[1:][scores < self.min_score] = 0
+            labels[numbers[1:] == 0] = VOID
             # Of an image alone, not of those that went through the network beside it.
             objects = int(np.flatnonzero(labels != VOID).max(initial=-1)) + 1
             yield (
@@ -255,9 +261,9 @@ class Pipeline:
                     classes=self.classes,
                     frame=read.frame,
                     frame_semantic=semantic,
-                    frame_instance=instance,
+                    frame_instance=numbers[instance],
                     semantic=own[i][0].cpu().numpy(),
-                    instance=own[i][1].cpu().numpy(),
+                    instance=numbers[own[i][1].cpu().numpy()],
                     labels=labels[:objects],
                     scores=scores[:objects],
                     attended=maps.get(i, {}),

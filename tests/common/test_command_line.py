@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from maskattn_kernels.common.command_line import key_value
+from maskattn_kernels.common.command_line import fraction, key_value
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,14 @@ def test_values_of_options(text: str, value: Any) -> None:
 def test_an_option_needs_a_key_and_a_value(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="expected KEY=VALUE, got"):
         key_value(text)
+
+
+@pytest.mark.parametrize(("text", "value"), [("0", 0.0), ("1", 1.0), (".25", 0.25), ("1e-2", 0.01)])
+def test_fractions(text: str, value: float) -> None:
+    assert fraction(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "x", "-0.1", "1.01", "nan", "inf"])
+def test_what_is_no_fraction(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=r"^expected a number from 0 to 1, got '"):
+        fraction(text)

@@ -100,6 +100,10 @@ def test_eval_command(tmp_path, capsys):
     assert "at original size" in capsys.readouterr().out
     report = json.loads(out.read_text())
     assert report["images"] == 4 and "PQ" in report["scores"]["network size"]["mean"]
+    assert report["min_score"] == 0
+    assert evaluate.main(["--checkpoint", str(tmp_path), *arguments, "--min_score", "1"]) == 0
+    scores = json.loads(out.read_text())["scores"]["original size"]["mean"]
+    assert scores["AP"] == scores["AP50"] == 0, "no object is as sure"
     tiny_checkpoint(tmp_path / "other")
     with pytest.raises(DataError, match="other classes: 'sky' and "):
         evaluate.main(["--checkpoint", str(tmp_path / "other"), *arguments])

@@ -184,6 +184,7 @@ def test_a_file_that_breaks_off_is_named(checkpoint: Checkpoint, tmp_path: Path)
         ({"batch_size": True}, "^batch_size: "),
         ({"confidence": 2}, "^confidence: expected a number from 0 to 1, got 2$"),
         ({"confidence": "x"}, "^confidence: expected a number from 0 to 1, got 'x'$"),
+        ({"min_score": -0.5}, "^min_score: expected a number from 0 to 1, got -0.5$"),
         ({"device": "abacus"}, "^device: 'abacus' cannot be used here"),
     ],
 )
@@ -223,6 +224,23 @@ def test_objects_are_those_that_can_be_seen(checkpoint: Checkpoint) -> None:
         assert 0 < thing.score <= 1
     tiny = checkpoint.segment(image[:1, :2])
     assert sum(thing.area for thing in tiny.objects) <= 2
+
+
+def test_objects_of_low_scores_are_left_out(checkpoint: Checkpoint) -> None:
+    image = noise(24, 40)
+    whole = checkpoint.segment(image)
+    scores = sorted(found.score for found in whole.objects)
+    bound = scores[len(scores) // 2]
+    some = checkpoint.segment(image, min_score=bound)
+    assert some.objects == tuple(found for found in whole.objects if found.score >= bound)
+    assert 0 < len(some.objects) < len(whole.objects)
+    left_out = {found.number for found in whole.objects} - {found.number for found in some.objects}
+    for part in ("instance", "frame_instance"):
+        before, after = getattr(whole, part), getattr(some, part)
+        np.testing.assert_array_equal(after, np.where(np.isin(before, list(left_out)), 0, before))
+    np.testing.assert_array_equal(some.semantic, whole.semantic)
+    assert set(np.flatnonzero(some.labels != VOID) + 1) == set(np.unique(some.frame_instance)) - {0}
+    assert not checkpoint.segment(image, min_score=1.0).objects
 
 
 def test_a_repr_fits_on_a_line(checkpoint: Checkpoint) -> None:

@@ -59,6 +59,23 @@ def test_a_folder_of_images(checkpoint, tmp_path, capsys):
     assert printed.startswith("5 images, ") and "GFLOPs" in printed and "peak memory" in printed
 
 
+def test_a_minimum_score_leaves_out_objects(checkpoint, tmp_path):
+    images = write_images(tmp_path / "images", 2)
+    for out, more in (("all", []), ("none", ["--min_score", "1"])):
+        arguments = ["--checkpoint", checkpoint, "--out", str(tmp_path / out), "--panels", "0"]
+        assert predict.main([str(images), *arguments, *more]) == 0
+        summary = json.loads((tmp_path / out / "summary.json").read_text())
+        assert summary["min_score"] == float(bool(more))
+    every, none = (
+        json.loads((tmp_path / out / "annotations.json").read_text())["annotations"]
+        for out in ("all", "none")
+    )
+    assert every and not none
+    assert not np.asarray(Image.open(tmp_path / "none" / "instances" / "00.png")).any()
+    same = [np.asarray(Image.open(tmp_path / out / "labels" / "00.png")) for out in ("all", "none")]
+    np.testing.assert_array_equal(*same)
+
+
 @pytest.mark.parametrize(
     ("ids", "mode", "expected"),
     [

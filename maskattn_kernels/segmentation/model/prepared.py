@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
+from maskattn_kernels.common.command_line import fraction
 from maskattn_kernels.common.text import quoted
 from maskattn_kernels.models import fast_bfloat16, prepare_for_inference
 from maskattn_kernels.segmentation.model.mirrored import TTA
@@ -17,6 +18,7 @@ from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 __all__ = [
     "PRECISIONS",
     "add_inference_arguments",
+    "add_score_argument",
     "images_together",
     "inference_dtype",
     "prepared",
@@ -50,6 +52,21 @@ def add_inference_arguments(parser: ArgumentParser) -> None:
         "--tta",
         choices=TTA,
         help="flip = the mean with the mirrored image: a little better, at twice the time",
+    )
+
+
+def add_score_argument(parser: ArgumentParser) -> None:
+    """Give a command that finds objects the argument ``--min_score``.
+
+    Args:
+        parser: of the command.
+    """
+    parser.add_argument(
+        "--min_score",
+        type=fraction,
+        default=0.0,
+        metavar="SCORE",
+        help="leave out objects with a lower score, 0 to 1 (default 0); pixels keep their class",
     )
 
 

@@ -20,6 +20,7 @@ from maskattn_kernels.segmentation.model.cost import measure_cost, peak_memory
 from maskattn_kernels.segmentation.model.mirrored import with_tta
 from maskattn_kernels.segmentation.model.prepared import (
     add_inference_arguments,
+    add_score_argument,
     images_together,
     inference_dtype,
     prepared,
@@ -44,6 +45,7 @@ def predict(
     precision: str = "float32",
     compile: bool = False,
     tta: str | None = None,
+    min_score: float = 0.0,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
     """Segment a source of images, and write the results into a folder.
@@ -71,7 +73,7 @@ def predict(
         limit: stop after this many images; a camera never stops by itself.
         recursive: also the images in folders of the folder; NAME then begins with theirs.
         device: to compute on; "auto" = a GPU if there is one. The network stays there.
-        precision, compile, tta: as in `Checkpoint.segment`.
+        precision, compile, tta, min_score: as in `Checkpoint.segment`.
         progress: called with the number of images that are done, after each image.
 
     Returns:
@@ -116,6 +118,7 @@ def predict(
         precision=precision,
         compile=compile,
         tta=tta,
+        min_score=min_score,
     )
     writer = Writer(
         Path(out),
@@ -154,6 +157,7 @@ def predict(
         "precision": str(dtype).removeprefix("torch."),
         "compiled": compile,
         "tta": tta,
+        "min_score": min_score,
         "size": list(size),
         "failed": failed + writer.failed,
         "notes": images.notes + writer.notes,
@@ -220,6 +224,7 @@ def main(argv: Sequence[str]) -> int:
     add("--device", default="auto", help="cpu, cuda, .. (default: a GPU if there is one)")
     add("--recursive", action="store_true", help="also the folders inside of a folder")
     add_inference_arguments(parser)
+    add_score_argument(parser)
     given = parser.parse_args(argv)
     with Progress() as progress:
         summary = predict(
@@ -235,6 +240,7 @@ def main(argv: Sequence[str]) -> int:
             precision=given.precision,
             compile=given.compile,
             tta=given.tta,
+            min_score=given.min_score,
             progress=lambda done: progress.show(f"{done} images"),
         )
     print(summary_text(summary))

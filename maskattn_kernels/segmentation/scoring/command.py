@@ -22,7 +22,10 @@ from maskattn_kernels.segmentation.data.frame import Frame, FrameKind
 from maskattn_kernels.segmentation.data.opening import SPLITS
 from maskattn_kernels.segmentation.data.sample import Sample, SegmentationDataset
 from maskattn_kernels.segmentation.model.grouping import Panoptic
-from maskattn_kernels.segmentation.model.prepared import add_inference_arguments
+from maskattn_kernels.segmentation.model.prepared import (
+    add_inference_arguments,
+    add_score_argument,
+)
 from maskattn_kernels.segmentation.results import Segmentation
 from maskattn_kernels.segmentation.scoring.metrics import SegmentationMetrics
 
@@ -42,6 +45,7 @@ def evaluate(
     precision: str = "float32",
     compile: bool = False,
     tta: str | None = None,
+    min_score: float = 0.0,
 ) -> dict[str, Scores]:
     """Score a checkpoint on a labelled data set.
 
@@ -53,7 +57,7 @@ def evaluate(
         progress: called with the number of images that are done, after each batch.
         failed: called with the error of each sample that cannot be read, in a thread; that sample
             is left out. None = the error is raised.
-        precision, compile, tta: as in `Checkpoint.segment`.
+        precision, compile, tta, min_score: as in `Checkpoint.segment`.
 
     Returns:
         ``{"network size": scores, "original size": scores}``. The first compares at the size of
@@ -92,6 +96,7 @@ def evaluate(
         precision=precision,
         compile=compile,
         tta=tta,
+        min_score=min_score,
     )
     done = 0
     for done, found in enumerate(results, 1):
@@ -200,6 +205,7 @@ def main(argv: Sequence[str]) -> int:
     add("--batch_size", type=positive, default=16, help="default 16")
     add("--device", default="auto", help="cpu, cuda, .. (default: a GPU if there is one)")
     add_inference_arguments(parser)
+    add_score_argument(parser)
     add("--out", type=Path, default=Path("out/eval.json"), help="JSON (default out/eval.json)")
     given = parser.parse_args(argv)
     device = torch_device(given.device)
@@ -217,6 +223,7 @@ def main(argv: Sequence[str]) -> int:
             precision=given.precision,
             compile=given.compile,
             tta=given.tta,
+            min_score=given.min_score,
         )
     print(tables(scores, checkpoint.size, checkpoint.frame))
     for note in _only_predicted(scores):
@@ -231,6 +238,7 @@ def main(argv: Sequence[str]) -> int:
         "frame": checkpoint.frame,
         "precision": given.precision,
         "tta": given.tta,
+        "min_score": given.min_score,
         "scores": _without_nan(scores),
     }
     text = json.dumps(report, indent=2) + "\n"
