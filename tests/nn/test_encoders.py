@@ -91,6 +91,17 @@ def test_lite0_with_trained_weights_gives_what_timm_gives():
     torch.testing.assert_close(torch.tensor(got), torch.tensor(expected), atol=1e-4, rtol=1e-5)
 
 
+def test_lite0_cut_at_stride_16_gives_the_maps_before():
+    whole, cut = EfficientNetLite0().eval(), EfficientNetLite0(deepest=16).eval()
+    cut.load_state_dict({name: whole.state_dict()[name] for name in cut.state_dict()})
+    assert cut.strides == whole.strides[:-1] and cut.channels == whole.channels[:-1]
+    with torch.no_grad():
+        for got, expected in zip(cut(image(1, 45, 64)), whole(image(1, 45, 64))[:-1], strict=True):
+            assert torch.equal(got, expected)
+    with pytest.raises(ValueError, match=r"^deepest: expected 16 or 32, got 8$"):
+        EfficientNetLite0(deepest=8)
+
+
 @pytest.mark.parametrize("size", [(45, 64), (64, 61), (1, 5)])
 def test_lite0_computes_what_timm_computes(size):
     theirs = import_timm().create_model("tf_efficientnet_lite0", features_only=True).eval()
