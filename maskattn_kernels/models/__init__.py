@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Networks built on the attention modules of `maskattn_kernels.nn`."""
 
+from maskattn_kernels.models.attention_network import AttentionNetwork
 from maskattn_kernels.models.blocks import ConvBlock, Down, SlimUp, Up
 from maskattn_kernels.models.efficientnet import EfficientNetLite0
 from maskattn_kernels.models.encoders import ENCODERS, EncoderLike, as_encoder
@@ -12,6 +13,7 @@ from maskattn_kernels.models.selector_dial import SelectorDial
 __all__ = [
     "ENCODERS",
     "PRESETS",
+    "AttentionNetwork",
     "ConvBlock",
     "Down",
     "EfficientNetLite0",

@@ -23,15 +23,15 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskattn_kernels.common.text import quoted
+from maskattn_kernels.models.attention_network import AttentionNetwork
 from maskattn_kernels.models.blocks import ConvBlock, Down, SlimUp, Up
 from maskattn_kernels.models.encoders import ENCODERS, as_encoder, encoded
-from maskattn_kernels.models.given_masks import GivenMasks, Mask, Masks
+from maskattn_kernels.models.given_masks import GivenMasks, Masks
 from maskattn_kernels.models.levels import Level, levels_around, own_levels
-from maskattn_kernels.models.selector_dial import Keep, SelectorDial, check_keep
+from maskattn_kernels.models.selector_dial import Keep, check_keep
 from maskattn_kernels.nn import (
     AttentionCore,
     MaskAttention2d,
@@ -53,7 +53,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 `MaskAttnUNet.from_preset`."""
 
 
-class MaskAttnUNet(SelectorDial):
+class MaskAttnUNet(AttentionNetwork):
     """Per-pixel classification with attention over selected pixels only.
 
     Args:
@@ -143,18 +143,18 @@ class MaskAttnUNet(SelectorDial):
             attend_from = 8 if has_other else 1
         positive_int("attend_from", attend_from)
         self.in_channels = in_channels
-        self._strides: dict[str, int] = {}  # of the scales, in the order in which they run
+        self.strides = {}
         self.keep, self.min_keep, self.seed = keep, min_keep, seed
 
         def attention(name: str, channels: int, stride: int) -> nn.Module:
             if stride < attend_from:
                 return nn.Identity()
-            self._strides[name] = stride
+            self.strides[name] = stride
             return MaskAttention2d(
                 channels,
                 num_heads,
                 selector=self.new_selector(selector, name),
-                joins_previous=len(self._strides) > 1,
+                joins_previous=len(self.strides) > 1,
                 sparsity=sparsity,
                 core=core,
                 backend=backend,
@@ -180,12 +180,12 @@ class MaskAttnUNet(SelectorDial):
             self.bottleneck = nn.Sequential(
                 ConvBlock(deepest, inside), ConvBlock(inside, inside), ConvBlock(inside, deepest)
             )
-        if not self._strides:
+        if not self.strides:
             raise ValueError(
                 f"attend_from: expected at most {levels[-1].stride}, the encoder's last stride, "
                 f"got {attend_from}"
             )
-        self.levels = levels
+        self.finest = levels[0].stride
         self.decoder_channels = [level.decoder for level in reversed(levels)]
         self.ups = nn.ModuleList()
         self.up_attention = nn.ModuleList()
@@ -240,64 +240,15 @@ class MaskAttnUNet(SelectorDial):
             chosen["encoder"] = ENCODERS[chosen["encoder"]]()
         return cls(**chosen)
 
-    @property
-    def scales(self) -> tuple[str, ...]:
-        """Names of the attention modules, in the order in which they run.
-
-        Example:
-            >>> from maskattn_kernels.models import MaskAttnUNet
-            >>> MaskAttnUNet(width=8, depth=2).scales
-            ('down1', 'down2', 'up1', 'up2')
-        """
-        return tuple(self._strides)
-
-    def forward(
-        self, image: Tensor, masks: Masks | None = None, *, return_masks: bool = False
-    ) -> Tensor | tuple[Tensor, dict[str, Mask | None]]:
-        """Logits of each pixel.
-
-        Args:
-            image: (B,in_channels,H,W).
-            masks: which pixels take part in attention, bool, True = selected:
-
-                - None: the selectors draw;
-                - a Tensor (B,H,W) or (B,1,H,W): max-pooled to the size of each scale, so a place
-                  is selected where any of its pixels is;
-                - a mapping from names in `scales` to masks as `MaskAttention2d` takes them; the
-                  selectors draw for names that are missing;
-                - a sequence of such masks, one for each of `scales`.
-            return_masks: return the masks as well.
-
-        Returns:
-            logits (B,classes,H,W); with ``return_masks`` also a dict from names in `scales` to the
-            mask used there, that of the keys with ``sparsity="q+k"``.
-        """
-        maps, selections = self.features(image, masks)
-        logits = self.head(maps[-1])
-        if logits.shape[-2:] != image.shape[-2:]:
-            size = image.shape[-2:]
-            logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-        if not return_masks:
-            return logits
-        return logits, {name: None if s is None else s.mask for name, s in selections.items()}
-
     def features(
         self,
         image: Tensor,
         masks: Masks | None = None,
         guess: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[list[Tensor], dict[str, Selection | None]]:
-        """The decoder's feature maps, and what attention selected on the way.
+        """The decoder's feature maps, and what attention selected; see `AttentionNetwork`.
 
-        Args:
-            image, masks: as in `forward`.
-            guess: called with each of the maps but the last, in order; returns logits (B,K,h,w) of
-                a guess at the classes, by which the next scale's selector may choose.
-
-        Returns:
-            maps from the deepest, that of the bottleneck or of the encoder, to the finest, which
-            the head classifies, (B,C,h,w) with C as in ``decoder_channels``; and the `Selection` of
-            each scale, None where all pixels took part.
+        From the deepest map, that of the bottleneck or of the encoder, to the finest.
 
         Example:
             >>> import torch
@@ -311,7 +262,7 @@ class MaskAttnUNet(SelectorDial):
         """
         self._check(image)
         x = image.contiguous(memory_format=torch.channels_last)
-        given = GivenMasks(masks, self._strides, image)
+        given = GivenMasks(masks, self.strides, image)
         selections: dict[str, Selection | None] = {}
         previous: Selection | None = None
         guessed: Tensor | None = None
@@ -334,7 +285,7 @@ class MaskAttnUNet(SelectorDial):
                 skips.append(attend(attention, down(skips[-1])))
             maps = [self.bottleneck(skips.pop())]
         else:
-            used = encoded(self.encoder, x)[-len(self.levels) :]
+            used = encoded(self.encoder, x)[-len(self.laterals) :]
             skips = [
                 attend(attention, lateral(map))
                 for map, lateral, attention in zip(
@@ -357,20 +308,11 @@ class MaskAttnUNet(SelectorDial):
         """Whether coarser maps are classified before this scale: on the way up."""
         return scale.startswith("up")
 
-    def output_layers(self) -> tuple[nn.Module, ...]:
-        """The layers that `prepare_for_inference` keeps in float32: their results are compared."""
-        return (self.head,)
-
-    def _check(self, image: Tensor) -> None:
-        if not isinstance(image, Tensor):
-            raise TypeError(f"image: expected a Tensor, got {type(image).__name__}")
-        if not image.is_floating_point():
-            raise TypeError(f"image: expected a floating point dtype, got {image.dtype}")
-        shape = tuple(image.shape)
-        if len(shape) != 4 or shape[1] != self.in_channels or 0 in shape[2:]:
-            raise ValueError(
-                f"image: expected shape (B, {self.in_channels}, H, W), H and W from 1, got {shape}"
-            )
+    def encoder_parts(self) -> list[nn.Module]:
+        """Another encoder itself; of the own one all up to the bottleneck, with its attention."""
+        if self.encoder is not None:
+            return [self.encoder]
+        return [self.stem, self.downs, self.down_attention, self.bottleneck]
 
 
 def _lateral(level: Level, attend_from: int) -> nn.Module:

@@ -209,11 +209,8 @@ class SegmentationNetwork(nn.Module):
         return (*self.coarse_heads, *last)
 
     def encoder_parts(self) -> list[nn.Module]:
-        """The modules from the image down to the lowest resolution; of another encoder, itself."""
-        unet = self.unet
-        if unet.encoder is not None:
-            return [unet.encoder]
-        return [unet.stem, unet.downs, unet.down_attention, unet.bottleneck]
+        """As `AttentionNetwork.encoder_parts`."""
+        return self.unet.encoder_parts()
 
     def set_keep(self, keep: Keep) -> None:
         """As `SelectorDial.set_keep`; ``config`` then says so too."""

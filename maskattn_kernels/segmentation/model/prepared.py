@@ -110,7 +110,7 @@ def images_together(
     head = network.unet.head
     if head.weight.device.type == "cpu":
         # Of the last stage of the decoder: what comes up, and the skip; or the logits.
-        there = 2 * head.in_channels // network.unet.levels[0].stride ** 2
+        there = 2 * head.in_channels // network.unet.finest**2
         widest = max(there, network.config["classes"])
         batch_size = min(batch_size, _LARGEST_MAP // (widest * pixels * dtype.itemsize))
     return max(1, batch_size)
