@@ -32,7 +32,9 @@ from maskattn_kernels.segmentation.results import Attended, Measured, Segmentati
 
 __all__ = ["Pipeline"]
 
-_PIXELS = 1 << 24  # of the images that wait for their order; one image may have more
+#: How long images of one shape wait for each other: the order of results is kept meanwhile.
+_BATCHES = 4
+_PIXELS = 1 << 24
 
 
 class _Read(NamedTuple):
@@ -79,8 +81,8 @@ class Pipeline:
         classes: of the network.
         size: height and width that the network is trained on.
         kind: of the frames that whole images become, see `frame_size`.
-        batch_size: images that go through the network together. Only frames of one shape do, so
-            an image may wait for as many others; frames larger than ``size`` are fewer.
+        batch_size: images that go through the network together. Only frames of one shape do,
+            which wait for each other; frames larger than ``size`` are fewer.
         device: to compute on; "auto" = a GPU if there is one.
         confidence: 0 to 1; pixels whose class has a lower probability become `VOID`, and belong to
             no object.
@@ -176,7 +178,7 @@ class Pipeline:
     def _alike(self, images: Iterable[tuple[int, Sample, Frame]]) -> Iterator[list[_Read]]:
         """Images whose frames have one shape, as many as go through the network together.
 
-        An image waits for at most ``batch_size`` others, and for at most `_PIXELS`.
+        An image waits while at most `_BATCHES` batches are read, and at most `_PIXELS`.
         """
         waiting: dict[tuple[int, int], list[_Read]] = {}  # the group of the oldest image is first
         total = 0
@@ -189,7 +191,8 @@ class Pipeline:
                 yield waiting.pop(shape)
             while waiting:
                 oldest, (first, *_) = next(iter(waiting.items()))
-                if order - first.order < self.batch_size and total - first.total <= _PIXELS:
+                after = order - first.order
+                if after < _BATCHES * self.batch_size and total - first.total <= _PIXELS:
                     break
                 yield waiting.pop(oldest)
         yield from waiting.values()

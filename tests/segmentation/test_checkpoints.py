@@ -9,6 +9,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -141,6 +142,29 @@ def set_to(*keys_and_value):
         described[last] = value
 
     return change
+
+
+def test_a_checkpoint_of_the_first_format_squeezes_images_as_it_did():
+    """Saved by version 0.2, which counted these pixels of each class at 32 x 32."""
+    checkpoint = Checkpoint.from_pretrained(Path(__file__).parents[1] / "support/old_checkpoint")
+    assert (checkpoint.size, checkpoint.frame) == ((32, 32), "squeeze")
+    assert checkpoint.metrics == {"PQ": 12.5}
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    found = checkpoint.segment(image)
+    counts = np.bincount(found.semantic.ravel(), minlength=3)
+    np.testing.assert_allclose(counts, [79, 262, 683], atol=3)
+    assert abs(len(found.objects) - 19) <= 1
+    wide = checkpoint.segment(np.repeat(image, 2, axis=1))
+    assert wide.frame_semantic.shape == (32, 32) and wide.semantic.shape == (32, 64)
+
+
+@pytest.mark.parametrize("kind", ["fit", "own", "squeeze"])
+def test_sizes_and_frames_come_back(kind, tmp_path):
+    network = SegmentationNetwork(3, CLASSES.things, width=4, depth=1)
+    Checkpoint(network, CLASSES, (24, 40), kind).save_pretrained(tmp_path)
+    loaded = Checkpoint.from_pretrained(tmp_path)
+    assert (loaded.size, loaded.frame) == ((24, 40), kind)
+    assert Checkpoint(network, CLASSES, 24).size == (24, 24)
 
 
 def test_arguments_that_networks_no_longer_have_are_passed_over(tmp_path):

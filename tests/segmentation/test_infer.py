@@ -15,7 +15,9 @@ from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.frame import whole_frame
 from maskattn_kernels.segmentation.data.sample import VOID, Sample
+from maskattn_kernels.segmentation.infer import Pipeline
 from maskattn_kernels.segmentation.model.grouping import group
+from maskattn_kernels.segmentation.model.network import Outputs
 from maskattn_kernels.segmentation.model.own_size import at_size
 from maskattn_kernels.segmentation.results import Segmentation
 
@@ -258,6 +260,50 @@ def test_a_stream_reads_only_what_it_needs(checkpoint: Checkpoint) -> None:
     results.close()
     assert [one.semantic.shape for one in first] == [(8, 8), (9, 8), (10, 8), (8, 8), (9, 8)]
     assert next(pulled) < 40
+
+
+@pytest.mark.parametrize("kind", ["fit", "own", "squeeze"])
+def test_images_of_any_shapes_come_back_in_order(checkpoint: Checkpoint, kind) -> None:
+    """Frames of one shape go through the network together; each result is that of its image."""
+    checkpoint = Checkpoint(checkpoint.network, CLASSES, (24, 32), kind)
+    images = [noise(*SIZES[number * number % len(SIZES)]) for number in range(23)]
+    alone = {image.shape: checkpoint.segment(image) for image in images}
+    for batch_size in (1, 4, 64):
+        found = list(checkpoint.segment_stream(images, batch_size=batch_size))
+        assert [one.place for one in found] == list(range(23))
+        for image, one in zip(images, found, strict=True):
+            assert one.image is image
+            assert_same(one, alone[image.shape])
+    if kind != "squeeze":
+        assert len({one.frame_semantic.shape for one in found}) > 2
+
+
+def test_frames_of_one_shape_go_through_the_network_together(checkpoint: Checkpoint) -> None:
+    pipeline = Pipeline(checkpoint.network, CLASSES, (32, 32), "own", batch_size=4)
+    seen, network = [], pipeline.network
+
+    def watched(images: torch.Tensor) -> Outputs:
+        seen.append(tuple(images.shape))
+        return network(images)
+
+    pipeline.network = watched
+    wide, high, large = (24, 40), (40, 24), (60, 70)
+    shapes = [wide, high, wide, wide, high, wide, large, high, high, *[wide] * 6]
+    found = list(pipeline.stream(noise(*shape) for shape in shapes))
+    assert [one.semantic.shape for one in found] == shapes
+    counts = sorted((batch, *size) for batch, _, *size in seen)
+    assert counts == [(1, *large), (2, *wide), (4, *wide), (4, *wide), (4, *high)]
+
+
+def test_no_image_waits_for_others_of_its_shape_for_long(checkpoint: Checkpoint) -> None:
+    """An endless source whose first image has a shape of its own."""
+    pulled = itertools.count()
+    source = (noise(9 if next(pulled) else 30, 8) for _ in itertools.repeat(None))
+    own = Checkpoint(checkpoint.network, CLASSES, (32, 32), "own")
+    results = own.segment_stream(source, batch_size=4)
+    assert next(results).semantic.shape == (30, 8)
+    results.close()
+    assert next(pulled) < 60
 
 
 def test_where_the_masks_attend_is_given_when_asked_for(checkpoint: Checkpoint) -> None:

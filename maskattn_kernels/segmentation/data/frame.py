@@ -24,6 +24,9 @@ __all__ = [
 
 GREY = 124  # what lies outside of an image, near the mean of photographs
 LARGEST_SIDE = 16384
+LARGEST_WHOLE = 1 << 22
+"""Pixels of an image that a network takes whole at its own size: memory grows with them, and the
+time of attention with their square."""
 
 FrameKind: TypeAlias = Literal["fit", "own", "squeeze"]
 """What a whole image becomes before a network sees it, see `frame_size`."""
@@ -106,12 +109,20 @@ def whole_frame(sample: Sample, size: tuple[int, int], kind: FrameKind) -> Frame
         sample: of any size.
         size, kind: as in `frame_size`.
 
+    Raises:
+        DataError: of its own size it would have more than 4 million pixels.
+
     Example:
         >>> from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes
         >>> whole_frame(DigitScenes("val")[0], (48, 64), "fit").image.shape
         (48, 48, 3)
     """
     height, width = sample.image.shape[:2]
+    if kind == "own" and height * width > LARGEST_WHOLE:
+        raise DataError(
+            f"{sample.name}: {width} x {height} pixels; expected at most {LARGEST_WHOLE >> 20} "
+            f"million to go through a network at their own size, make the image smaller"
+        )
     box = (0.0, 0.0, float(width), float(height))
     return cut(sample, box, frame_size(height, width, size, kind))
 

@@ -13,6 +13,7 @@ from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.data.batches import Batches
 from maskattn_kernels.segmentation.data.errors import DataError, shown
 from maskattn_kernels.segmentation.data.findings import Findings, survey
+from maskattn_kernels.segmentation.data.frame_advice import frame_advice
 from maskattn_kernels.segmentation.data.label_counts import balanced_weights, class_pixels
 from maskattn_kernels.segmentation.data.opening import SPLITS
 from maskattn_kernels.segmentation.data.sample import VOID, Classes
@@ -45,6 +46,9 @@ def make_batches(config: Namespace) -> Batches:
     batches = Batches(**arguments, seed=config.seed, **options)
     batches.open()
     found = _judge_labels(batches)
+    train = found.get("train")
+    for note in frame_advice(train.sizes, batches.size, batches.frame) if train else ():
+        say(f"note: {note}")
     say(f"data: {_summary(batches, found)}")
     config.network.task, reason = chosen_task(config.network.task, batches)
     say(f"task: {config.network.task} ({reason})")

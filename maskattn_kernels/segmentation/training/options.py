@@ -322,10 +322,11 @@ def _plain(error: argparse.ArgumentError) -> str:
     """What the parsers say, in the words of this package."""
     text = re.sub(r"<class '(\w+)'>", r"\1", one_line(error))
     text = re.sub(r'^Parser key "([\w.]+)": ', r"\1: ", text)
-    text = re.sub(r": Expected an? (\w+)\. Got value: ", r": expected \1, got ", text)
+    text = re.sub(r": Expected an? (.+?)\. Got value: ", r": expected \1, got ", text)
     union = r"Does not validate against any of the Union .*?\[(.*)\] Errors: .* Given value: "
     text = re.sub(union, lambda found: f"expected {' or '.join(_types(found[1]))}, got ", text)
     text = re.sub(r"typing\.Literal\[(.*?)\]", r"\1", text)
+    text = text.replace("tuple[int, int]", "[height, width]")  # the only pairs that options take
     return text if len(text) <= _WORDS else f"{text[:_WORDS]} .."
 
 
