@@ -11,6 +11,7 @@ import torch
 from maskattn_kernels.segmentation.data import DataError
 from maskattn_kernels.segmentation.data.augmentation import Augmentation
 from maskattn_kernels.segmentation.data.batches import Batches
+from maskattn_kernels.segmentation.data.colors import Colors
 from maskattn_kernels.segmentation.data.frame import whole_frame
 from maskattn_kernels.segmentation.data.order import PADDING
 from maskattn_kernels.segmentation.data.sample import VOID, Sample
@@ -146,7 +147,7 @@ def coded(height: int, width: int) -> Sample:
 def test_labels_follow_the_image(zoom: tuple[float, float], mirror: bool) -> None:
     sample = Sample("big", *(np.repeat(np.repeat(a, 8, 0), 8, 1) for a in (
         coded(12, 16).image, coded(12, 16).semantic, coded(12, 16).instance)))  # fmt: skip
-    augmentation = Augmentation(zoom, mirror, light=0.0)
+    augmentation = Augmentation(zoom, mirror, Colors(light=0.0))
     for seed in range(4):
         frame = augmentation(sample, (64, 64), np.random.default_rng(seed), "squeeze")
         known = frame.semantic != VOID

@@ -1,30 +1,44 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Random parts of samples, changed at random, for training."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 
+from maskattn_kernels.segmentation.data.colors import Colors
+from maskattn_kernels.segmentation.data.errors import DataError, shown
 from maskattn_kernels.segmentation.data.frame import GREY, Frame, FrameKind, cut, frame_size
 from maskattn_kernels.segmentation.data.sample import VOID, Sample
 
-__all__ = ["Augmentation"]
+__all__ = ["Augmentation", "chosen_augmentation"]
+
+#: Highest values of the options that are numbers from 0.
+HIGHEST = {
+    "light": 1.0,
+    "gamma": 3.0,
+    "saturation": 1.0,
+    "hue": 0.5,
+    "blur": 20.0,
+    "noise": 255.0,
+}
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random zoom, place, mirroring, brightness and contrast: cheap, and enough for few labels.
+    """Random zoom, place, mirroring and colours.
 
     Attributes:
         zoom: least and largest. The whole frame is scaled by it, and a part of it of the network's
             size is cut out; what lies outside of the frame is `VOID`.
         mirror: whether left and right may change places (not for digits: a mirrored 2 is not a 2).
-        light: brightness and contrast change by up to this share.
+        colors: how far colours may change.
     """
 
     zoom: tuple[float, float] = (0.8, 1.3)
     mirror: bool = True
-    light: float = 0.25
+    colors: Colors = field(default_factory=Colors)
 
     def __call__(
         self,
@@ -43,11 +57,7 @@ class Augmentation:
         """
         frame = self._part(sample, size, rng, kind)
         mirrored = self.mirror and rng.random() < 0.5
-        gain = 1 + self.light * (2 * rng.random() - 1)
-        contrast = 1 + self.light * (2 * rng.random() - 1)
-        level = float(frame.image.mean(dtype=np.float32))
-        curve = gain * (level + contrast * (np.arange(256) - level))
-        image = np.take(np.rint(np.clip(curve, 0, 255)).astype(np.uint8), frame.image)
+        image = self.colors(frame.image, rng)
         step = np.s_[:, ::-1] if mirrored else np.s_[:, :]
         return Frame(image[step], frame.semantic[step], frame.instance[step])
 
@@ -91,3 +101,53 @@ def _side(source: int, scaled: float, target: int, place: float) -> tuple[float,
     seen = min(max(1, round(scaled)), target)
     first = round(place * (target - seen))
     return 0.0, float(source), slice(first, first + seen)
+
+
+def chosen_augmentation(asked: bool | Mapping[str, Any], usual: Augmentation) -> Augmentation:
+    """The augmentation that is asked for.
+
+    Args:
+        asked: True = the usual one, False = random places only, or what differs from the usual one:
+            ``zoom``, ``mirror`` and the attributes of `Colors` by name.
+        usual: for the data set.
+
+    Raises:
+        DataError: another option, or a value out of its range.
+
+    Example:
+        >>> chosen_augmentation({"hue": 0.1, "zoom": [0.5, 2]}, Augmentation()).zoom
+        (0.5, 2.0)
+    """
+    if asked is True:
+        return usual
+    if asked is False:
+        return Augmentation((1.0, 1.0), mirror=False, colors=Colors(light=0.0))
+    known = ("zoom", "mirror", *(part.name for part in fields(Colors)))
+    unknown = [name for name in asked if name not in known]
+    if unknown:
+        raise DataError(f"augment: unknown option {unknown[0]!r}; known: {', '.join(known)}")
+    colors = {name: _number(name, asked[name]) for name in HIGHEST if name in asked}
+    mirror = asked.get("mirror", usual.mirror)
+    if not isinstance(mirror, bool):
+        raise DataError(f"augment: expected true or false for mirror, got {shown(mirror)}")
+    zoom = _zoom(asked["zoom"]) if "zoom" in asked else usual.zoom
+    return Augmentation(zoom, mirror, replace(usual.colors, **colors))
+
+
+def _number(name: str, value: Any) -> float:
+    if not _is_number(value) or not 0 <= value <= HIGHEST[name]:
+        wanted = f"a number from 0 to {HIGHEST[name]:g}"
+        raise DataError(f"augment: expected {wanted} for {name}, got {shown(value)}")
+    return float(value)
+
+
+def _zoom(value: Any) -> tuple[float, float]:
+    pair = value if isinstance(value, list | tuple) and len(value) == 2 else ()
+    if not pair or not all(map(_is_number, pair)) or not 0.1 <= pair[0] <= pair[1] <= 10:
+        wanted = "the least and the largest, from 0.1 to 10,"
+        raise DataError(f"augment: expected {wanted} for zoom, got {shown(value)}")
+    return float(pair[0]), float(pair[1])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

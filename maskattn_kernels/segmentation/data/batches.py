@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from maskattn_kernels.common.background import batched
-from maskattn_kernels.segmentation.data.augmentation import Augmentation
+from maskattn_kernels.segmentation.data.augmentation import Augmentation, chosen_augmentation
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.frame import (
     Frame,
@@ -55,7 +55,8 @@ class Batches:
         workers: processes that load; 0 = the training process itself.
         seed: of order, augmentation and of the choice under `limit`.
         limit: number of images to train with; a smaller limit takes some of those of a larger one.
-        augment: whether training images are zoomed, mirrored and lit at random.
+        augment: whether training images are zoomed, mirrored and lit at random; or how, see
+            `chosen_augmentation`.
         val_options: options for the validation set where they differ (``{"textures": "shifted"}``).
         options: for the data set, see `open_dataset`.
 
@@ -79,7 +80,7 @@ class Batches:
         workers: int = 0,
         seed: int = 0,
         limit: int | None = None,
-        augment: bool = True,
+        augment: bool | Mapping[str, Any] = True,
         val_options: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
@@ -123,8 +124,9 @@ class Batches:
         """Open both splits, so that bad data stops a run before it starts.
 
         Raises:
-            DataError: data that cannot be used.
+            DataError: data or an option that cannot be used.
         """
+        self.augmentation()
         for split in self.options:
             self.dataset(split)
 
@@ -141,6 +143,17 @@ class Batches:
         self._sets["train"] = samples
         self.limit = None
 
+    def augmentation(self) -> Augmentation:
+        """How training images are changed.
+
+        Raises:
+            DataError: ``augment`` asks for what there is not.
+        """
+        # Mirroring would change digits, and zooming in could cut off a legend.
+        digits, legend = self.dataset_name == "digit-scenes", self.options["train"].get("legend")
+        usual = Augmentation((0.8, 1.0 if legend else 1.3), mirror=not digits)
+        return chosen_augmentation(self.augment, usual)
+
     def train_loader(
         self, batches: int, start: int = 0, rank: int = 0, world: int = 1
     ) -> DataLoader:
@@ -151,13 +164,8 @@ class Batches:
             start: the first one to give, where a run is resumed.
             rank, world: of this process, and how many share the batches.
         """
-        # Mirroring would change digits, and zooming in could cut off a legend.
-        digits, legend = self.dataset_name == "digit-scenes", self.options["train"].get("legend")
-        changes = Augmentation((0.8, 1.0 if legend else 1.3), mirror=not digits)
-        if not self.augment:
-            changes = Augmentation((1.0, 1.0), mirror=False, light=0.0)
         chosen = self.labelled()
-        items = _Items(self, "train", chosen, changes)
+        items = _Items(self, "train", chosen, self.augmentation())
         order = RunOrder(len(chosen), self.batch_size, batches, self.seed, start, rank, world)
         return Loader(items, self.workers, _collate, batch_sampler=order)
 

@@ -113,7 +113,11 @@ def make_parser() -> ArgumentParser:
         "`--data NAME --root DIR --set KEY=VALUE` set data.name, data.root and data.options.KEY, "
         "and win over a config",
     )
-    data.add_class_arguments(Batches, "data", skip={"seed", "val_options"}, as_group=False)
+    skipped = {"seed", "val_options", "augment"}
+    data.add_class_arguments(Batches, "data", skip=skipped, as_group=False)
+    data.add_argument("--data.augment", type=bool | _Values, default=True, help="whether training "
+        "images are changed at random, or how: zoom, mirror, light, gamma, saturation, hue, blur, "
+        "noise")  # fmt: skip
     data.add_argument("--data.options", type=_Values, default={}, help="of the data set")
     data.add_argument("--data.val_options", type=_Values | None, default=None,
         help="of the validation set where they differ (textures: shifted)")  # fmt: skip
