@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The trainings on real labelled images: CamVid (street scenes) and nuclei (microscopy).
+
+The data lie in the layout of `maskattn check-data --data folder`, in data/camvid and data/nuclei of
+the repository's root, or of the folder that the environment variable REAL_DATA names. docs/real.md
+says where they come from.
+
+A run's name is its table, what changes, and its seed: "camvid-128-pretrained-learned-0.25-seed0".
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.trainings import ROOT
+
+HERE = Path(__file__).resolve().parent
+DATA = Path(os.environ.get("REAL_DATA", ROOT / "data"))
+WORK = ROOT / "out" / "real"  # checkpoints and saved states
+SEEDS = (0, 1, 2)
+
+#: Options of the masks by name; "none" has no attention products, "dense" attends everywhere.
+MASKS: dict[str, tuple[str, ...]] = {
+    "none": ("--network.selector=none", "--network.core=identity"),
+    "dense": ("--network.selector=none",),
+    **{
+        f"random-{keep}": (
+            "--network.selector=random",
+            "--network.sparsity=qk",
+            f"--network.keep={keep}",
+        )
+        for keep in (0.25, 0.1)
+    },
+    **{
+        f"learned-{keep}": ("--network.selector=gumbel-topk", f"--network.keep={keep}")
+        for keep in (0.25, 0.1)
+    },
+}
+SIZES = {
+    "128": ("--data.size=128", "--data.frame=squeeze"),
+    "192x256": ("--data.size=[192, 256]", "--data.frame=fit"),
+}
+LITE0 = ("--network.encoder=efficientnet_lite0", "--network.width=32")
+LITE0_S16 = ("--network.encoder=efficientnet_lite0_s16", "--network.width=32")
+ENCODERS = {
+    "scratch": ("--network.preset=edge",),
+    "pretrained": (*LITE0, "--network.finest=2", "--network.attend_from=4"),
+}
+#: The best network of each cost class, by its limit in GFLOPs at the size that it is scored at.
+BEST = {
+    "10": (*LITE0, "--network.finest=2", "--data.frame=own", "--data.size=[288, 384]"),
+    "3": (*LITE0, "--network.finest=4", "--data.frame=fit", "--data.size=[288, 384]"),
+    "1": (*LITE0, "--network.finest=4", "--network.width=24", *SIZES["192x256"]),
+}
+BEST_STEPS = 2000
+LABELLED = (10, 30, 100)
+#: What a training with few labels starts from; "self" goes on from "pretrained" with what that
+#: predicts on the images without labels.
+STARTS = ("scratch", "pretrained", "self")
+NUCLEI = {
+    "lite0 to stride 16": (*LITE0_S16, "--network.finest=2", "--data.size=256"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        table: whose row it is.
+        row: what changes.
+        seed: of weights, order and draws.
+        changes: arguments of ``maskattn train`` beside those of base.yaml.
+        needs: names of runs that must be finished before.
+    """
+
+    table: str
+    row: str
+    seed: int
+    changes: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"{self.table}-{self.row}-seed{self.seed}"
+
+    @property
+    def data(self) -> str:
+        """The data set."""
+        return self.table.partition("-")[0]
+
+    @property
+    def options(self) -> list[str]:
+        """Arguments of ``maskattn train``."""
+        base = ["--config", str(HERE / f"{self.data}.yaml"), "--root", str(DATA / self.data)]
+        return [*base, *self.changes, f"--seed={self.seed}"]
+
+
+def small(size: str, encoder: str, masks: str, seed: int) -> Run:
+    """A run of the comparison of masks on small images."""
+    changes = (*SIZES[size], *ENCODERS[encoder], *MASKS[masks])
+    return Run(f"camvid-{size}-{encoder}", masks, seed, changes)
+
+
+def few(start: str, count: int | None, seed: int) -> Run:
+    """A run with few labels, at 192 x 256 and with dense attention; None = with all."""
+    row = f"{start}-{count or 'all'}"
+    changes = (*SIZES["192x256"], *MASKS["dense"])
+    changes += () if count is None else (f"--data.limit={count}",)
+    if start != "self":
+        return Run("camvid-few", row, seed, (*changes, *ENCODERS[start]))
+    teacher = f"camvid-few-pretrained-{count or 'all'}-seed{seed}"
+    images = DATA / "camvid" / "train" / "images"
+    taught = (f"--init_from={WORK / teacher / 'best'}", f"--unlabelled={images}")
+    return Run("camvid-few", row, seed, (*changes, *taught), (teacher,))
+
+
+def runs() -> Iterator[Run]:
+    """All runs, the most valuable first."""
+    for limit, changes in BEST.items():
+        yield Run("camvid-best", f"{limit}g", 0, (*changes, f"--steps={BEST_STEPS}"))
+    for row, changes in NUCLEI.items():
+        yield Run("nuclei", row, 0, changes)
+    for seed in SEEDS:
+        for encoder in reversed(ENCODERS):
+            for size in SIZES:
+                yield from (small(size, encoder, masks, seed) for masks in MASKS)
+        for count in (*LABELLED, None):
+            yield from (few(start, count, seed) for start in STARTS if count or start != "self")

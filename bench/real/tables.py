@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The results on real images as Markdown, by the name of their block of docs/real.md."""
+
+import json
+from collections.abc import Iterable
+
+from bench.real.plan import BEST, ENCODERS, HERE, LABELLED, MASKS, NUCLEI, SEEDS, SIZES, STARTS
+from bench.trainings import Record, Table, spread
+from maskattn_kernels.benchmark.pages import table
+
+TABLE = Table(HERE / "runs.jsonl")
+CLASSICAL = HERE / "classical.json"  # of classical.py
+
+
+def blocks() -> dict[str, str]:
+    """All tables."""
+    finished = TABLE.read()
+    return {
+        "masks": masks_table(finished),
+        "best": best_table(finished),
+        "few labels": few_labels_table(finished),
+        "nuclei": nuclei_table(finished),
+    }
+
+
+def scores(finished: dict[str, Record], group: str, score: str = "mIoU") -> list[float]:
+    """A score at the images' own size of the runs that differ in their seed alone."""
+    names = (f"{group}-seed{seed}" for seed in SEEDS)
+    return [finished[n]["scores"]["original size"][score] for n in names if n in finished]
+
+
+def _cells(finished: dict[str, Record], groups: Iterable[str]) -> list[str]:
+    """Mean and spread of each group, with the number of its seeds where some are missing."""
+    cells = []
+    for group in groups:
+        found = scores(finished, group)
+        few = f" ({len(found)})" if 0 < len(found) < len(SEEDS) else ""
+        cells.append(spread(found) + few)
+    return cells
+
+
+def masks_table(finished: dict[str, Record]) -> str:
+    """mIoU by masks, for each size and encoder."""
+    columns = [(size, encoder) for size in SIZES for encoder in ENCODERS]
+    header = ["masks", *(f"{size}, {encoder}" for size, encoder in columns)]
+    rows = [
+        [masks, *_cells(finished, (f"camvid-{s}-{e}-{masks}" for s, e in columns))]
+        for masks in MASKS
+    ]
+    return table(header, rows)
+
+
+def best_table(finished: dict[str, Record]) -> str:
+    """The best network of each cost class."""
+    rows = []
+    for limit in BEST:
+        record = finished.get(f"camvid-best-{limit}g-seed0")
+        if record is None:
+            continue
+        cost = record["cost"]
+        rows.append(
+            [
+                f"under {limit}",
+                f"{cost['gflops']:.2f}",
+                f"{cost['parameters'] / 1e6:.1f} M",
+                " x ".join(map(str, cost["size"])),
+                f"{cost['latency_ms']:.0f}",
+                f"{record['scores']['original size']['mIoU']:.1f}",
+            ]
+        )
+    return table(["GFLOPs", "counted", "parameters", "size", "ms", "val mIoU"], rows)
+
+
+def few_labels_table(finished: dict[str, Record]) -> str:
+    """mIoU by the number of labelled images and what the training starts from."""
+    rows = [
+        [count, *_cells(finished, (f"camvid-few-{start}-{count}" for start in STARTS))]
+        for count in (*map(str, LABELLED), "all")
+    ]
+    return table(["labelled images", *STARTS], rows)
+
+
+def nuclei_table(finished: dict[str, Record]) -> str:
+    """Every score on nuclei, ours and the classical way."""
+    names = ("mIoU", "PQ", "AP", "AP50")
+    rows = [
+        [row, *(spread(scores(finished, f"nuclei-{row}", name)) for name in names)]
+        for row in NUCLEI
+    ]
+    classical = json.loads(CLASSICAL.read_text(encoding="utf-8"))
+    rows.append([classical["method"], *(f"{classical[name]:.1f}" for name in names)])
+    return table(["method", *names], rows)
