@@ -80,7 +80,7 @@ class MaskAttnUNet(AttentionNetwork):
             names in `scales`, with 0.25 for the others.
         min_keep: learned selectors keep at least so many pixels.
         seed: of random masks; each scale draws its own.
-        sparsity: "qk", "q+k" or "k", see `MaskAttention2d`.
+        sparsity, unselected: see `MaskAttention2d`.
         core: "sparse", or "dense" and others for comparison, see `MaskAttention2d`; the
             ``state_dict`` is the same with any.
         backend: as in `masked_attention`.
@@ -121,6 +121,7 @@ class MaskAttnUNet(AttentionNetwork):
         min_keep: int = 1,
         seed: int = 0,
         sparsity: str = "qk",
+        unselected: str = "zero",
         core: str | AttentionCore = "sparse",
         backend: str | None = None,
     ) -> None:
@@ -156,6 +157,7 @@ class MaskAttnUNet(AttentionNetwork):
                 selector=self.new_selector(selector, name),
                 joins_previous=len(self.strides) > 1,
                 sparsity=sparsity,
+                unselected=unselected,
                 core=core,
                 backend=backend,
             )

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from maskattn_kernels.nn.checks import at_least_float32, positive_number
 from maskattn_kernels.nn.cores import AttentionCore
-from maskattn_kernels.nn.selecting import SelectiveAttention2d, to_map, to_tokens
+from maskattn_kernels.nn.selecting import SelectiveAttention2d, as_mask, to_map, to_tokens
 from maskattn_kernels.nn.selectors import Selection, Selector
 from maskattn_kernels.nn.straight_through import straight_through
-from maskattn_kernels.token_index import TokenIndex, with_heads
+from maskattn_kernels.token_index import TokenIndex
 
 __all__ = ["DisentangledAttention2d"]
 
@@ -135,7 +135,7 @@ class DisentangledAttention2d(SelectiveAttention2d):
         """
         keys, queries, key_bias, score = self._chosen(x, mask, key_bias)
         tokens = to_tokens(x)
-        asking = _as_mask(queries)
+        asking = None if queries is None else as_mask(queries)
         centred, means = self._centred(tokens, asking)
         value = self._heads(self.value(tokens))
         terms = []
@@ -181,13 +181,6 @@ class DisentangledAttention2d(SelectiveAttention2d):
     def extra_repr(self) -> str:
         own = f"pairwise={self.pairwise!r}, unary={self.unary!r}, temperature={self.temperature}"
         return f"{super().extra_repr()}, {own}"
-
-
-def _as_mask(queries: Tensor | TokenIndex | None) -> Tensor | None:
-    """The queries as bool (B|1,H|1,N)."""
-    if queries is None:
-        return None
-    return queries.to_mask() if isinstance(queries, TokenIndex) else with_heads(queries)
 
 
 def _own(tokens: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from maskattn_kernels.nn.cores import AttentionCore, make_core
 from maskattn_kernels.nn.mask_head import MaskHead
 from maskattn_kernels.nn.score_selectors import ScoreSelector
 from maskattn_kernels.nn.selectors import Selection, Selector
-from maskattn_kernels.token_index import TokenIndex
+from maskattn_kernels.token_index import TokenIndex, with_heads
 
 __all__ = ["SelectiveAttention2d"]
 
@@ -240,6 +240,11 @@ def to_map(tokens: Tensor, like: Tensor) -> Tensor:
     batch, channels, height, width = like.shape
     y = tokens.view(batch, height, width, channels).permute(0, 3, 1, 2)
     return y if like.is_contiguous(memory_format=torch.channels_last) else y.contiguous()
+
+
+def as_mask(tokens: Tensor | TokenIndex) -> Tensor:
+    """Selected tokens as bool (B|1,H|1,N)."""
+    return tokens.to_mask() if isinstance(tokens, TokenIndex) else with_heads(tokens)
 
 
 def _flat(mask: Tensor | TokenIndex | None) -> Tensor | TokenIndex | None:

@@ -11,6 +11,9 @@ query gets
 which is what scaling its output would have done to the loss, to first order. A token that was not
 selected has no output; it receives gradient only through the shared head.
 
+Where the other tokens get something too, a base b in place of 0, the score gates what attention
+adds to it, out_i = b + a_i * (attention_i - b), and gets <g_i, out_i - b>.
+
 For keys no estimate is needed: key_bias = log s is a gate on every selected key, and its gradient
 is true.
 """
@@ -25,12 +28,13 @@ from maskattn_kernels.nn.checks import at_least_float32
 __all__ = ["straight_through"]
 
 
-def straight_through(out: Tensor, score: Tensor) -> Tensor:
+def straight_through(out: Tensor, score: Tensor, base: Tensor | None = None) -> Tensor:
     """``out`` as it is, with the gradient that `score` gets from a hard choice (see the module).
 
     Args:
-        out: (B,H,N,D), attention's output, 0 for queries that are not selected.
+        out: (B,H,N,D), attention's output; ``base`` for queries that are not selected.
         score: float (B,N), the soft score of each token.
+        base: (B,H,1,D); None = 0.
 
     Returns:
         ``out``; gradients flow to ``out`` unchanged, and to ``score``.
@@ -44,23 +48,24 @@ def straight_through(out: Tensor, score: Tensor) -> Tensor:
         >>> score.grad
         tensor([[2., 0.]])
     """
-    return _StraightThrough.apply(out, score)
+    return _StraightThrough.apply(out, score, base)
 
 
 class _StraightThrough(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(out: Tensor, score: Tensor) -> Tensor:
+    def forward(out: Tensor, score: Tensor, base: Tensor | None) -> Tensor:
         return out.view_as(out)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0])
-        ctx.dtype = inputs[1].dtype
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Any) -> None:
+        out, score, base = inputs
+        ctx.save_for_backward(out if base is None else out - base)
+        ctx.dtype = score.dtype
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        (grad,), (out,) = grads, ctx.saved_tensors
-        worth = (at_least_float32(grad) * at_least_float32(out)).sum((1, 3))
-        return grad, worth.to(ctx.dtype)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        (grad,), (added,) = grads, ctx.saved_tensors
+        worth = (at_least_float32(grad) * at_least_float32(added)).sum((1, 3))
+        return grad, worth.to(ctx.dtype), None

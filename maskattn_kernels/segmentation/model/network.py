@@ -66,7 +66,7 @@ class SegmentationNetwork(nn.Module):
             the preset. Its weights are random: `load_encoder_weights` loads others.
         preset: a name in `PRESETS`, for the sizes that are None.
         width, depth, bottleneck, finest, attend_from, num_heads: as in `MaskAttnUNet`.
-        selector, keep, min_keep, seed, sparsity, core, backend: as in `MaskAttnUNet`.
+        selector, keep, min_keep, seed, sparsity, unselected, core, backend: as in `MaskAttnUNet`.
         embedding: E, channels of the embedding; 0 = none.
 
     Raises:
@@ -114,6 +114,7 @@ class SegmentationNetwork(nn.Module):
         min_keep: int = 1,
         seed: int = 0,
         sparsity: str = "q+k",
+        unselected: str = "zero",
         core: str = "sparse",
         backend: str | None = None,
         embedding: int = 8,
@@ -135,6 +136,7 @@ class SegmentationNetwork(nn.Module):
             "min_keep": min_keep,
             "seed": seed,
             "sparsity": sparsity,
+            "unselected": unselected,
             "core": core,
             "backend": backend,
         }
