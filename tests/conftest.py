@@ -16,6 +16,9 @@ import pytest
 import torch
 import torch.utils.deterministic
 from harness import ONE_DTYPE_TARGETS, Target, activate, untested_tiers
+from optional_timm import mend_torchvision
+
+mend_torchvision()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -47,8 +47,8 @@ def own_levels(width: int, depth: int) -> list[Level]:
 def levels_around(encoder: Any, width: int, finest: int, attend_from: int) -> list[Level]:
     """The levels of a U-Net around another encoder.
 
-    The map of an encoder is brought to the decoder's channels where it is attended to, where it has
-    more, and at the deepest level, where the decoder starts from it.
+    The map of an encoder gets the decoder's channels where it is attended to, where it has more,
+    and at the deepest level, where the decoder starts from it; else it keeps its own.
 
     Args:
         encoder: from `as_encoder`.

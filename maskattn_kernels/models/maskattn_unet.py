@@ -12,7 +12,7 @@ depth 3, channels and, for a 128 x 128 image, sizes; attention after every down 
 With another encoder its maps take the places of stem and downs. Here EfficientNet-Lite0, width w,
 ``finest=4`` and ``attend_from=8``; a lateral is a 1x1 convolution to the channels of its level:
 
-    encoder 24 32^2 ---------------------------------------> up3  w 32^2 -> head, bilinear to 128^2
+    encoder 24 32^2 -> lateral ----------------------------> up3  w 32^2 -> head, bilinear to 128^2
       encoder 40 16^2 -> lateral -> down3 1.5w 16^2 ---> up2  1.5w 16^2
         encoder 112 8^2 -> lateral -> down4 2w 8^2 ---> up1  2w 8^2
           encoder 320 4^2 -> lateral -> down5 3w 4^2 ----^
@@ -171,7 +171,7 @@ class MaskAttnUNet(AttentionNetwork):
         else:
             finest = 4 if finest is None else finest
             levels = levels_around(self.encoder, width, finest, attend_from)
-            self.laterals = nn.ModuleList(_lateral(level, attend_from) for level in levels)
+            self.laterals = nn.ModuleList(_lateral(level) for level in levels)
             attended = levels
         self.down_attention = nn.ModuleList(
             attention(f"down{level.number}", level.skip, level.stride) for level in attended
@@ -317,9 +317,11 @@ class MaskAttnUNet(AttentionNetwork):
         return [self.stem, self.downs, self.down_attention, self.bottleneck]
 
 
-def _lateral(level: Level, attend_from: int) -> nn.Module:
-    """What brings an encoder's map to the channels in which the decoder joins it."""
-    if level.skip == level.encoder and level.stride < attend_from:
-        return nn.Identity()
+def _lateral(level: Level) -> nn.Module:
+    """What brings an encoder's map to the channels in which the decoder joins it.
+
+    And to the scale of the decoder's maps: those of EfficientNet-Lite0 have standard deviations
+    from 4 to 14, and the coarser maps that they are joined with would hardly count beside them.
+    """
     convolution = nn.Conv2d(level.encoder, level.skip, 1, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(level.skip))

@@ -66,6 +66,8 @@ def timm_backbone(name: str, **options: Any) -> nn.Module:
         import timm  # by those who ask for it only
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(missing_package(error, "timm"), name=error.name) from None
+    except RuntimeError as error:  # of a torchvision for another torch
+        raise ValueError(f"encoder: timm cannot be imported ({one_line(error)[:200]})") from None
     try:
         return timm.create_model(
             own_name, **{"pretrained": False, "features_only": True, **options}

@@ -24,7 +24,7 @@ def load_matching(
 
     Args:
         network: is changed.
-        trained: of the same width and depth; its classes and task may be others.
+        trained: of the same encoder and sizes; its classes and task may be others.
         rows: class number of the network to that of the same class of ``trained``; other classes
             stay new. None = the classes are the same ones if there are as many.
 
@@ -32,8 +32,13 @@ def load_matching(
         names of the tensors that did not fit and stay as they were: of heads and selectors only.
 
     Raises:
-        CheckpointError: a tensor outside the heads does not fit: another width or depth.
+        CheckpointError: another encoder, or a tensor outside the heads of another size.
     """
+    here, there = (n.config["encoder"] for n in (network, trained))
+    if here != there:
+        raise CheckpointError(
+            f"init_from: the encoder is {here!r} here and {there!r} there; give the network that"
+        )
     own, theirs = network.state_dict(), dict(trained.state_dict())
     if rows is not None:
         for name in [n for n in own if n.startswith(CLASS_HEADS)]:
@@ -52,7 +57,7 @@ def load_matching(
             got = list(theirs[name].shape) if name in theirs else "none"
             raise CheckpointError(
                 f"init_from: {name} is {list(own[name].shape)} here and {got} there; "
-                "give the network the width and depth of the checkpoint"
+                "give the network the width and depth of the checkpoint, or its finest"
             )
     with torch.no_grad():
         network.load_state_dict({**own, **fits})
