@@ -13,7 +13,7 @@ from optional_timm import import_timm
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from maskattn_kernels.models import EfficientNetLite0
+from maskattn_kernels.models import ENCODERS, EfficientNetLite0, LightEncoder
 from maskattn_kernels.segmentation import encoder_weights
 from maskattn_kernels.segmentation.checkpoints import Checkpoint, CheckpointError
 from maskattn_kernels.segmentation.encoder_weights import (
@@ -277,3 +277,21 @@ def test_weights_for_timm_that_do_not_fit(tmp_path, monkeypatch):
         load_encoder_weights(encoder, MOBILENET)
     assert asked == ["timm/mobilenetv3_small_050.lamb_in1k"]
     assert has_default_weights(MOBILENET)
+
+
+def test_an_encoder_of_the_user_has_a_name(tmp_path, monkeypatch):
+    """As docs/extending.md says."""
+
+    class Mine(LightEncoder):
+        mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+
+        def __init__(self) -> None:
+            super().__init__((8, 12), (1, 1))
+
+    monkeypatch.setitem(ENCODERS, "mine", Mine)
+    saved = checkpoint(tmp_path, "mine", attend_from=4)
+    assert torch.equal(saved.network.std.flatten(), torch.full((3,), 0.25))
+    assert isinstance(Checkpoint.from_pretrained(tmp_path).network.unet.encoder, Mine)
+    monkeypatch.delitem(ENCODERS, "mine")
+    with pytest.raises(CheckpointError, match=r"encoder: expected one of .* got 'mine'"):
+        Checkpoint.from_pretrained(tmp_path)
