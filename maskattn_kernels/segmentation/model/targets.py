@@ -78,7 +78,8 @@ def instance_targets(
     flat = numbers.flatten(1)
     on_cpu = device.type == "cpu" and flat.numel() > 0
     most = int(flat.max()) if on_cpu else flat.shape[1]
-    places = torch.stack([torch.ones(height, width, device=device), *_grid(ys, xs)])
+    grid = torch.stack(torch.meshgrid(ys, xs, indexing="ij"))
+    places = torch.cat([torch.ones_like(grid[:1]), grid])
     sums = torch.zeros(batch, 3, most + 1, device=device, dtype=torch.float64)
     index = flat.unsqueeze(1).expand(-1, 3, -1)
     sums.scatter_add_(2, index, places.flatten(1).double().expand(batch, -1, -1))
@@ -86,7 +87,7 @@ def instance_targets(
     centers = (sums[:, 1:] / area.clamp_min(1)).round().float()  # (B, 2, most + 1)
 
     # The highest of many Gaussians is that of the nearest centre, found along rows, then columns.
-    peaks = torch.zeros(batch, height * width, device=device)
+    peaks = torch.zeros(batch, height * width, device=device, dtype=torch.float32)
     at = (centers[:, 0] * width + centers[:, 1]).long()
     exists = (area[:, 0] > 0).float()
     exists[:, 0] = 0.0
@@ -97,7 +98,7 @@ def instance_targets(
 
     own = centers.gather(2, flat.unsqueeze(1).expand(-1, 2, -1)).view(batch, 2, height, width)
     has_object = (numbers > 0).unsqueeze(1)
-    offset = torch.where(has_object, own - torch.stack(_grid(ys, xs)), 0.0)
+    offset = torch.where(has_object, own - grid, 0.0)
     known = (semantic != VOID) & ~(thing & (numbers == 0))
     return Targets(center.unsqueeze(1), known.unsqueeze(1), offset, has_object, numbers)
 
@@ -125,8 +126,3 @@ def renumbered(instance: Tensor) -> Tensor:
     is_new[:, :1] = ordered[:, :1] > 0
     ranks = is_new.cumsum(1)
     return torch.zeros_like(ordered).scatter_(1, order, ranks).view_as(instance)
-
-
-def _grid(ys: Tensor, xs: Tensor) -> tuple[Tensor, Tensor]:
-    """The row and the column of each pixel, both (H,W)."""
-    return tuple(torch.meshgrid(ys, xs, indexing="ij"))  # type: ignore[return-value]
