@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 from repository import ROOT
 from safetensors.torch import load_file
@@ -12,10 +13,16 @@ from segmentation_runs import tiny_arguments
 
 from maskattn_kernels.segmentation.training import command as training
 
+RECIPE = (
+    *("--loss.class_weights", "balanced", "--loss.dice_weight", "0.5", "--loss.hard", "0.9"),
+    *("--loss.coarse_weight", "0.4", "--data.balance", "true", "--data.augment.hue", "0.1"),
+)
 
-def test_two_processes_train_to_the_weights_of_one(tmp_path):
+
+@pytest.mark.parametrize("recipe", [(), RECIPE], ids=["plain", "recipe"])
+def test_two_processes_train_to_the_weights_of_one(recipe, tmp_path):
     # Noise would be drawn by each process for its own images: a selector without any.
-    more = ("--network.selector", "topk", "--trainer.accelerator", "cpu")
+    more = (*recipe, "--network.selector", "topk", "--trainer.accelerator", "cpu")
     # AdamW turns the rounding of gradients that should be 0 into steps as large as any. So float64,
     # and no embedding, whose bias has no gradient but what its float32 loss rounds.
     more = (*more, "--trainer.precision", "64-true", "--network.embedding", "0")

@@ -90,6 +90,26 @@ def test_gradients_are_never_saved_half_accumulated(unbroken, tmp_path, monkeypa
         assert torch.equal(tensor, expected[name]), name
 
 
+def test_the_whole_recipe_goes_on_to_the_same_result(tmp_path, monkeypatch):
+    losses = ("--loss.class_weights", "balanced", "--loss.hard", "0.7", "--loss.dice_weight", "1")
+    losses += ("--loss.lovasz_weight", "1", "--loss.coarse_weight", "0.4")
+    images = ("--data.balance", "true", "--data.augment.saturation", "0.5", "--data.augment.noise")
+    more = (*losses, *images, "9", "--patience", "3", "--optimizer.ema", "0.5")
+    whole, out = tmp_path / "whole" / "run", tmp_path / "run"
+    (tmp_path / "whole").mkdir()
+    training.main(tiny_arguments(whole, *more, steps=STEPS))
+    with monkeypatch.context() as patch:
+        press_ctrl_c(patch, "training_step", 5)
+        with pytest.raises(KeyboardInterrupt, match="step 5;"):
+            training.main(tiny_arguments(out, *more, steps=STEPS))
+    training.main(["--config", str(out / "config.yaml"), "--ckpt_path", "last"])
+    for name in ("final", "best"):
+        expected = load_file(whole / name / "model.safetensors")
+        for key, tensor in load_file(out / name / "model.safetensors").items():
+            assert torch.equal(tensor, expected[key]), key
+    assert read_log(out / "train.csv") == read_log(whole / "train.csv")
+
+
 def test_ctrl_c_at_the_last_step_changes_nothing(unbroken, tmp_path, monkeypatch):
     out = tmp_path / "run"
     press_ctrl_c(monkeypatch, "training_step", STEPS)

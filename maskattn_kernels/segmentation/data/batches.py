@@ -22,6 +22,7 @@ from maskattn_kernels.segmentation.data.frame import (
     whole_frame,
 )
 from maskattn_kernels.segmentation.data.judge import differing
+from maskattn_kernels.segmentation.data.label_counts import class_pixels, image_weights
 from maskattn_kernels.segmentation.data.loading import Loader
 from maskattn_kernels.segmentation.data.opening import open_dataset
 from maskattn_kernels.segmentation.data.order import PADDING, Draw, RunOrder, ValidationOrder
@@ -41,7 +42,8 @@ class Batches:
     Training batches have the size that is asked for. For validation images are whole, at the size
     that ``frame`` gives them; since these sizes differ, the loader gives lists of batches.
 
-    Order and augmentation depend on (seed, epoch, index) alone: they are the same for any number of
+    Order and augmentation depend on (seed, epoch, index) alone, and with ``balance`` on the labels
+    and on how often an image has come in its epoch: they are the same for any number of
     workers, after a resume at any batch, and over any number of processes for one global batch.
 
     Args:
@@ -55,6 +57,7 @@ class Batches:
         workers: processes that load; 0 = the training process itself.
         seed: of order, augmentation and of the choice under `limit`.
         limit: number of images to train with; a smaller limit takes some of those of a larger one.
+        balance: whether images with rare classes come more often, see `image_weights`.
         augment: whether training images are zoomed, mirrored and lit at random; or how, see
             `chosen_augmentation`.
         val_options: options for the validation set where they differ (``{"textures": "shifted"}``).
@@ -80,6 +83,7 @@ class Batches:
         workers: int = 0,
         seed: int = 0,
         limit: int | None = None,
+        balance: bool = False,
         augment: bool | Mapping[str, Any] = True,
         val_options: Mapping[str, Any] | None = None,
         **options: Any,
@@ -96,9 +100,11 @@ class Batches:
         self.workers = workers
         self.seed = seed
         self.limit = limit
+        self.balance = balance
         self.augment = augment
         self.options = {"train": options, "val": {**options, **(val_options or {})}}
         self._sets: dict[str, SegmentationDataset] = {}
+        self._pixels: np.ndarray | None = None
 
     def dataset(self, split: str) -> SegmentationDataset:
         """The samples of a split at their own size; `index` of a batch counts in it.
@@ -141,7 +147,17 @@ class Batches:
     def train_with(self, samples: SegmentationDataset) -> None:
         """Train with other samples of the same classes, all of them (self-training)."""
         self._sets["train"] = samples
-        self.limit = None
+        self.limit = self._pixels = None
+
+    def class_pixels(self) -> np.ndarray:
+        """`class_pixels` of the training images in use; they are read once.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        if self._pixels is None:
+            self._pixels = class_pixels(self.dataset("train"), self.labelled())
+        return self._pixels
 
     def augmentation(self) -> Augmentation:
         """How training images are changed.
@@ -166,7 +182,9 @@ class Batches:
         """
         chosen = self.labelled()
         items = _Items(self, "train", chosen, self.augmentation())
-        order = RunOrder(len(chosen), self.batch_size, batches, self.seed, start, rank, world)
+        weights = image_weights(self.class_pixels()) if self.balance else None
+        share = (start, rank, world)
+        order = RunOrder(len(chosen), self.batch_size, batches, self.seed, *share, weights)
         return Loader(items, self.workers, _collate, batch_sampler=order)
 
     def val_loader(self, rank: int = 0, world: int = 1) -> DataLoader:
@@ -202,7 +220,8 @@ class _Items(Dataset):
         if self.augmentation is None:
             frame = whole_frame(sample, self.size, self.kind)
         else:
-            rng = np.random.Generator(np.random.PCG64((self.seed, draw.epoch, index)))
+            key = (self.seed, draw.epoch, index, *([draw.again] if draw.again else []))
+            rng = np.random.Generator(np.random.PCG64(key))
             frame = self.augmentation(sample, self.size, rng, self.kind)
         if draw.index == PADDING:
             void = np.full_like(frame.semantic, VOID)

@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How many pixels of each class the training images have, and weights of classes by that."""
+"""How many pixels of each class the training images have; weights of classes and images by that."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from maskattn_kernels.common.background import map_ahead
+from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.sample import VOID, SegmentationDataset
 
-__all__ = ["balanced_weights", "class_pixels"]
+__all__ = ["balanced_weights", "class_pixels", "image_weights"]
 
 _THREADS = 4
+#: A class counts in an image from this share of its labelled pixels on: not for a few pixels.
+_SEEN = 0.001
+#: An image is drawn at most so many times as often as another.
+_MOST = 10
 
 
 def class_pixels(
@@ -58,3 +63,29 @@ def balanced_weights(pixels: np.ndarray) -> list[float]:
     share = pixels[seen] / pixels.sum()
     weights[seen] = share**-0.5 / np.sqrt(share).sum()
     return weights.tolist()
+
+
+def image_weights(pixels: np.ndarray) -> np.ndarray:
+    """How often each image should be drawn, relative to others: float64 (images,).
+
+    That is 1 / sqrt(share of the pixels) of its rarest class with at least a thousandth of its
+    pixels; at most ten times the lowest weight, and 0 for an image without a labelled pixel.
+
+    Args:
+        pixels: by `class_pixels`.
+
+    Raises:
+        DataError: no image has a labelled pixel.
+
+    Example:
+        >>> image_weights(np.array([[75, 0], [0, 25], [0, 0]])).round(3)
+        array([1.155, 2.   , 0.   ])
+    """
+    total = pixels.sum(1, keepdims=True)
+    if not total.any():
+        raise DataError("balance: no training image has a labelled pixel")
+    share = pixels.sum(0) / pixels.sum()
+    rarity = np.where(share > 0, np.maximum(share, 1e-300) ** -0.5, 0)
+    seen = (total > 0) & (pixels >= _SEEN * total)
+    weights = np.where(seen, rarity, 0).max(1)
+    return np.minimum(weights, _MOST * weights[weights > 0].min())

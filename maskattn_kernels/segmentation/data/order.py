@@ -4,6 +4,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
 
@@ -20,10 +21,12 @@ class Draw:
     Attributes:
         epoch: from 0.
         index: of the sample, or `PADDING`.
+        again: how often the sample came before in this epoch.
     """
 
     epoch: int
     index: int
+    again: int = 0
 
 
 class RunOrder(Sampler[list[Draw]]):
@@ -41,6 +44,9 @@ class RunOrder(Sampler[list[Draw]]):
         start: batches to leave out, because a stopped run has done them.
         rank, world: which process this is, of how many. Of each batch of all processes together,
             it takes every ``world``-th image.
+        weights: how often each image is drawn, relative to the others; None = all alike. An epoch
+            has as many draws as images, and an image comes in each as often as its weight says,
+            rounded up or down.
 
     Example:
         >>> from maskattn_kernels.segmentation.data.order import RunOrder
@@ -60,7 +66,9 @@ class RunOrder(Sampler[list[Draw]]):
         start: int = 0,
         rank: int = 0,
         world: int = 1,
+        weights: np.ndarray | None = None,
     ) -> None:
+        self.weights = weights
         self.images, self.batch_size, self.batches = images, batch_size, batches
         self.seed, self.start, self.rank, self.world = seed, start, rank, world
 
@@ -77,12 +85,25 @@ class RunOrder(Sampler[list[Draw]]):
                 epoch, position = divmod(place, self.images)
                 if epoch != known:
                     known, order = epoch, self._order(epoch)
-                draws.append(Draw(epoch, order[position]))
+                draws.append(order[position])
             yield draws
 
-    def _order(self, epoch: int) -> list[int]:
+    def _order(self, epoch: int) -> list[Draw]:
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
-        return torch.randperm(self.images, generator=generator).tolist()
+        order = torch.randperm(self.images, generator=generator).tolist()
+        if self.weights is None:
+            return [Draw(epoch, index) for index in order]
+        # Evenly spaced draws from the images laid side by side, each as wide as its weight.
+        ends = self.weights[order].cumsum()
+        offset = torch.rand((), generator=generator, dtype=torch.float64).item()
+        places = (np.arange(self.images) + offset) * (ends[-1] / self.images)
+        within = np.minimum(places, np.nextafter(ends[-1], 0))
+        chosen = np.searchsorted(ends, within, side="right")
+        again = np.arange(self.images) - np.searchsorted(chosen, chosen)
+        return [
+            Draw(epoch, order[chosen[turn]], int(again[turn]))
+            for turn in torch.randperm(self.images, generator=generator).tolist()
+        ]
 
 
 class ValidationOrder(Sampler[Draw]):

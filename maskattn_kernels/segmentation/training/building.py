@@ -14,7 +14,7 @@ from maskattn_kernels.segmentation.data.batches import Batches
 from maskattn_kernels.segmentation.data.errors import DataError, shown
 from maskattn_kernels.segmentation.data.findings import Findings, survey
 from maskattn_kernels.segmentation.data.frame_advice import frame_advice
-from maskattn_kernels.segmentation.data.label_counts import balanced_weights, class_pixels
+from maskattn_kernels.segmentation.data.label_counts import balanced_weights
 from maskattn_kernels.segmentation.data.opening import SPLITS
 from maskattn_kernels.segmentation.data.sample import VOID, Classes
 from maskattn_kernels.segmentation.encoder_weights import has_default_weights, load_encoder_weights
@@ -106,9 +106,8 @@ def _class_weights(asked: str | list[float], batches: Batches) -> list[float] | 
     if asked == "none":
         return None
     if isinstance(asked, str):
-        samples, numbers = batches.dataset("train"), batches.labelled()
-        say(f"counting the pixels of the classes of {len(numbers)} images")
-        weights = balanced_weights(class_pixels(samples, numbers).sum(0))
+        say(f"counting the pixels of the classes of {len(batches.labelled())} images")
+        weights = balanced_weights(batches.class_pixels().sum(0))
         told = (f"{name} {weight:.2g}" for name, weight in zip(names, weights, strict=True))
         say(f"weights of the classes: {', '.join(told)}")
         return weights

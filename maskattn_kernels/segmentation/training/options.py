@@ -25,7 +25,15 @@ from maskattn_kernels.segmentation.training.keep_schedule import KeepOptions
 from maskattn_kernels.segmentation.training.optimizer import OptimizerOptions
 from maskattn_kernels.segmentation.training.plain_yaml import MOST, size_of_yaml
 
-__all__ = ["ConfigError", "TrainerOptions", "as_arguments", "parse", "preset_names", "to_yaml"]
+__all__ = [
+    "ConfigError",
+    "TrainerOptions",
+    "as_arguments",
+    "make_parser",
+    "parse",
+    "preset_names",
+    "to_yaml",
+]
 
 PRESETS = files("maskattn_kernels.segmentation.training") / "configs"
 
@@ -83,6 +91,7 @@ def preset_names() -> tuple[str, ...]:
 
 
 def make_parser() -> ArgumentParser:
+    """The parser of all options, for `parse`."""
     parser = ArgumentParser(
         prog="maskattn train",
         description="Train a network that segments images. "

@@ -19,7 +19,7 @@ from maskattn_kernels.segmentation.checkpoints import CheckpointError
 from maskattn_kernels.segmentation.data.batches import Batches
 from maskattn_kernels.segmentation.data.opening import SPLITS
 from maskattn_kernels.segmentation.data.sample import Classes
-from maskattn_kernels.segmentation.training.options import ConfigError
+from maskattn_kernels.segmentation.training.options import ConfigError, make_parser
 from maskattn_kernels.segmentation.training.processes import say
 from maskattn_kernels.segmentation.training.run_state import check_counters, check_parts, read_state
 
@@ -36,8 +36,8 @@ FREE = (
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
     "trainer.deterministic",
 )
-#: Options that states of earlier versions do not name, with the values that they had.
-UNNAMED = {"optimizer.ema": "0.0"}
+#: What runs of earlier versions did where their states do not name an option, if not the default.
+UNNAMED = {"optimizer.ema": "0.0", "data.frame": '"squeeze"'}
 
 
 def saved_state(config: Namespace, out: Path) -> tuple[Path | None, dict[str, Any]]:
@@ -165,9 +165,9 @@ def differing_classes(names: tuple[str, ...], is_thing: tuple[bool, ...], now: C
 
 
 def _check_options(config: Namespace, before: Mapping[str, str]) -> None:
-    before = {"data.frame": '"squeeze"', **before}  # what all states were of that do not say
+    before = {**_options(make_parser().get_defaults()), **UNNAMED, **before}
     for name, value in _options(config).items():
-        then = before.get(name, UNNAMED.get(name, value))
+        then = before[name]
         if then == value:
             continue
         cure = ""
