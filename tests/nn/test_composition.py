@@ -49,9 +49,12 @@ def saved_and_loaded(module: nn.Module, *args: Any) -> Any:
     return torch.export.load(file).module()(*args)
 
 
-@pytest.mark.parametrize("task", ["semantic", "panoptic"])
-def test_exported_network_goes_through_a_file(task: str) -> None:
-    network = SegmentationNetwork(5, things=[3, 4], task=task, width=8, depth=2).eval()
+@pytest.mark.parametrize(
+    ("task", "encoder"), [("semantic", "unet"), ("panoptic", "unet"), ("panoptic", "light")]
+)
+def test_exported_network_goes_through_a_file(task: str, encoder: str) -> None:
+    sizes = {"width": 8, "depth": 2 if encoder == "unet" else None}
+    network = SegmentationNetwork(5, things=[3, 4], task=task, encoder=encoder, **sizes).eval()
     image = torch.randint(256, (1, 3, 32, 32), dtype=torch.uint8)
     outputs, loaded = network(image), saved_and_loaded(network, image)
     assert type(loaded) is type(outputs)
