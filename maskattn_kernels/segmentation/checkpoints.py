@@ -37,6 +37,7 @@ from maskattn_kernels.segmentation.data.sample import VOID, Classes
 from maskattn_kernels.segmentation.infer import Pipeline
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.results import Segmentation
+from maskattn_kernels.segmentation.tiling import OVERLAP, Tiling
 
 __all__ = ["Checkpoint", "CheckpointError", "as_checkpoint"]
 
@@ -53,6 +54,9 @@ class _Options(TypedDict, total=False):
     compile: bool
     measured: bool
     tta: str | None
+    tiles: int | tuple[int, int] | None
+    overlap: float
+    hybrid: float | None
 
 
 @dataclass(init=False)
@@ -157,6 +161,9 @@ class Checkpoint:
         compile: bool = False,
         measured: bool = False,
         tta: str | None = None,
+        tiles: int | tuple[int, int] | None = None,
+        overlap: float = OVERLAP,
+        hybrid: float | None = None,
     ) -> Iterator[Segmentation]:
         """Segment any number of images one after another, in bounded memory.
 
@@ -165,8 +172,8 @@ class Checkpoint:
         Args:
             images: any iterable, also an endless one; each as in `segment`, or a function without
                 arguments that returns a `Sample` and is called in a thread.
-            batch_size, device, confidence, min_score, precision, compile, measured, tta: as in
-                `segment`.
+            batch_size, device, confidence, min_score, precision, compile, measured, tta, tiles,
+                overlap, hybrid: as in `segment`.
             attended: number of images, from the first, that also get where each scale attends; or
                 the places of these images, from 0.
             failed: called with the error of each image that cannot be read, in a thread; that image
@@ -190,6 +197,7 @@ class Checkpoint:
             compile=compile,
             measured=measured,
             tta=tta,
+            tiling=self._tiling(tiles, overlap, hybrid),
         ).stream(images)
 
     @overload
@@ -216,6 +224,9 @@ class Checkpoint:
         compile: bool = False,
         measured: bool = False,
         tta: str | None = None,
+        tiles: int | tuple[int, int] | None = None,
+        overlap: float = OVERLAP,
+        hybrid: float | None = None,
     ) -> Segmentation | list[Segmentation]:
         """Segment one image or a list of images, of any sizes.
 
@@ -240,6 +251,12 @@ class Checkpoint:
             measured: whether to give also how sure the network is of each pixel, see `Measured`.
             tta: test-time augmentation: "flip" = the mean with the mirrored image, at twice the
                 time. Not for networks that tell left from right, such as readers of digits.
+            tiles: the image at its own pixels in overlapping tiles, whose outputs are blended: side
+                of a tile, or its height and width. None = the image as a whole, see `frame`.
+            overlap: least share of a tile's side that its neighbour covers too, 0 to 0.9.
+            hybrid: 0 to 1: the image first as a whole, fitted into `size`, and then this share of
+                its tiles, those where the first look is least sure. Tiles are as large as `size`
+                unless ``tiles`` says otherwise. None = all tiles, or none without ``tiles``.
 
         What runs is a copy of the network made by `maskattn_kernels.models.prepare_for_inference`.
         It is made at the first call, and anew after the network has changed, though not for changes
@@ -283,10 +300,18 @@ class Checkpoint:
             compile=compile,
             measured=measured,
             tta=tta,
+            tiling=self._tiling(tiles, overlap, hybrid),
         )
         few = 0 < len(items) <= batch_size
         results = pipeline.batch(items) if few else list(pipeline.stream(items))
         return results[0] if is_one else results
+
+    def _tiling(
+        self, tiles: int | tuple[int, int] | None, overlap: float, hybrid: float | None
+    ) -> Tiling | None:
+        if tiles is None and hybrid is None:
+            return None
+        return Tiling(self.size if tiles is None else tiles, overlap, hybrid)
 
     def _pipeline(self, **options: Any) -> Pipeline:
         return Pipeline(self.network, self.classes, self.size, self.frame, **options)

@@ -5,6 +5,7 @@ Threads read the images of the next batches while the network computes. Whatever
 goes this way: `Checkpoint.segment`, ``maskattn predict``, ``maskattn eval`` and self-training.
 """
 
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import NamedTuple
 
@@ -28,7 +29,9 @@ from maskattn_kernels.segmentation.model.prepared import (
     inference_dtype,
     prepared,
 )
-from maskattn_kernels.segmentation.results import Attended, Measured, Segmentation
+from maskattn_kernels.segmentation.model.tiles import TilePlan
+from maskattn_kernels.segmentation.results import Attended, Measured, Segmentation, Work
+from maskattn_kernels.segmentation.tiling import Tiling, least_sure, through_tiles
 
 __all__ = ["Pipeline"]
 
@@ -41,36 +44,42 @@ class _Read(NamedTuple):
     """An image that was read.
 
     Attributes:
-        order: among those that could be read, from 0.
         place: among those that were given, from 0.
         sample: at its own size.
-        frame: as the network sees it.
+        frame: at the size of what is found.
+        seen: uint8 (h,w,3), the whole image as the network sees it; None = it sees tiles only.
+        plan: of the tiles; None = there are none.
+        order: among those that could be read, from 0.
         total: pixels of all images up to this one.
     """
 
-    order: int
     place: int
     sample: Sample
     frame: Frame
-    total: int
+    seen: np.ndarray | None
+    plan: TilePlan | None
+    order: int = 0
+    total: int = 0
 
 
 class _Computed(NamedTuple):
-    """Images of one shape, and what the network says about them, on its device.
+    """Images whose frames have one shape, and what the network says about them, on its device.
 
     Attributes:
         images: of a batch.
-        outputs: of the network.
+        attended: where each scale attends, for images that were seen whole, if it is asked for.
         found: at the size of the frames.
         own: classes and objects of each image at its own size.
         measures: if they are asked for.
+        work: of each image.
     """
 
     images: list[_Read]
-    outputs: Outputs
+    attended: list[dict[str, Attended]]
     found: Panoptic
     own: list[tuple[Tensor, Tensor]]
     measures: Measures | None
+    work: Work
 
 
 class Pipeline:
@@ -94,6 +103,7 @@ class Pipeline:
         compile: the network by torch.compile.
         measured: whether to give `Segmentation.measured`.
         tta: "flip" = see `Mirrored`; None = the images as they are.
+        tiling: how images are cut into tiles; None = each goes through the network as a whole.
 
     What runs is a copy of the network made by `prepare_for_inference`. On a CPU, a batch goes
     through it in parts of as many images as `images_together` says.
@@ -119,6 +129,7 @@ class Pipeline:
         compile: bool = False,
         measured: bool = False,
         tta: str | None = None,
+        tiling: Tiling | None = None,
     ) -> None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size: expected a whole number from 1, got {batch_size!r}")
@@ -131,7 +142,7 @@ class Pipeline:
         self.network = with_tta(ready, tta)
         self.trained = network
         self.classes, self.size, self.kind = classes, size, kind
-        self.batch_size = batch_size
+        self.batch_size, self.tiling = batch_size, tiling
         self.confidence, self.attended, self.failed = confidence, attended, failed
         self.measured, self.min_score = measured, min_score
 
@@ -150,17 +161,18 @@ class Pipeline:
         threads = torch.get_num_threads()
         streams = 2 if threads > 1 and self.device.type == "cpu" else 1
 
-        def compute(batch: list[_Read]) -> _Computed:
+        def compute(batch: list[_Read]) -> list[_Computed]:
             if streams > 1:
                 torch.set_num_threads(threads // streams)  # of this thread
-            return self._compute(batch)
+            return list(self._compute(batch))
 
         batches = ahead(self._alike(self._readable(images)))
         early: dict[int, Segmentation] = {}
         count = 0
         try:
-            for computed in map_ahead(compute, batches, streams):
-                early.update(self._results(computed))
+            for parts in map_ahead(compute, batches, streams):
+                for computed in parts:
+                    early.update(self._results(computed))
                 while count in early:
                     yield early.pop(count)
                     count += 1
@@ -169,24 +181,29 @@ class Pipeline:
 
     def batch(self, images: Iterable[AnyImage]) -> list[Segmentation]:
         """Segment a few images in this thread: the shortest way to the results."""
-        read = (self._read(place, image) for place, image in enumerate(images))
+        read = (self._read(*numbered) for numbered in enumerate(images))
         results: dict[int, Segmentation] = {}
-        for part in self._alike(read):
-            results.update(self._results(self._compute(part)))
+        for batch in self._alike(read):
+            for computed in self._compute(batch):
+                results.update(self._results(computed))
         return [results[order] for order in sorted(results)]
 
-    def _alike(self, images: Iterable[tuple[int, Sample, Frame]]) -> Iterator[list[_Read]]:
-        """Images whose frames have one shape, as many as go through the network together.
+    def _alike(self, images: Iterable[_Read]) -> Iterator[list[_Read]]:
+        """Images that the network sees in one shape, as many as go through it together.
 
         An image waits while at most `_BATCHES` batches are read, and at most `_PIXELS`.
         """
-        waiting: dict[tuple[int, int], list[_Read]] = {}  # the group of the oldest image is first
+        waiting: dict[tuple[int, ...], list[_Read]] = {}  # the group of the oldest image is first
         total = 0
-        for order, (place, sample, frame) in enumerate(images):
-            total += sample.image.size // 3
-            shape = frame.semantic.shape
+        for order, read in enumerate(images):
+            total += read.sample.image.size // 3
+            image = read._replace(order=order, total=total)
+            if image.seen is None:
+                yield [image]
+                continue
+            shape = image.seen.shape[:2]
             group = waiting.setdefault(shape, [])
-            group.append(_Read(order, place, sample, frame, total))
+            group.append(image)
             if len(group) == self._together(shape):
                 yield waiting.pop(shape)
             while waiting:
@@ -200,7 +217,7 @@ class Pipeline:
     def _together(self, shape: tuple[int, int]) -> int:
         return images_together(self.batch_size, self.trained, shape, self.dtype, self.size)
 
-    def _readable(self, images: Iterable[AnyImage]) -> Iterator[tuple[int, Sample, Frame]]:
+    def _readable(self, images: Iterable[AnyImage]) -> Iterator[_Read]:
         for read in map_ahead(self._read_or_error, enumerate(images)):
             if not isinstance(read, DataError):
                 yield read
@@ -209,23 +226,69 @@ class Pipeline:
             else:
                 self.failed(read)
 
-    def _read_or_error(
-        self, numbered: tuple[int, AnyImage]
-    ) -> tuple[int, Sample, Frame] | DataError:
+    def _read_or_error(self, numbered: tuple[int, AnyImage]) -> _Read | DataError:
         try:
             return self._read(*numbered)
         except DataError as error:
             return error
 
-    def _read(self, place: int, image: AnyImage) -> tuple[int, Sample, Frame]:
+    def _read(self, place: int, image: AnyImage) -> _Read:
         sample = as_sample(image, place)
-        return place, sample, whole_frame(sample, self.size, self.kind)
+        if self.tiling is None:
+            frame = whole_frame(sample, self.size, self.kind)
+            return _Read(place, sample, frame, frame.image, None)
+        plan = self.tiling.plan(sample.name, sample.image.shape[:2], len(self.classes))
+        frame = whole_frame(sample, plan.grid, "squeeze")
+        if self.tiling.share is None:
+            return _Read(place, sample, frame, None, plan)
+        small = whole_frame(sample, self.size, "fit" if self.kind == "own" else self.kind)
+        return _Read(place, sample, frame, small.image, plan)
+
+    def _pixels(self, images: list[np.ndarray]) -> Tensor:
+        """Images (h,w,3) of one shape as (B,3,h,w), on the device."""
+        stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+        return stacked.contiguous().to(self.device)
 
     @torch.inference_mode()
-    def _compute(self, images: list[_Read]) -> _Computed:
-        frames = torch.from_numpy(np.stack([read.frame.image for read in images]))
-        pixels = frames.permute(0, 3, 1, 2).contiguous().to(self.device)
-        outputs = self.network(pixels)
+    def _compute(self, images: list[_Read]) -> list[_Computed]:
+        start, whole = time.perf_counter(), None
+        maps: list[dict[str, Attended]] = [{} for _ in images]
+        seen = [read.seen for read in images if read.seen is not None]
+        if seen:
+            whole = self.network(self._pixels(seen))
+            shown = [i for i, read in enumerate(images) if read.place in self.attended]
+            for i, attended in zip(shown, _attended(whole, shown), strict=True):
+                maps[i] = attended
+        if whole is not None and self.tiling is None:
+            return [self._found(images, whole, maps, start, 0)]
+        spent = (time.perf_counter() - start) / len(images)
+        computed = []
+        for i, read in enumerate(images):
+            start = time.perf_counter() - spent
+            outputs, tiles = self._refined(read, None if whole is None else _only(whole, i))
+            computed.append(self._found([read], outputs, [maps[i]], start, tiles))
+        return computed
+
+    def _refined(self, read: _Read, whole: Outputs | None) -> tuple[Outputs, int]:
+        """The outputs for an image by its tiles, and how many these were."""
+        plan, share = read.plan, None if self.tiling is None else self.tiling.share
+        assert plan is not None
+        tiles = list(range(plan.count))
+        if whole is not None and share is not None:
+            tiles = least_sure(plan, whole.semantic, share)
+        pixels = self._pixels([read.sample.image])[0]
+        together = self._together((plan.rows.length, plan.columns.length))
+        return through_tiles(self.network, pixels, plan, tiles, together, whole), len(tiles)
+
+    def _found(
+        self,
+        images: list[_Read],
+        outputs: Outputs,
+        attended: list[dict[str, Attended]],
+        start: float,
+        tiles: int,
+    ) -> _Computed:
+        """What the outputs for images of one shape say, at their own sizes."""
         things = () if outputs.center is None else self.classes.things
         found = group(outputs, things)
         own = [
@@ -238,17 +301,21 @@ class Pipeline:
             )
             for i, read in enumerate(images)
         ]
-        measures = measure(pixels, outputs) if self.measured else None
-        return _Computed(images, outputs, found, own, measures)
+        measures = None
+        if self.measured:
+            measures = measure(self._pixels([read.frame.image for read in images]), outputs)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        seconds = (time.perf_counter() - start) / len(images)
+        of = 0 if images[0].plan is None else images[0].plan.count
+        return _Computed(images, attended, found, own, measures, Work(seconds, tiles, of))
 
     @torch.inference_mode()
     def _results(self, computed: _Computed) -> Iterator[tuple[int, Segmentation]]:
-        images, outputs, found, own, measures = computed
+        images, maps, found, own, measures, work = computed
         # Copies of small types: a result that is kept does not keep its whole batch.
         kinds = (torch.uint8, torch.int32, torch.uint8, torch.float32)
         parts = [part.to(kind).cpu().numpy() for part, kind in zip(found, kinds, strict=True)]
-        shown = [i for i, read in enumerate(images) if read.place in self.attended]
-        maps = _attended(outputs, shown)
         measured = [Measured.empty()] * len(images) if measures is None else _measured(measures)
         for i, read in enumerate(images):
             semantic, instance, labels, scores = (part[i].copy() for part in parts)
@@ -269,21 +336,31 @@ class Pipeline:
                     instance=numbers[own[i][1].cpu().numpy()],
                     labels=labels[:objects],
                     scores=scores[:objects],
-                    attended=maps.get(i, {}),
+                    attended=maps[i],
                     measured=measured[i],
+                    work=work,
                     place=read.place,
                 ),
             )
 
 
-def _attended(outputs: Outputs, places: list[int]) -> dict[int, dict[str, Attended]]:
+def _only(outputs: Outputs, place: int) -> Outputs:
+    """The outputs for one image of a batch."""
+    one = slice(place, place + 1)
+    maps = (outputs.semantic, outputs.center, outputs.offset, outputs.pooled)
+    semantic, center, offset, pooled = (None if part is None else part[one] for part in maps)
+    assert semantic is not None
+    return Outputs(semantic, center, offset, None, {}, pooled)
+
+
+def _attended(outputs: Outputs, places: list[int]) -> list[dict[str, Attended]]:
     """Where each scale attends in the images at ``places`` of a batch."""
-    maps: dict[int, dict[str, Attended]] = {place: {} for place in places}
+    maps: list[dict[str, Attended]] = [{} for _ in places]
     for name, selection in outputs.selections.items() if places else ():
         masks = selection.mask.expand(len(outputs.semantic), -1, -1)[places].cpu().numpy()
         scores = None if selection.score is None else selection.score[places].float().cpu().numpy()
-        for i, place in enumerate(places):
-            maps[place][name] = Attended(masks[i], None if scores is None else scores[i])
+        for i, attended in enumerate(maps):
+            attended[name] = Attended(masks[i], None if scores is None else scores[i])
     return maps
 
 

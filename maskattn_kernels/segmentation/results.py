@@ -13,7 +13,7 @@ from maskattn_kernels.segmentation.data.drawing import overlay
 from maskattn_kernels.segmentation.data.frame import Frame
 from maskattn_kernels.segmentation.data.sample import VOID, Classes, Sample
 
-__all__ = ["Attended", "Measured", "Segmentation", "SegmentedObject"]
+__all__ = ["Attended", "Measured", "Segmentation", "SegmentedObject", "Work"]
 
 _SHOWN = 5  # classes and objects in a repr
 
@@ -52,6 +52,20 @@ class Measured(NamedTuple):
         return cls(np.empty((0, 0), np.float32), {}, np.empty(0, np.float32))
 
 
+class Work(NamedTuple):
+    """What an image took.
+
+    Attributes:
+        seconds: of computing, without reading; its share, where images are computed together.
+        tiles: that went through the network; 0 = none, but the image as a whole.
+        of: all tiles of the image.
+    """
+
+    seconds: float = 0.0
+    tiles: int = 0
+    of: int = 0
+
+
 class SegmentedObject(NamedTuple):
     """One object of an image.
 
@@ -77,7 +91,7 @@ class Segmentation:
     Attributes:
         sample: the image as it was read, with its labels if it has some.
         classes: that the network tells apart.
-        frame: the sample as the network saw it, of h x w pixels.
+        frame: the sample as the network saw it, of h x w pixels; in tiles, the whole of it.
         frame_semantic: uint8 (h,w), class numbers, as the network gave them.
         frame_instance: int32 (h,w), 0 = no object.
         semantic: uint8 (H,W): class numbers, which are places in ``classes.names``, or `VOID`
@@ -89,6 +103,7 @@ class Segmentation:
         attended: where each scale attends, by its name; empty if that was not asked for.
         measured: how sure the network is, and what the image is like; empty if that was not asked
             for.
+        work: what the image took.
         place: the image's place among those that were given, from 0.
 
     Example:
@@ -112,6 +127,7 @@ class Segmentation:
     scores: np.ndarray
     attended: Mapping[str, Attended] = field(default_factory=dict)
     measured: Measured = field(default_factory=Measured.empty)
+    work: Work = field(default_factory=Work)
     place: int = 0
 
     @property

@@ -44,7 +44,7 @@ LAYERS = (
 WINGS = (
     ("data",),
     ("model",),
-    ("results",),
+    ("results", "tiling"),
     ("infer",),
     ("checkpoint_files", "drift"),
     ("encoder_weights",),

@@ -47,8 +47,8 @@ class Frame:
     instance: np.ndarray
 
 
-def as_size(size: Any) -> tuple[int, int]:
-    """Height and width; one number as ``size`` stands for a square.
+def as_size(size: Any, name: str = "size") -> tuple[int, int]:
+    """Height and width; one number as ``size`` stands for a square. ``name`` is for the error.
 
     Raises:
         DataError: neither, or a number that is not from 1 to 16384.
@@ -61,7 +61,7 @@ def as_size(size: Any) -> tuple[int, int]:
     whole = (isinstance(n, int | np.integer) and not isinstance(n, bool) for n in pair)
     if len(pair) != 2 or not all(whole) or not all(1 <= n <= LARGEST_SIDE for n in pair):
         raise DataError(
-            f"size: expected a whole number from 1 to {LARGEST_SIDE}, or height and width, got "
+            f"{name}: expected a whole number from 1 to {LARGEST_SIDE}, or height and width, got "
             f"{shown(size)}"
         )
     return int(pair[0]), int(pair[1])

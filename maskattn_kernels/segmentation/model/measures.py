@@ -8,7 +8,7 @@ from torch import Tensor
 
 from maskattn_kernels.segmentation.model.network import Outputs
 
-__all__ = ["STATISTICS", "Measures", "measure"]
+__all__ = ["STATISTICS", "Measures", "measure", "pixel_entropy"]
 
 STATISTICS = ("entropy", "logit", "brightness", "contrast", "sharpness", "saturation")
 """What `Measures.statistics` holds for an image, in this order."""
@@ -58,8 +58,7 @@ def measure(images: Tensor, outputs: Outputs) -> Measures:
     if outputs.pooled is None:
         raise ValueError("outputs: expected those of a SegmentationNetwork, got no pooled map")
     logits = outputs.semantic.float()
-    certainty = logits.log_softmax(1)
-    entropy = -(certainty.exp() * certainty).sum(1)
+    entropy = pixel_entropy(logits)
     colours = images.float()
     red, green, blue = (colours[:, i] * share for i, share in enumerate(_GREY))
     grey = red + green + blue
@@ -72,6 +71,12 @@ def measure(images: Tensor, outputs: Outputs) -> Measures:
         _mean(colours.amax(1) - colours.amin(1)),
     )
     return Measures(entropy, torch.stack(statistics, 1), outputs.pooled.float())
+
+
+def pixel_entropy(logits: Tensor) -> Tensor:
+    """The entropy of each pixel's class probabilities, in nats, (B,H,W) of ``logits`` (B,C,H,W)."""
+    certainty = logits.float().log_softmax(1)
+    return -(certainty.exp() * certainty).sum(1)
 
 
 def _mean(values: Tensor) -> Tensor:
