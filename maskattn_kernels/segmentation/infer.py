@@ -16,9 +16,9 @@ from torch import Tensor
 from maskattn_kernels.common.background import ahead, map_ahead
 from maskattn_kernels.common.command_line import torch_device
 from maskattn_kernels.segmentation.data.errors import DataError
-from maskattn_kernels.segmentation.data.frame import Frame, FrameKind, whole_frame
-from maskattn_kernels.segmentation.data.inputs import AnyImage, as_sample
-from maskattn_kernels.segmentation.data.sample import VOID, Classes, Sample
+from maskattn_kernels.segmentation.data.frame import FrameKind
+from maskattn_kernels.segmentation.data.inputs import AnyImage
+from maskattn_kernels.segmentation.data.sample import VOID, Classes
 from maskattn_kernels.segmentation.model.grouping import Panoptic, group
 from maskattn_kernels.segmentation.model.measures import STATISTICS, Measures, measure
 from maskattn_kernels.segmentation.model.mirrored import with_tta
@@ -29,37 +29,11 @@ from maskattn_kernels.segmentation.model.prepared import (
     inference_dtype,
     prepared,
 )
-from maskattn_kernels.segmentation.model.tiles import TilePlan
+from maskattn_kernels.segmentation.reading import Read, Reader, alike
 from maskattn_kernels.segmentation.results import Attended, Measured, Segmentation, Work
-from maskattn_kernels.segmentation.tiling import Tiling, least_sure, through_tiles
+from maskattn_kernels.segmentation.tiling import Tiling, through_tiles
 
 __all__ = ["Pipeline"]
-
-#: How long images of one shape wait for each other: the order of results is kept meanwhile.
-_BATCHES = 4
-_PIXELS = 1 << 24
-
-
-class _Read(NamedTuple):
-    """An image that was read.
-
-    Attributes:
-        place: among those that were given, from 0.
-        sample: at its own size.
-        frame: at the size of what is found.
-        seen: uint8 (h,w,3), the whole image as the network sees it; None = it sees tiles only.
-        plan: of the tiles; None = there are none.
-        order: among those that could be read, from 0.
-        total: pixels of all images up to this one.
-    """
-
-    place: int
-    sample: Sample
-    frame: Frame
-    seen: np.ndarray | None
-    plan: TilePlan | None
-    order: int = 0
-    total: int = 0
 
 
 class _Computed(NamedTuple):
@@ -74,7 +48,7 @@ class _Computed(NamedTuple):
         work: of each image.
     """
 
-    images: list[_Read]
+    images: list[Read]
     attended: list[dict[str, Attended]]
     found: Panoptic
     own: list[tuple[Tensor, Tensor]]
@@ -141,9 +115,10 @@ class Pipeline:
         ready = prepared(network.to(self.device).eval(), self.dtype, compile)
         self.network = with_tta(ready, tta)
         self.trained = network
-        self.classes, self.size, self.kind = classes, size, kind
+        self.classes, self.size = classes, size
         self.batch_size, self.tiling = batch_size, tiling
-        self.confidence, self.attended, self.failed = confidence, attended, failed
+        self.reader = Reader(size, kind, len(classes), tiling, failed)
+        self.confidence, self.attended = confidence, attended
         self.measured, self.min_score = measured, min_score
 
     def stream(self, images: Iterable[AnyImage]) -> Iterator[Segmentation]:
@@ -161,12 +136,12 @@ class Pipeline:
         threads = torch.get_num_threads()
         streams = 2 if threads > 1 and self.device.type == "cpu" else 1
 
-        def compute(batch: list[_Read]) -> list[_Computed]:
+        def compute(batch: list[Read]) -> list[_Computed]:
             if streams > 1:
                 torch.set_num_threads(threads // streams)  # of this thread
-            return list(self._compute(batch))
+            return self._compute(batch)
 
-        batches = ahead(self._alike(self._readable(images)))
+        batches = ahead(alike(self.reader.stream(images), self.batch_size, self._together))
         early: dict[int, Segmentation] = {}
         count = 0
         try:
@@ -181,68 +156,15 @@ class Pipeline:
 
     def batch(self, images: Iterable[AnyImage]) -> list[Segmentation]:
         """Segment a few images in this thread: the shortest way to the results."""
-        read = (self._read(*numbered) for numbered in enumerate(images))
+        read = (self.reader.read(*numbered) for numbered in enumerate(images))
         results: dict[int, Segmentation] = {}
-        for batch in self._alike(read):
+        for batch in alike(read, self.batch_size, self._together):
             for computed in self._compute(batch):
                 results.update(self._results(computed))
         return [results[order] for order in sorted(results)]
 
-    def _alike(self, images: Iterable[_Read]) -> Iterator[list[_Read]]:
-        """Images that the network sees in one shape, as many as go through it together.
-
-        An image waits while at most `_BATCHES` batches are read, and at most `_PIXELS`.
-        """
-        waiting: dict[tuple[int, ...], list[_Read]] = {}  # the group of the oldest image is first
-        total = 0
-        for order, read in enumerate(images):
-            total += read.sample.image.size // 3
-            image = read._replace(order=order, total=total)
-            if image.seen is None:
-                yield [image]
-                continue
-            shape = image.seen.shape[:2]
-            group = waiting.setdefault(shape, [])
-            group.append(image)
-            if len(group) == self._together(shape):
-                yield waiting.pop(shape)
-            while waiting:
-                oldest, (first, *_) = next(iter(waiting.items()))
-                after = order - first.order
-                if after < _BATCHES * self.batch_size and total - first.total <= _PIXELS:
-                    break
-                yield waiting.pop(oldest)
-        yield from waiting.values()
-
     def _together(self, shape: tuple[int, int]) -> int:
         return images_together(self.batch_size, self.trained, shape, self.dtype, self.size)
-
-    def _readable(self, images: Iterable[AnyImage]) -> Iterator[_Read]:
-        for read in map_ahead(self._read_or_error, enumerate(images)):
-            if not isinstance(read, DataError):
-                yield read
-            elif self.failed is None:
-                raise read
-            else:
-                self.failed(read)
-
-    def _read_or_error(self, numbered: tuple[int, AnyImage]) -> _Read | DataError:
-        try:
-            return self._read(*numbered)
-        except DataError as error:
-            return error
-
-    def _read(self, place: int, image: AnyImage) -> _Read:
-        sample = as_sample(image, place)
-        if self.tiling is None:
-            frame = whole_frame(sample, self.size, self.kind)
-            return _Read(place, sample, frame, frame.image, None)
-        plan = self.tiling.plan(sample.name, sample.image.shape[:2], len(self.classes))
-        frame = whole_frame(sample, plan.grid, "squeeze")
-        if self.tiling.share is None:
-            return _Read(place, sample, frame, None, plan)
-        small = whole_frame(sample, self.size, "fit" if self.kind == "own" else self.kind)
-        return _Read(place, sample, frame, small.image, plan)
 
     def _pixels(self, images: list[np.ndarray]) -> Tensor:
         """Images (h,w,3) of one shape as (B,3,h,w), on the device."""
@@ -250,43 +172,52 @@ class Pipeline:
         return stacked.contiguous().to(self.device)
 
     @torch.inference_mode()
-    def _compute(self, images: list[_Read]) -> list[_Computed]:
-        start, whole = time.perf_counter(), None
+    def _compute(self, images: list[Read]) -> list[_Computed]:
+        start, tiling = time.perf_counter(), self.tiling
+        if tiling is None:
+            return [self._found(images, *self._seen(images), start)]
+        whole: Outputs | None = None
         maps: list[dict[str, Attended]] = [{} for _ in images]
-        seen = [read.seen for read in images if read.seen is not None]
-        if seen:
-            whole = self.network(self._pixels(seen))
-            shown = [i for i, read in enumerate(images) if read.place in self.attended]
-            for i, attended in zip(shown, _attended(whole, shown), strict=True):
-                maps[i] = attended
-        if whole is not None and self.tiling is None:
-            return [self._found(images, whole, maps, start, 0)]
-        spent = (time.perf_counter() - start) / len(images)
-        computed = []
+        if tiling.share is not None:
+            whole, maps = self._seen(images)
+        spent, computed = (time.perf_counter() - start) / len(images), []
         for i, read in enumerate(images):
             start = time.perf_counter() - spent
-            outputs, tiles = self._refined(read, None if whole is None else _only(whole, i))
-            computed.append(self._found([read], outputs, [maps[i]], start, tiles))
+            outputs, *tiles = self._refined(
+                tiling, read, None if whole is None else _only(whole, i)
+            )
+            computed.append(self._found([read], outputs, [maps[i]], start, *tiles))
         return computed
 
-    def _refined(self, read: _Read, whole: Outputs | None) -> tuple[Outputs, int]:
-        """The outputs for an image by its tiles, and how many these were."""
-        plan, share = read.plan, None if self.tiling is None else self.tiling.share
-        assert plan is not None
-        tiles = list(range(plan.count))
-        if whole is not None and share is not None:
-            tiles = least_sure(plan, whole.semantic, share)
+    def _seen(self, images: list[Read]) -> tuple[Outputs, list[dict[str, Attended]]]:
+        """The outputs for whole images, and where each scale attends in those that ask for it."""
+        outputs = self.network(self._pixels([read.seen for read in images]))
+        maps: list[dict[str, Attended]] = [{} for _ in images]
+        shown = [i for i, read in enumerate(images) if read.place in self.attended]
+        for i, attended in zip(shown, _attended(outputs, shown), strict=True):
+            maps[i] = attended
+        return outputs, maps
+
+    def _refined(
+        self, tiling: Tiling, read: Read, whole: Outputs | None
+    ) -> tuple[Outputs, int, int]:
+        """The outputs for an image by its tiles, how many these were, and of how many."""
+        size = read.sample.image.shape[:2]
+        plan = tiling.plan(read.sample.name, size, len(self.classes))
+        tiles = tiling.chosen(plan, whole)
         pixels = self._pixels([read.sample.image])[0]
         together = self._together((plan.rows.length, plan.columns.length))
-        return through_tiles(self.network, pixels, plan, tiles, together, whole), len(tiles)
+        outputs = through_tiles(self.network, pixels, plan, tiles, together, whole)
+        return outputs, len(tiles), plan.count
 
     def _found(
         self,
-        images: list[_Read],
+        images: list[Read],
         outputs: Outputs,
         attended: list[dict[str, Attended]],
         start: float,
-        tiles: int,
+        tiles: int = 0,
+        of: int = 0,
     ) -> _Computed:
         """What the outputs for images of one shape say, at their own sizes."""
         things = () if outputs.center is None else self.classes.things
@@ -307,7 +238,6 @@ class Pipeline:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         seconds = (time.perf_counter() - start) / len(images)
-        of = 0 if images[0].plan is None else images[0].plan.count
         return _Computed(images, attended, found, own, measures, Work(seconds, tiles, of))
 
     @torch.inference_mode()
@@ -347,10 +277,9 @@ class Pipeline:
 def _only(outputs: Outputs, place: int) -> Outputs:
     """The outputs for one image of a batch."""
     one = slice(place, place + 1)
-    maps = (outputs.semantic, outputs.center, outputs.offset, outputs.pooled)
-    semantic, center, offset, pooled = (None if part is None else part[one] for part in maps)
-    assert semantic is not None
-    return Outputs(semantic, center, offset, None, {}, pooled)
+    rest = (outputs.center, outputs.offset, outputs.pooled)
+    center, offset, pooled = (None if part is None else part[one] for part in rest)
+    return Outputs(outputs.semantic[one], center, offset, None, {}, pooled)
 
 
 def _attended(outputs: Outputs, places: list[int]) -> list[dict[str, Attended]]:

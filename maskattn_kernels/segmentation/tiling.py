@@ -86,6 +86,18 @@ class Tiling:
             )
         return plan
 
+    def chosen(self, plan: TilePlan, whole: Outputs | None) -> list[int]:
+        """The numbers of the tiles to compute.
+
+        Args:
+            plan: of the image.
+            whole: outputs (1,..) for the image seen whole, if it was: then only ``share`` of the
+                tiles, rounded, those in which the entropy of the classes is highest.
+        """
+        if whole is None or self.share is None:
+            return list(range(plan.count))
+        return least_sure(plan, whole.semantic, self.share)
+
 
 def least_sure(plan: TilePlan, logits: Tensor, share: float) -> list[int]:
     """The tiles in which the entropy of the classes is highest, by number.

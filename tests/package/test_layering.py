@@ -45,6 +45,7 @@ WINGS = (
     ("data",),
     ("model",),
     ("results", "tiling"),
+    ("reading",),
     ("infer",),
     ("checkpoint_files", "drift"),
     ("encoder_weights",),

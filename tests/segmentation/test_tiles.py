@@ -76,6 +76,13 @@ def test_the_blend_of_all_tiles_is_the_whole(image, overlap) -> None:
     assert torch.equal(got.labels, expected.labels) and len(got.labels[0]) > 0
 
 
+def test_every_output_has_a_rule() -> None:
+    """A new output of networks needs one: blended by `Blend`, or in this list."""
+    blended = {*tiles_module._MAPS}
+    left_out = {"embedding", "selections", "coarse"}
+    assert {*Outputs._fields} == blended | left_out | {"pooled"}
+
+
 @pytest.mark.parametrize("image", IMAGES)
 def test_weights_add_up_to_one_and_are_low_at_borders(image) -> None:
     plan = TilePlan(image, (32, 24), 0.25, classes=2)
