@@ -167,6 +167,13 @@ def test_images_that_are_all_void_are_never_drawn():
     assert set(loaded.tolist()) == {5, 6, 7, 8, 9}
 
 
+def test_a_run_tells_what_it_counts(tmp_path, capsys):
+    more = ("--data.balance", "true", "--data.limit", "6")
+    training.main(tiny_arguments(tmp_path / "run", *more, steps=1))
+    told = capsys.readouterr().err
+    assert "counting the pixels of the classes of 6 images\nrun: 1 steps" in told
+
+
 def test_a_run_from_before_there_was_the_option_is_not_resumed_with_it(tmp_path):
     out = tmp_path / "run"
     training.main(tiny_arguments(out, steps=2))

@@ -84,6 +84,8 @@ def make_module(
         _take_weights(config.init_from, network, classes, trained)
         if config.unlabelled:
             _learn_from_unlabelled(config, batches, trained)
+    if batches.balance:
+        _counted(batches)
     return SegmentationModule(
         network,
         loss,
@@ -106,8 +108,7 @@ def _class_weights(asked: str | list[float], batches: Batches) -> list[float] | 
     if asked == "none":
         return None
     if isinstance(asked, str):
-        say(f"counting the pixels of the classes of {len(batches.labelled())} images")
-        weights = balanced_weights(batches.class_pixels().sum(0))
+        weights = balanced_weights(_counted(batches).sum(0))
         told = (f"{name} {weight:.2g}" for name, weight in zip(names, weights, strict=True))
         say(f"weights of the classes: {', '.join(told)}")
         return weights
@@ -117,6 +118,12 @@ def _class_weights(asked: str | list[float], batches: Batches) -> list[float] | 
             f"{shown(asked)}"
         )
     return asked
+
+
+def _counted(batches: Batches) -> np.ndarray:
+    """`Batches.class_pixels`, which takes long for many images, and so is told."""
+    say(f"counting the pixels of the classes of {len(batches.labelled())} images")
+    return batches.class_pixels()
 
 
 def _load_encoder(config: Namespace, network: SegmentationNetwork) -> bool:
