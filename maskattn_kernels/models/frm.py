@@ -91,8 +91,8 @@ class FRMNet(AttentionNetwork):
             "add" = each gets context; "top" = the coarsest one is gated and gets context; "none" =
             there is no refinement, for comparison.
         relation: the terms of attention, "disentangled", or others for comparison: see `RELATIONS`.
-        selector, keep, min_keep, seed, sparsity, core, backend: as in `MaskAttnUNet`. "entropy"
-            needs ``guess`` of `features`.
+        selector, keep, min_keep, seed, sparsity, unselected, core, backend: as in `MaskAttnUNet`.
+            "entropy" needs ``guess`` of `features`.
 
     Raises:
         TypeError, ValueError: one line naming the argument, what came, and what was expected.
@@ -130,6 +130,7 @@ class FRMNet(AttentionNetwork):
         min_keep: int = 1,
         seed: int = 0,
         sparsity: str = "q+k",
+        unselected: str = "zero",
         core: str | AttentionCore = "sparse",
         backend: str | None = None,
     ) -> None:
@@ -163,6 +164,7 @@ class FRMNet(AttentionNetwork):
                 selector=self.new_selector(selector, name),
                 joins_previous=place > 0,
                 sparsity=sparsity,
+                unselected=unselected,
                 relation=relation,
                 core=core,
                 backend=backend,

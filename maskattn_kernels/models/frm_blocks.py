@@ -115,7 +115,7 @@ class RefineBlock(nn.Module):
     tells places apart, as nothing else here does.
 
     Args:
-        channels, num_heads, selector, joins_previous, sparsity, core, backend: of
+        channels, num_heads, selector, joins_previous, sparsity, unselected, core, backend: of
             `DisentangledAttention2d`.
         relation: which terms it has, a name in `RELATIONS`.
 
@@ -140,6 +140,7 @@ class RefineBlock(nn.Module):
         selector: Selector | None = None,
         joins_previous: bool = False,
         sparsity: str = "q+k",
+        unselected: str = "zero",
         relation: str = "disentangled",
         core: str | AttentionCore = "sparse",
         backend: str | None = None,
@@ -155,6 +156,7 @@ class RefineBlock(nn.Module):
             selector=selector,
             joins_previous=joins_previous,
             sparsity=sparsity,
+            unselected=unselected,
             pairwise=pairwise,
             unary=unary,
             core=core,

@@ -6,20 +6,14 @@ view or a result: the pixels are tokens-major in memory already, one linear laye
 keys and values side by side, cores take them through strides, and the way back is a view again.
 """
 
-import torch
 from torch import Tensor, nn
 
-from maskattn_kernels.common.text import quoted
-from maskattn_kernels.nn.checks import at_least_float32
 from maskattn_kernels.nn.cores import AttentionCore
-from maskattn_kernels.nn.selecting import SelectiveAttention2d, as_mask, to_map, to_tokens
+from maskattn_kernels.nn.selecting import SelectiveAttention2d, to_map, to_tokens
 from maskattn_kernels.nn.selectors import Selection, Selector
-from maskattn_kernels.nn.straight_through import straight_through
 from maskattn_kernels.token_index import TokenIndex
 
 __all__ = ["MaskAttention2d"]
-
-UNSELECTED = ("zero", "mean")
 
 
 class MaskAttention2d(SelectiveAttention2d):
@@ -86,13 +80,14 @@ class MaskAttention2d(SelectiveAttention2d):
         backend: str | None = None,
     ) -> None:
         super().__init__(
-            channels, num_heads, selector=selector, sparsity=sparsity, core=core, backend=backend
+            channels,
+            num_heads,
+            selector=selector,
+            sparsity=sparsity,
+            unselected=unselected,
+            core=core,
+            backend=backend,
         )
-        if unselected not in UNSELECTED:
-            raise ValueError(
-                f"unselected: expected one of {quoted(UNSELECTED)}, got {unselected!r}"
-            )
-        self.unselected = unselected
         self.qkv = nn.Linear(self.channels, 3 * self.channels, bias=False)
         self.norm = nn.LayerNorm(self.channels)
         self._add_mask_heads(joins_previous)
@@ -126,23 +121,6 @@ class MaskAttention2d(SelectiveAttention2d):
         qkv = self.qkv(tokens).view(batch, length, 3, self.num_heads, head_dim)
         query, key, value = (t.transpose(1, 2) for t in qkv.unbind(2))
         out = self.core(query, key, value, key_mask=keys, query_mask=queries, key_bias=key_bias)
-        base = None
-        if self.unselected == "mean" and queries is not None:
-            out, base = _filled(out, as_mask(queries))
-        if score is not None and score.requires_grad:
-            out = straight_through(out, score, base)
+        out = self._with_unselected(out, queries, score)
         out = out.transpose(1, 2).reshape(batch, length, channels)
         return to_map(self.norm(tokens + out), like=x)
-
-
-def _filled(out: Tensor, asking: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean over the queries that ask put where none asks, and the mean (B,H,1,D).
-
-    Args:
-        out: (B,H,N,D), 0 where no query asks.
-        asking: bool (B|1,H|1,N).
-    """
-    asking = asking.unsqueeze(-1)
-    total = at_least_float32(out).sum(2, keepdim=True)
-    mean = (total / asking.sum(2, keepdim=True).clamp_min(1)).to(out.dtype)
-    return torch.where(asking, out, mean), mean

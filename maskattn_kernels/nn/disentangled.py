@@ -22,7 +22,6 @@ from maskattn_kernels.nn.checks import at_least_float32, positive_number
 from maskattn_kernels.nn.cores import AttentionCore
 from maskattn_kernels.nn.selecting import SelectiveAttention2d, as_mask, to_map, to_tokens
 from maskattn_kernels.nn.selectors import Selection, Selector
-from maskattn_kernels.nn.straight_through import straight_through
 from maskattn_kernels.token_index import TokenIndex
 
 __all__ = ["DisentangledAttention2d"]
@@ -40,11 +39,12 @@ class DisentangledAttention2d(SelectiveAttention2d):
         pooled = sum_j softmax_j( u_j ) v_j                                   v of x, u of x - m
         y_i    = out(pair_i + pooled)
 
-    and 0 for every other pixel, and where no key is selected. There is no residual and no norm. No
-    layer has a bias: it could not change a softmax, or it would reach pixels that are not selected.
+    and 0 where no key is selected, and for every pixel that is not a query unless ``unselected`` is
+    "mean". There is no residual and no norm. No layer has a bias: it could not change a softmax, or
+    it would reach pixels that are not selected.
 
     Args:
-        channels, num_heads, selector, joins_previous, sparsity, core, backend: as in
+        channels, num_heads, selector, joins_previous, sparsity, unselected, core, backend: as in
             `MaskAttention2d`. With ``sparsity="k"`` all pixels are queries, and m is the mean of
             all.
         pairwise: "whitened" = as above; "plain" = without subtracting m, which with ``unary=None``
@@ -86,6 +86,7 @@ class DisentangledAttention2d(SelectiveAttention2d):
         selector: Selector | None = None,
         joins_previous: bool = False,
         sparsity: str = "q+k",
+        unselected: str = "zero",
         pairwise: str | None = "whitened",
         unary: str | None = "keys",
         temperature: float = 1.0,
@@ -93,7 +94,13 @@ class DisentangledAttention2d(SelectiveAttention2d):
         backend: str | None = None,
     ) -> None:
         super().__init__(
-            channels, num_heads, selector=selector, sparsity=sparsity, core=core, backend=backend
+            channels,
+            num_heads,
+            selector=selector,
+            sparsity=sparsity,
+            unselected=unselected,
+            core=core,
+            backend=backend,
         )
         if pairwise not in PAIRWISE:
             raise ValueError(f'pairwise: expected "whitened", "plain" or None, got {pairwise!r}')
@@ -131,7 +138,7 @@ class DisentangledAttention2d(SelectiveAttention2d):
                 selects queries and keys apart.
 
         Returns:
-            (B,C,H,W) in the memory format of ``x``, 0 for pixels that are not selected queries.
+            (B,C,H,W) in the memory format of ``x``.
         """
         keys, queries, key_bias, score = self._chosen(x, mask, key_bias)
         tokens = to_tokens(x)
@@ -157,8 +164,7 @@ class DisentangledAttention2d(SelectiveAttention2d):
             pooled = self.core(zero, value, value, key_mask=keys, key_bias=bias)
             terms.append(pooled if asking is None else torch.where(asking[..., None], pooled, 0.0))
         out = sum(terms).expand_as(value)
-        if score is not None and score.requires_grad:
-            out = straight_through(out, score)
+        out = self._with_unselected(out, queries, score)
         return to_map(self.out(out.transpose(1, 2).reshape(tokens.shape)), like=x)
 
     def _centred(self, tokens: Tensor, asking: Tensor | None) -> tuple[Tensor, Tensor | None]:

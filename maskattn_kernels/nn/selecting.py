@@ -13,16 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from maskattn_kernels.functional import check_selection
-from maskattn_kernels.nn.checks import check_dtype_of_weights, kind_of, split_in_heads
+from maskattn_kernels.nn.checks import (
+    at_least_float32,
+    check_dtype_of_weights,
+    kind_of,
+    split_in_heads,
+)
 from maskattn_kernels.nn.cores import AttentionCore, make_core
 from maskattn_kernels.nn.mask_head import MaskHead
 from maskattn_kernels.nn.score_selectors import ScoreSelector
 from maskattn_kernels.nn.selectors import Selection, Selector
+from maskattn_kernels.nn.straight_through import straight_through
 from maskattn_kernels.token_index import TokenIndex, with_heads
 
 __all__ = ["SelectiveAttention2d"]
 
 SPARSITIES = ("qk", "q+k", "k")
+UNSELECTED = ("zero", "mean")
 
 
 class Chosen(NamedTuple):
@@ -47,7 +54,8 @@ class SelectiveAttention2d(nn.Module):
     in ``layers``; and implements ``forward(x, mask=None, key_bias=None)`` with ``_chosen``.
 
     Args:
-        channels, num_heads, selector, sparsity, core, backend: as in `MaskAttention2d`.
+        channels, num_heads, selector, sparsity, unselected, core, backend: as in
+            `MaskAttention2d`.
     """
 
     def __init__(
@@ -57,6 +65,7 @@ class SelectiveAttention2d(nn.Module):
         *,
         selector: Selector | None,
         sparsity: str,
+        unselected: str,
         core: str | AttentionCore,
         backend: str | None,
     ) -> None:
@@ -64,9 +73,11 @@ class SelectiveAttention2d(nn.Module):
         self.channels, self.num_heads = split_in_heads("channels", channels, num_heads)
         if sparsity not in SPARSITIES:
             raise ValueError(f'sparsity: expected "qk", "q+k" or "k", got {sparsity!r}')
+        if unselected not in UNSELECTED:
+            raise ValueError(f'unselected: expected "zero" or "mean", got {unselected!r}')
         if selector is not None and not isinstance(selector, nn.Module):
             raise TypeError(f"selector: expected a Selector or None, got {type(selector).__name__}")
-        self.sparsity = sparsity
+        self.sparsity, self.unselected = sparsity, unselected
         self.selector = selector
         self.core = make_core(core, backend)
         # Selects queries and keys; keys only when query_head exists.
@@ -193,6 +204,23 @@ class SelectiveAttention2d(nn.Module):
         if key_bias is not None:
             key_bias = key_bias.flatten(1)
         return Chosen(key_mask, query_mask, key_bias, score)
+
+    def _with_unselected(
+        self, out: Tensor, queries: Tensor | TokenIndex | None, score: Tensor | None
+    ) -> Tensor:
+        """Attention's output (B,H,N,D) with what tokens that are not queries get in its place.
+
+        And with the gradient that the scores of the queries get from it.
+        """
+        base = None
+        if self.unselected == "mean" and queries is not None:
+            asking = as_mask(queries).unsqueeze(-1)
+            total = at_least_float32(out).sum(2, keepdim=True)
+            base = (total / asking.sum(2, keepdim=True).clamp_min(1)).to(out.dtype)
+            out = torch.where(asking, out, base)
+        if score is not None and score.requires_grad:
+            out = straight_through(out, score, base)
+        return out
 
     def _check(self, x: Tensor, mask: Tensor | TokenIndex | None, key_bias: Tensor | None) -> None:
         if not isinstance(x, Tensor):

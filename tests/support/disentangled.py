@@ -54,6 +54,10 @@ def oracle(
                     u = u + bias[b, pooled_over].to(u.dtype)
                 pooled = u.softmax(0) @ (tokens[b, pooled_over] @ wv[own].T)
                 result = result.index_add(0, asking, pooled.expand(len(asking), size))
+            if module.unselected == "mean" and len(asking):
+                others = (~queries[b, h]).nonzero()[:, 0]
+                mean = result[asking].sum(0) / len(asking)
+                result = result.index_add(0, others, mean.expand(len(others), size))
             heads.append(result)
         images.append(torch.cat(heads, 1) @ module.out.weight.T)
     return torch.stack([torch.stack(images)[:, i] for i in range(height * width)], 2).view_as(x)
@@ -104,6 +108,13 @@ FORMS = {
     "pairwise": ({"unary": None}, masks(B, N), None, masks(B, N), masks(B, N)),
     "pooled over all": (
         {"unary": "all"}, flat(KEYS)._replace(queries=flat(QUERIES)), None, KEYS, QUERIES,
+    ),
+    "mean for others": (
+        {"unselected": "mean"},
+        flat(KEYS)._replace(queries=flat(QUERIES)),
+        None,
+        KEYS,
+        QUERIES,
     ),
     "sharp": ({"temperature": 0.3}, masks(B, N), None, masks(B, N), masks(B, N)),
 }  # fmt: skip
