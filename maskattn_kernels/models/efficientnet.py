@@ -11,16 +11,16 @@ __all__ = ["EfficientNetLite0"]
 
 _EPSILON = 1e-3  # of every BatchNorm, as the published weights were trained with
 
-#: Blocks, kernel, stride of the first block, channels of each stage. A stage before one of stride 2
-#: ends with the last map of its size, which becomes a map of the pyramid, as does the last one.
+#: Blocks, kernel, stride of the first block, channels of each stage; and whether it is the last of
+#: its size, so that what it gives is a map of the pyramid.
 _STAGES = (
-    (1, 3, 1, 16),
-    (2, 3, 2, 24),
-    (2, 5, 2, 40),
-    (3, 3, 2, 80),
-    (3, 5, 1, 112),
-    (4, 5, 2, 192),
-    (1, 3, 1, 320),
+    (1, 3, 1, 16, True),
+    (2, 3, 2, 24, True),
+    (2, 5, 2, 40, True),
+    (3, 3, 2, 80, False),
+    (3, 5, 1, 112, True),
+    (4, 5, 2, 192, False),
+    (1, 3, 1, 320, True),
 )
 _EXPANSION = 6
 
@@ -62,15 +62,15 @@ class EfficientNetLite0(nn.Module):
         if deepest not in (16, 32):
             raise ValueError(f"deepest: expected 16 or 32, got {deepest!r}")
         used = _STAGES if deepest == 32 else _STAGES[:5]
-        self.channels = (16, 24, 40, 112, 320)[: 5 if deepest == 32 else 4]
-        self.strides = (2, 4, 8, 16, 32)[: len(self.channels)]
+        self.channels = tuple(channels for *_, channels, is_last in used if is_last)
+        self.strides = tuple(2 ** (i + 1) for i in range(len(self.channels)))
         self.pad = _SamePad(3)
         self.conv_stem = nn.Conv2d(3, 32, 3, stride=2, bias=False)
         self.bn1 = nn.BatchNorm2d(32, eps=_EPSILON)
         self.act1 = nn.ReLU6()
         stages: list[nn.Module] = []
         below = 32
-        for count, kernel, stride, channels in used:
+        for count, kernel, stride, channels, _ in used:
             blocks: list[nn.Module] = []
             for place in range(count):
                 first_stride = stride if place == 0 else 1
@@ -89,10 +89,9 @@ class EfficientNetLite0(nn.Module):
     def forward(self, image: Tensor) -> list[Tensor]:
         x = self.act1(self.bn1(self.conv_stem(self.pad(image))))
         maps = []
-        following = [stride for _, _, stride, _ in _STAGES[1 : len(self.blocks)]] + [2]
-        for stage, next_stride in zip(self.blocks, following, strict=True):
+        for stage, (*_, is_last) in zip(self.blocks, _STAGES, strict=False):
             x = stage(x)
-            if next_stride == 2:
+            if is_last:
                 maps.append(x)
         return maps
 

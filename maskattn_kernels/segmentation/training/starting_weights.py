@@ -37,7 +37,8 @@ def load_matching(
     here, there = (n.config["encoder"] for n in (network, trained))
     if here != there:
         raise CheckpointError(
-            f"init_from: the encoder is {here!r} here and {there!r} there; give the network that"
+            f"init_from: the encoder is {here!r} here and {there!r} there; "
+            f"give the network the encoder {there!r}"
         )
     own, theirs = network.state_dict(), dict(trained.state_dict())
     if rows is not None:
