@@ -25,7 +25,7 @@ def scored(run: Run, folder: Path) -> Record:
     from maskattn_kernels.segmentation.checkpoints import Checkpoint
     from maskattn_kernels.segmentation.data.opening import open_dataset
     from maskattn_kernels.segmentation.model.cost import measure_cost
-    from maskattn_kernels.segmentation.scoring.command import evaluate
+    from maskattn_kernels.segmentation.scoring.evaluation import evaluate
 
     checkpoint = Checkpoint.from_pretrained(folder / "best")
     dataset = open_dataset("folder", DATA / run.data, "val")

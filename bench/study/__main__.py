@@ -26,7 +26,7 @@ def scored(run: Run, folder: Path) -> Record:
     """The scores on scenes like those of the training and on shifted ones, and the config."""
     from maskattn_kernels.segmentation.checkpoints import Checkpoint
     from maskattn_kernels.segmentation.data.digit_scenes import DigitScenes
-    from maskattn_kernels.segmentation.scoring.command import evaluate
+    from maskattn_kernels.segmentation.scoring.evaluation import evaluate
 
     checkpoint = Checkpoint.from_pretrained(folder / "final")
     found = {}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from maskattn_kernels.segmentation.picking.command import pick
     from maskattn_kernels.segmentation.prediction.command import predict
     from maskattn_kernels.segmentation.results import Segmentation
-    from maskattn_kernels.segmentation.scoring.command import evaluate
+    from maskattn_kernels.segmentation.scoring.evaluation import evaluate
     from maskattn_kernels.segmentation.training.command import train
 
 __all__ = [
@@ -60,7 +60,7 @@ _PLACES = {
         "predict": "prediction.command",
     },
     "train": {
-        "evaluate": "scoring.command",
+        "evaluate": "scoring.evaluation",
         "open_dataset": "data.opening",
         "train": "training.command",
     },

@@ -21,7 +21,7 @@ from maskattn_kernels.segmentation.model.measures import pixel_entropy
 from maskattn_kernels.segmentation.model.network import Outputs
 from maskattn_kernels.segmentation.model.tiles import Blend, TilePlan
 
-__all__ = ["OVERLAP", "Tiling", "add_tile_arguments", "least_sure", "through_tiles"]
+__all__ = ["OVERLAP", "Tiling", "add_tile_arguments", "least_sure", "shares", "through_tiles"]
 
 OVERLAP = 0.25
 MOST_OVERLAP = 0.9
@@ -153,6 +153,11 @@ def add_tile_arguments(parser: ArgumentParser) -> None:
         default=OVERLAP,
         help=f"share of a tile that its neighbour covers too (default {OVERLAP})",
     )
+
+
+def shares(text: str) -> tuple[float, ...]:
+    """The ``text`` of an argument as numbers from 0 to 1, separated by commas."""
+    return tuple(fraction(part) for part in text.split(","))
 
 
 def _tile_size(text: str) -> tuple[int, int]:

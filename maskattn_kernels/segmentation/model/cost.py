@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["Cost", "measure_cost", "peak_memory"]
+__all__ = ["Cost", "gflops_of", "measure_cost", "peak_memory"]
 
 _SLOW = 10  # times the seconds that a measurement may take
 
@@ -57,17 +57,24 @@ def measure_cost(
     generator = torch.Generator().manual_seed(0)
     shape = (batch_size, 3, *size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
-    with FlopCounterMode(display=False) as counter:
-        network(images[:1])
     timed = network if runs is None else runs
     one = _median(timed, images[:1], seconds)
     together = one if batch_size == 1 else _median(timed, images, seconds)
     return Cost(
         parameters=sum(p.numel() for p in network.parameters()),
-        gflops=counter.get_total_flops() / 1e9,
+        gflops=gflops_of(network, size),
         latency_ms=1e3 * one,
         images_per_second=batch_size / together,
     )
+
+
+@torch.inference_mode()
+def gflops_of(network: nn.Module, size: tuple[int, int]) -> float:
+    """GFLOPs of a ``network`` for one image of a ``size``, height and width, as in `Cost`."""
+    image = torch.zeros(1, 3, *size, dtype=torch.uint8, device=next(network.parameters()).device)
+    with FlopCounterMode(display=False) as counter:
+        network(image)
+    return counter.get_total_flops() / 1e9
 
 
 def _median(network: nn.Module, images: torch.Tensor, seconds: float) -> float:

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from maskattn_kernels.common.command_line import Parser, count, positive, torch_device
+from maskattn_kernels.common.command_line import Parser, count, fraction, positive, torch_device
 from maskattn_kernels.common.progress import Progress
 from maskattn_kernels.segmentation.checkpoints import Checkpoint, as_checkpoint
 from maskattn_kernels.segmentation.data.errors import DataError, told
+from maskattn_kernels.segmentation.data.frame import as_size
 from maskattn_kernels.segmentation.model.cost import measure_cost, peak_memory
 from maskattn_kernels.segmentation.model.mirrored import with_tta
 from maskattn_kernels.segmentation.model.prepared import (
@@ -27,6 +28,7 @@ from maskattn_kernels.segmentation.model.prepared import (
 )
 from maskattn_kernels.segmentation.prediction.frames import frames
 from maskattn_kernels.segmentation.prediction.writing import Writer
+from maskattn_kernels.segmentation.tiling import OVERLAP, add_tile_arguments
 
 __all__ = ["main", "predict", "summary_text"]
 
@@ -46,6 +48,9 @@ def predict(
     compile: bool = False,
     tta: str | None = None,
     min_score: float = 0.0,
+    tiles: int | tuple[int, int] | None = None,
+    overlap: float = OVERLAP,
+    hybrid: float | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
     """Segment a source of images, and write the results into a folder.
@@ -73,7 +78,7 @@ def predict(
         limit: stop after this many images; a camera never stops by itself.
         recursive: also the images in folders of the folder; NAME then begins with theirs.
         device: to compute on; "auto" = a GPU if there is one. The network stays there.
-        precision, compile, tta, min_score: as in `Checkpoint.segment`.
+        precision, compile, tta, min_score, tiles, overlap, hybrid: as in `Checkpoint.segment`.
         progress: called with the number of images that are done, after each image.
 
     Returns:
@@ -109,6 +114,7 @@ def predict(
     start, stop = time.perf_counter(), None
     shown, failed = _spread(panels, images.count, limit), list[str]()
     shapes: Counter[tuple[int, int]] = Counter()
+    computed = of = 0
     results = loaded.segment_stream(
         islice(images, limit),
         batch_size=batch_size,
@@ -119,6 +125,9 @@ def predict(
         compile=compile,
         tta=tta,
         min_score=min_score,
+        tiles=tiles,
+        overlap=overlap,
+        hybrid=hybrid,
     )
     writer = Writer(
         Path(out),
@@ -132,6 +141,7 @@ def predict(
             for found in results:
                 writer.add(found)
                 shapes[found.frame_semantic.shape] += 1
+                computed, of = computed + found.work.tiles, of + found.work.of
                 if progress is not None:
                     progress(writer.count)
             if failed and not writer.count:
@@ -142,6 +152,9 @@ def predict(
     peak = peak_memory(place)
     dtype = inference_dtype(precision, place)
     size = max(shapes, key=shapes.__getitem__) if shapes else loaded.size
+    if of:  # what goes through the network is tiles
+        tile = loaded.size if tiles is None else as_size(tiles)
+        size = (min(size[0], tile[0]), min(size[1], tile[1]))
     together = images_together(batch_size, loaded.network, size, dtype, loaded.size)
     ready = with_tta(prepared(loaded.network, dtype, compile), tta)
     cost = measure_cost(with_tta(loaded.network, tta), size, together, ready)
@@ -159,6 +172,7 @@ def predict(
         "tta": tta,
         "min_score": min_score,
         "size": list(size),
+        "tiles": {"computed": computed, "of": of},
         "failed": failed + writer.failed,
         "notes": images.notes + writer.notes,
     }
@@ -195,6 +209,10 @@ def summary_text(summary: dict[str, Any]) -> str:
         f"{network['images_per_second']:.1f} images/s in batches, "
         f"{network['gflops']:.2f} GFLOPs an image, {network['parameters'] / 1e6:.2f} M parameters",
     ]
+    tiles = summary["tiles"]
+    if tiles["of"]:
+        share = tiles["computed"] / tiles["of"]
+        lines.append(f"{tiles['computed']} of {tiles['of']} tiles computed ({share:.0%})")
     if summary["peak_memory_mb"] is not None:
         lines.append(f"peak memory {summary['peak_memory_mb']:.0f} MB")
     return "\n".join(lines)
@@ -225,6 +243,9 @@ def main(argv: Sequence[str]) -> int:
     add("--recursive", action="store_true", help="also the folders inside of a folder")
     add_inference_arguments(parser)
     add_score_argument(parser)
+    add_tile_arguments(parser)
+    add("--hybrid", type=fraction, metavar="SHARE", help="the image at low resolution, and then "
+        "this share of its tiles, where it is least sure, again")  # fmt: skip
     given = parser.parse_args(argv)
     with Progress() as progress:
         summary = predict(
@@ -241,6 +262,9 @@ def main(argv: Sequence[str]) -> int:
             compile=given.compile,
             tta=given.tta,
             min_score=given.min_score,
+            tiles=given.tiles,
+            overlap=given.overlap,
+            hybrid=given.hybrid,
             progress=lambda done: progress.show(f"{done} images"),
         )
     print(summary_text(summary))

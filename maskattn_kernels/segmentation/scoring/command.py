@@ -4,149 +4,27 @@
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from maskattn_kernels.common.atomic import replace_file
 from maskattn_kernels.common.command_line import Parser, positive, torch_device
 from maskattn_kernels.common.progress import Progress
-from maskattn_kernels.segmentation.checkpoints import Checkpoint, as_checkpoint
+from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.data.arguments import add_data_arguments, open_named
-from maskattn_kernels.segmentation.data.errors import DataError, told
-from maskattn_kernels.segmentation.data.frame import Frame, FrameKind
+from maskattn_kernels.segmentation.data.errors import told
+from maskattn_kernels.segmentation.data.frame import FrameKind
 from maskattn_kernels.segmentation.data.opening import SPLITS
-from maskattn_kernels.segmentation.data.sample import Sample, SegmentationDataset
-from maskattn_kernels.segmentation.model.grouping import Panoptic
 from maskattn_kernels.segmentation.model.prepared import (
     add_inference_arguments,
     add_score_argument,
 )
-from maskattn_kernels.segmentation.results import Segmentation
-from maskattn_kernels.segmentation.scoring.metrics import SegmentationMetrics
+from maskattn_kernels.segmentation.scoring.evaluation import Scores, evaluate
+from maskattn_kernels.segmentation.scoring.steps import hybrid_steps, steps_table
+from maskattn_kernels.segmentation.tiling import add_tile_arguments, shares
 
 __all__ = ["evaluate", "main", "tables"]
-
-Scores = dict[str, Any]
-
-
-def evaluate(
-    checkpoint: Checkpoint | str | Path,
-    dataset: SegmentationDataset,
-    *,
-    batch_size: int = 16,
-    device: str | torch.device = "auto",
-    progress: Callable[[int], object] | None = None,
-    failed: Callable[[DataError], object] | None = None,
-    precision: str = "float32",
-    compile: bool = False,
-    tta: str | None = None,
-    min_score: float = 0.0,
-) -> dict[str, Scores]:
-    """Score a checkpoint on a labelled data set.
-
-    Args:
-        checkpoint: a `Checkpoint`, or a folder or hub id for `Checkpoint.from_pretrained`.
-        dataset: of the checkpoint's classes; see `open_dataset`.
-        batch_size: images that go through the network together.
-        device: to compute on; "auto" = a GPU if there is one. The network stays there.
-        progress: called with the number of images that are done, after each batch.
-        failed: called with the error of each sample that cannot be read, in a thread; that sample
-            is left out. None = the error is raised.
-        precision, compile, tta, min_score: as in `Checkpoint.segment`.
-
-    Returns:
-        ``{"network size": scores, "original size": scores}``. The first compares at the size of
-        the frames that the network sees, as the validation of a training does; for the second,
-        logits are brought to the size of the labels. Each scores is
-        ``{"mean": {"mIoU": .., ..}, "classes": {"sky": {"IoU": .., "pixels": ..}, ..}}``, 0 to 100,
-        NaN where there is nothing to score; "pixels" are the labelled ones.
-
-    Raises:
-        DataError: other classes, no labels, or samples that cannot be read: the first one, or with
-            ``failed`` all of them.
-        CheckpointError: the checkpoint cannot be read.
-
-    Example:
-        >>> from maskattn_kernels.segmentation import Checkpoint, SegmentationNetwork, evaluate
-        >>> from maskattn_kernels.segmentation import open_dataset
-        >>> dataset = open_dataset("digit-scenes", split="val", count=2)
-        >>> classes = dataset.classes
-        >>> network = SegmentationNetwork(len(classes), classes.things, width=4, depth=2)
-        >>> scores = evaluate(Checkpoint(network, classes, size=32), dataset)
-        >>> sorted(scores["original size"]["mean"])
-        ['AP', 'AP50', 'PQ', 'RQ', 'SQ', 'mIoU']
-    """
-    checkpoint = as_checkpoint(checkpoint)
-    _check_classes(checkpoint, dataset)
-    metrics = {
-        size: SegmentationMetrics(checkpoint.classes, checkpoint.network.task)
-        for size in ("network size", "original size")
-    }
-    reads = (partial(_labelled, dataset, index) for index in range(len(dataset)))
-    results = checkpoint.segment_stream(
-        reads,
-        batch_size=batch_size,
-        device=device,
-        failed=failed,
-        precision=precision,
-        compile=compile,
-        tta=tta,
-        min_score=min_score,
-    )
-    done = 0
-    for done, found in enumerate(results, 1):
-        own = (found.semantic, found.instance)
-        seen = (found.frame_semantic, found.frame_instance)
-        metrics["original size"].update(_batch_of_one(found, *own), _labels(found.sample))
-        metrics["network size"].update(_batch_of_one(found, *seen), _labels(found.frame))
-        if progress is not None:
-            progress(done)
-    if len(dataset) and not done:
-        raise DataError(f"dataset: none of its {len(dataset)} samples can be read and scored")
-    return {
-        size: {"mean": metric.compute(), "classes": _by_class(metric)}
-        for size, metric in metrics.items()
-    }
-
-
-def _by_class(metric: SegmentationMetrics) -> dict[str, dict[str, float]]:
-    pixels = metric.labelled_pixels()
-    return {name: {**row, "pixels": pixels[name]} for name, row in metric.per_class().items()}
-
-
-def _labelled(dataset: SegmentationDataset, index: int) -> Sample:
-    sample = dataset[index]
-    if sample.semantic is None:
-        raise DataError(f"{sample.name}: has no labels, and without labels there are no scores")
-    return sample
-
-
-def _batch_of_one(found: Segmentation, semantic: np.ndarray, instance: np.ndarray) -> Panoptic:
-    parts = (semantic.astype(np.int64), instance.astype(np.int64), found.labels.astype(np.int64))
-    return Panoptic(*(torch.from_numpy(part)[None] for part in (*parts, found.scores)))
-
-
-def _labels(sample: Sample | Frame) -> dict[str, torch.Tensor]:
-    """The labels of an image as a batch of one."""
-    semantic = np.asarray(sample.semantic, dtype=np.int64)
-    instance = np.zeros_like(semantic) if sample.instance is None else sample.instance
-    labels = {"semantic": semantic, "instance": instance.astype(np.int64)}
-    return {name: torch.from_numpy(values)[None] for name, values in labels.items()}
-
-
-def _check_classes(checkpoint: Checkpoint, dataset: SegmentationDataset) -> None:
-    ours, theirs = checkpoint.classes, dataset.classes
-    if (ours.names, ours.is_thing) != (theirs.names, theirs.is_thing):
-        differing = next(
-            (f"{a!r} and {b!r}" for a, b in zip(ours.names, theirs.names, strict=False) if a != b),
-            f"{len(ours)} and {len(theirs)} classes, or other things",
-        )
-        raise DataError(f"checkpoint and data have other classes: {differing}")
 
 
 def tables(scores: dict[str, Scores], size: tuple[int, int], frame: FrameKind) -> str:
@@ -206,41 +84,64 @@ def main(argv: Sequence[str]) -> int:
     add("--device", default="auto", help="cpu, cuda, .. (default: a GPU if there is one)")
     add_inference_arguments(parser)
     add_score_argument(parser)
+    add_tile_arguments(parser)
+    add("--hybrid", type=shares, metavar="SHARE,..", help="score instead the steps from a low "
+        "resolution to all tiles: the least sure tiles again, these shares of them")  # fmt: skip
     add("--out", type=Path, default=Path("out/eval.json"), help="JSON (default out/eval.json)")
     given = parser.parse_args(argv)
     device = torch_device(given.device)
     checkpoint = Checkpoint.from_pretrained(given.checkpoint)
     dataset = open_named(given, given.split)
     failed: list[str] = []
-    with Progress() as progress:
-        scores = evaluate(
-            checkpoint,
-            dataset,
-            batch_size=given.batch_size,
-            device=device,
-            progress=lambda done: progress.show(f"{done}/{len(dataset)} images"),
-            failed=lambda error: failed.append(str(error)),
-            precision=given.precision,
-            compile=given.compile,
-            tta=given.tta,
-            min_score=given.min_score,
-        )
-    print(tables(scores, checkpoint.size, checkpoint.frame))
-    for note in _only_predicted(scores):
-        print(f"note: {note}", file=sys.stderr)
-    report = {
+    options = {
+        "batch_size": given.batch_size,
+        "device": device,
+        "failed": lambda error: failed.append(str(error)),
+        "precision": given.precision,
+        "compile": given.compile,
+        "tta": given.tta,
+        "min_score": given.min_score,
+        "tiles": given.tiles,
+        "overlap": given.overlap,
+    }
+    report: dict[str, Any] = {
         "checkpoint": given.checkpoint,
         "data": given.data,
         "split": given.split,
-        "images": len(dataset) - len(failed),
-        "failed": failed,
         "size": list(checkpoint.size),
         "frame": checkpoint.frame,
         "precision": given.precision,
         "tta": given.tta,
         "min_score": given.min_score,
-        "scores": _without_nan(scores),
+        "tiles": given.tiles,
+        "overlap": given.overlap,
     }
+    with Progress() as progress:
+        if given.hybrid:
+            steps = hybrid_steps(
+                checkpoint,
+                dataset,
+                given.hybrid,
+                each=lambda step, found: progress.show(f"{step}: image {found.place + 1}"),
+                **options,
+            )
+            report["steps"] = [_without_nan(step.as_dict()) for step in steps]
+        else:
+            scores = evaluate(
+                checkpoint,
+                dataset,
+                progress=lambda done: progress.show(f"{done}/{len(dataset)} images"),
+                **options,
+            )
+            report["scores"] = _without_nan(scores)
+    if given.hybrid:
+        print(steps_table(steps))
+    else:
+        print(tables(scores, checkpoint.size, "own" if given.tiles else checkpoint.frame))
+        for note in _only_predicted(scores):
+            print(f"note: {note}", file=sys.stderr)
+    failed = list(dict.fromkeys(failed))  # each step tells the same
+    report |= {"images": len(dataset) - len(failed), "failed": failed}
     text = json.dumps(report, indent=2) + "\n"
     replace_file(given.out, lambda path: path.write_text(text, encoding="utf-8"))
     print(f"\nwritten: {given.out}")
