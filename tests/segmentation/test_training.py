@@ -145,6 +145,14 @@ def test_unlabelled_images_take_part(trained, tmp_path, capsys):
     assert "3 images without labels; " in told and "1 files passed over (1 .heic)" in told
 
 
+def test_unlabelled_images_take_part_in_a_balanced_order(trained, tmp_path, capsys):
+    write_images(tmp_path / "more", 3)
+    more = ("--unlabelled", str(tmp_path / "more"), "--init_from", str(trained))
+    more = (*more, "--network.depth", "1", "--confidence", "0.05", "--data.balance", "true")
+    training.main(tiny_arguments(tmp_path / "run", *more, steps=2))
+    assert "counting the pixels of the classes of 13 images" in capsys.readouterr().err
+
+
 def test_pixels_of_low_confidence_are_void(trained, tmp_path):
     from maskattn_kernels.segmentation.training.self_training import (
         LabelledAndPseudo,

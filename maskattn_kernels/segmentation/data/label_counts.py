@@ -48,8 +48,8 @@ def class_pixels(
 def balanced_weights(pixels: np.ndarray) -> list[float]:
     """A weight for each class: 1 / sqrt(its share of the pixels), 1 in the mean over all pixels.
 
-    That is half of the way from equal weights of pixels to equal weights of classes, 1 / share, by
-    which networks see rare classes in too many places. A class without a pixel has weight 1.
+    That is half of the way, in logarithms, from equal weights of all pixels to equal weights of all
+    classes. A class without a pixel has weight 1.
 
     Args:
         pixels: of each class, (classes,) whole numbers.
@@ -85,7 +85,7 @@ def image_weights(pixels: np.ndarray) -> np.ndarray:
     if not total.any():
         raise DataError("balance: no training image has a labelled pixel")
     share = pixels.sum(0) / pixels.sum()
-    rarity = np.where(share > 0, np.maximum(share, 1e-300) ** -0.5, 0)
+    rarity = np.maximum(share, 1e-300) ** -0.5  # of a class without a pixel it is never used
     seen = (total > 0) & (pixels >= _SEEN * total)
     weights = np.where(seen, rarity, 0).max(1)
     return np.minimum(weights, _MOST * weights[weights > 0].min())
