@@ -99,6 +99,10 @@ features_only=True, got Linear
             "encoder: expected a pyramid, maps of at least two strides from fine to coarse, got "
             f"strides {strides}"
         )
+    for name in ("mean", "std"):
+        numbers = getattr(module, name, (0, 0, 0))
+        if len(numbers) != 3:
+            raise ValueError(f"encoder: expected three numbers as {name}, got {numbers}")
     return module
 
 

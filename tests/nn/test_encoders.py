@@ -151,6 +151,11 @@ def test_bad_arguments_of_the_light_encoder(arguments, words):
         (Halving(strides=(8, 4, 2)), ValueError, "from fine to coarse, got strides"),
         (Halving(channels=(6,)), ValueError, "at least two strides"),
         (Halving(strides=(2, 4, 0)), ValueError, "encoder: expected a positive int, got 0"),
+        (
+            Halving(mean=(0.5,)),
+            ValueError,
+            r"encoder: expected three numbers as mean, got \(0.5,\)",
+        ),
         (Halving(strides=(2, 4, "8")), TypeError, "encoder: expected a positive int, got str"),
     ],
 )
