@@ -14,20 +14,18 @@ from maskattn_kernels.common.extras import missing_package
 from maskattn_kernels.common.text import one_line, quoted
 from maskattn_kernels.models import ENCODERS, as_encoder
 
-__all__ = ["OWN_ENCODER", "TIMM", "make_encoder"]
-
-OWN_ENCODER = "unet"
-"""The encoder of the U-Net itself."""
+__all__ = ["TIMM", "make_encoder"]
 
 TIMM = "timm/"
 """What the names of timm's backbones begin with."""
 
 
-def make_encoder(name: str) -> nn.Module | None:
-    """The encoder of a name, with random weights; None for that of the U-Net itself.
+def make_encoder(name: str, own: str = "unet") -> nn.Module | None:
+    """The encoder of a name, with random weights; None for that of the network itself.
 
     Args:
-        name: "unet", a name in `ENCODERS`, or "timm/NAME" for a backbone of timm.
+        name: of ``own``, a name in `ENCODERS`, or "timm/NAME" for a backbone of timm.
+        own: what the encoder of the network itself is called.
 
     Raises:
         ValueError: there is no encoder of that name, or it gives no pyramid of maps.
@@ -38,12 +36,12 @@ def make_encoder(name: str) -> nn.Module | None:
         >>> make_encoder("efficientnet_lite0").strides
         (2, 4, 8, 16, 32)
     """
-    if name == OWN_ENCODER:
+    if name == own:
         return None
     if isinstance(name, str) and name.startswith(TIMM):
         return as_encoder(timm_backbone(name))
     if name not in ENCODERS:
-        names = quoted((OWN_ENCODER, *ENCODERS, f"{TIMM}NAME"))
+        names = quoted((own, *ENCODERS, f"{TIMM}NAME"))
         raise ValueError(f"encoder: expected one of {names}, got {name!r}")
     return ENCODERS[name]()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`SegmentationNetwork`: a `MaskAttnUNet` with the heads that its task needs."""
+"""`SegmentationNetwork`: a `MaskAttnUNet` or an `FRMNet` with the heads that its task needs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskattn_kernels.common.text import quoted
-from maskattn_kernels.models import PRESETS, MaskAttnUNet
+from maskattn_kernels.models import AttentionNetwork
 from maskattn_kernels.models.given_masks import Masks
 from maskattn_kernels.models.selector_dial import Keep
 from maskattn_kernels.nn import Selection
-from maskattn_kernels.segmentation.model.named_encoders import OWN_ENCODER, make_encoder
+from maskattn_kernels.segmentation.model.architectures import architecture
+from maskattn_kernels.segmentation.model.named_encoders import make_encoder
 from maskattn_kernels.torch_compat import register_tuple
 
 __all__ = ["TASKS", "Outputs", "SegmentationNetwork"]
@@ -31,11 +32,13 @@ class Outputs(NamedTuple):
             "semantic", as the next two.
         offset: (B,2,H,W), (dy, dx) in pixels from here to the centre of the object here.
         embedding: (B,E,H,W), close for pixels of one object and apart for others; None for E = 0.
-        selections: what attention selected, by the name of the scale (`MaskAttnUNet.scales`), with
-            ``sparsity="q+k"`` "queries" and "keys" after it; no entry where all pixels take part.
+        selections: what attention selected, by the name of the scale, see ``scales`` of the
+            networks; with ``sparsity="q+k"`` "queries" and "keys" after it; no entry where all
+            pixels take part.
         pooled: (B,F), the mean over all places of the deepest feature map: what is in the image.
         coarse: (B,C,h,w) each, the logits of the decoder's coarser maps, from the coarsest on; each
             has those before it added.
+        finest: (B,F,h,w), the map that the last logits are made of; None unless in training.
     """
 
     semantic: Tensor
@@ -45,6 +48,7 @@ class Outputs(NamedTuple):
     selections: dict[str, Selection]
     pooled: Tensor | None = None
     coarse: tuple[Tensor, ...] = ()
+    finest: Tensor | None = None
 
 
 class SegmentationNetwork(nn.Module):
@@ -62,10 +66,14 @@ class SegmentationNetwork(nn.Module):
         classes: how many.
         things: numbers of the classes whose objects are counted; needed unless "semantic".
         task: "semantic", "instance" or "panoptic".
-        encoder: a name that `make_encoder` takes, "unet" = that of the U-Net itself; None = that of
-            the preset. Its weights are random: `load_encoder_weights` loads others.
-        preset: a name in `PRESETS`, for the sizes that are None.
-        width, depth, bottleneck, finest, attend_from, num_heads: as in `MaskAttnUNet`.
+        arch: "unet" = `MaskAttnUNet`; "frm" = `FRMNet`.
+        encoder: a name that `make_encoder` takes, that of ``arch`` = the network's own; None = that
+            of the preset. Its weights are random: `load_encoder_weights` loads others.
+        preset: a name in `PRESETS` or `FRM_PRESETS`, for the sizes that are None; None = "edge" or
+            "small".
+        width, depth, finest, num_heads: as in `MaskAttnUNet` or `FRMNet`.
+        bottleneck, attend_from: as in `MaskAttnUNet`.
+        dim, grid, inject, relation: as in `FRMNet`.
         selector, keep, min_keep, seed, sparsity, unselected, core, backend: as in `MaskAttnUNet`.
         embedding: E, channels of the embedding; 0 = none.
 
@@ -101,14 +109,19 @@ class SegmentationNetwork(nn.Module):
         things: Sequence[int] = (),
         task: str = "panoptic",
         *,
+        arch: str = "unet",
         encoder: str | None = None,
-        preset: str = "edge",
+        preset: str | None = None,
         width: int | None = None,
         depth: int | None = None,
         bottleneck: int | None = None,
         finest: int | None = None,
         attend_from: int | None = None,
         num_heads: int | None = None,
+        dim: int | None = None,
+        grid: int | None = None,
+        inject: str | None = None,
+        relation: str | None = None,
         selector: str = "gumbel-topk",
         keep: float | dict[str, float] = 0.25,
         min_keep: int = 1,
@@ -121,7 +134,8 @@ class SegmentationNetwork(nn.Module):
     ) -> None:
         super().__init__()
         things = tuple(int(thing) for thing in things)
-        _check(classes, things, task, preset, embedding)
+        _check(classes, things, task, embedding)
+        chosen_arch, preset = architecture(arch, preset)
         sizes = {
             "width": width,
             "depth": depth,
@@ -129,6 +143,10 @@ class SegmentationNetwork(nn.Module):
             "finest": finest,
             "attend_from": attend_from,
             "num_heads": num_heads,
+            "dim": dim,
+            "grid": grid,
+            "inject": inject,
+            "relation": relation,
         }
         chosen = {
             "selector": selector,
@@ -140,11 +158,13 @@ class SegmentationNetwork(nn.Module):
             "core": core,
             "backend": backend,
         }
-        encoder = encoder or PRESETS[preset].get("encoder", OWN_ENCODER)
+        usual = chosen_arch.presets[preset].get("encoder")
+        encoder = encoder or (usual if isinstance(usual, str) else arch)
         self.config: dict[str, Any] = {
             "classes": classes,
             "things": list(things),
             "task": task,
+            "arch": arch,
             "encoder": encoder,
             "preset": preset,
             **sizes,
@@ -153,19 +173,16 @@ class SegmentationNetwork(nn.Module):
         }
         self.task = task
         self.things = things
-        given = {name: size for name, size in sizes.items() if size is not None}
-        made = make_encoder(encoder)
-        self.unet = MaskAttnUNet.from_preset(
-            preset, classes=classes, encoder=made, **given, **chosen
-        )
+        encoder_module = make_encoder(encoder, own=arch)
+        body = chosen_arch.make(preset, sizes, classes=classes, encoder=encoder_module, **chosen)
+        self.add_module(arch, body)
         # Without bias: all biases would add up to one, and the last head has it.
         self.coarse_heads = nn.ModuleList(
-            nn.Conv2d(channels, classes, 1, bias=False)
-            for channels in self.unet.decoder_channels[:-1]
+            nn.Conv2d(channels, classes, 1, bias=False) for channels in body.decoder_channels[:-1]
         ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.objects: nn.Module | None = None
         if task != "semantic":
-            channels = self.unet.head.in_channels
+            channels = body.head.in_channels
             self.objects = nn.Sequential(
                 nn.Conv2d(channels, channels, 3, padding=1, bias=False),
                 nn.BatchNorm2d(channels),
@@ -173,13 +190,13 @@ class SegmentationNetwork(nn.Module):
                 nn.Conv2d(channels, 3 + embedding, 1),
             ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         # ImageNet's statistics: customary, and close enough for photographs.
-        mean = getattr(made, "mean", (0.485, 0.456, 0.406))
-        std = getattr(made, "std", (0.229, 0.224, 0.225))
+        mean = getattr(encoder_module, "mean", (0.485, 0.456, 0.406))
+        std = getattr(encoder_module, "std", (0.229, 0.224, 0.225))
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(self, image: Tensor, masks: Masks | None = None) -> Outputs:
-        """The outputs for ``image``; ``masks`` as in `MaskAttnUNet.forward`."""
+        """The outputs for ``image``; ``masks`` as in `AttentionNetwork.forward`."""
         if isinstance(image, Tensor) and image.dtype == torch.uint8:
             image = image.to(self.mean.dtype) / 255
         if not isinstance(image, Tensor) or not image.is_floating_point():
@@ -188,22 +205,28 @@ class SegmentationNetwork(nn.Module):
         if image.dim() != 4 or image.shape[1] != 3:
             raise ValueError(f"image: expected shape (B, 3, H, W), got {tuple(image.shape)}")
         size = image.shape[-2:]
-        heads = iter([*self.coarse_heads, self.unet.head])
+        heads = iter([*self.coarse_heads, self.body.head])
         summed: list[Tensor] = []
 
         def logits(features: Tensor) -> Tensor:
             summed.append(_joined(next(heads)(features), summed[-1] if summed else None))
             return summed[-1]
 
-        maps, selections = self.unet.features((image - self.mean) / self.std, masks, logits)
+        maps, selections = self.body.features((image - self.mean) / self.std, masks, logits)
         semantic, coarse = _resized(logits(maps[-1]), size), tuple(summed[:-1])
         made, pooled = _by_name(selections), maps[0].mean((2, 3))
+        more = (made, pooled, coarse, maps[-1] if self.training else None)
         if self.objects is None:
-            return Outputs(semantic, None, None, None, made, pooled, coarse)
+            return Outputs(semantic, None, None, None, *more)
         objects = _resized(self.objects(maps[-1]), size)
         embedding = objects[:, 3:] if objects.shape[1] > 3 else None
         offset = objects[:, 1:3] * _REACH
-        return Outputs(semantic, objects[:, :1], offset, embedding, made, pooled, coarse)
+        return Outputs(semantic, objects[:, :1], offset, embedding, *more)
+
+    @property
+    def body(self) -> AttentionNetwork:
+        """The network that gives the feature maps: the submodule that has the name of ``arch``."""
+        return getattr(self, self.config["arch"])
 
     def output_layers(self) -> tuple[nn.Module, ...]:
         """The layers that `prepare_for_inference` keeps in float32: their results are compared."""
@@ -212,21 +235,21 @@ class SegmentationNetwork(nn.Module):
 
     def encoder_parts(self) -> list[nn.Module]:
         """As `AttentionNetwork.encoder_parts`."""
-        return self.unet.encoder_parts()
+        return self.body.encoder_parts()
 
     def set_keep(self, keep: Keep) -> None:
         """As `SelectorDial.set_keep`; ``config`` then says so too."""
-        self.unet.set_keep(keep)
-        self.config["keep"] = self.unet.keep
+        self.body.set_keep(keep)
+        self.config["keep"] = self.body.keep
 
     def set_selector(self, name: str, keep: Keep | None = None) -> None:
         """As `SelectorDial.set_selector`; ``config`` then says so too."""
-        self.unet.set_selector(name, keep)
-        self.config |= {"selector": name, "keep": self.unet.keep}
+        self.body.set_selector(name, keep)
+        self.config |= {"selector": name, "keep": self.body.keep}
 
     def anneal(self, progress: float) -> None:
         """Tell Gumbel selectors the ``progress`` of training, from 0 to 1; others ignore it."""
-        self.unet.anneal(progress)
+        self.body.anneal(progress)
 
 
 def _joined(logits: Tensor, coarser: Tensor | None) -> Tensor:
@@ -257,11 +280,9 @@ def _by_name(selections: Mapping[str, Selection | None]) -> dict[str, Selection]
 _REACH = 16.0  # pixels per unit of the last convolution: offsets start at the scale of objects
 
 
-def _check(classes: Any, things: tuple[int, ...], task: Any, preset: Any, embedding: Any) -> None:
+def _check(classes: Any, things: tuple[int, ...], task: Any, embedding: Any) -> None:
     if task not in TASKS:
         raise ValueError(f"task: expected one of {quoted(TASKS)}, got {task!r}")
-    if preset not in PRESETS:
-        raise ValueError(f"preset: expected one of {quoted(PRESETS)}, got {preset!r}")
     if isinstance(classes, bool) or not isinstance(classes, int) or not 1 <= classes <= 255:
         raise ValueError(f"classes: expected an int from 1 to 255, got {classes!r}")
     if any(not 0 <= thing < classes for thing in things) or len(set(things)) < len(things):

@@ -107,10 +107,10 @@ def images_together(
     pixels = size[0] * size[1]
     if trained_size is not None:
         batch_size = min(batch_size, batch_size * trained_size[0] * trained_size[1] // pixels)
-    head = network.unet.head
+    head = network.body.head
     if head.weight.device.type == "cpu":
         # Of the last stage of the decoder: what comes up, and the skip; or the logits.
-        there = 2 * head.in_channels // network.unet.finest**2
+        there = 2 * head.in_channels // network.body.finest**2
         widest = max(there, network.config["classes"])
         batch_size = min(batch_size, _LARGEST_MAP // (widest * pixels * dtype.itemsize))
     return max(1, batch_size)

@@ -133,18 +133,22 @@ def _load_encoder(config: Namespace, network: SegmentationNetwork) -> bool:
         whether the encoder starts trained.
     """
     name, weights = network.config["encoder"], config.network.encoder_weights
-    own = network.unet.encoder is None
+    own, encoder = name == network.config["arch"], network.body.encoder
     if weights not in ("default", "none") and (own or config.init_from):
-        why = "as those of --init_from are taken" if config.init_from else "with the U-Net's own"
+        why = (
+            "as those of --init_from are taken"
+            if config.init_from
+            else "with the network's own encoder"
+        )
         raise ConfigError(
             f"network.encoder_weights: expected default or none {why}, got {shown(weights)}"
         )
-    if network.unet.encoder is None or weights == "none":
+    if own or encoder is None or weights == "none":
         return False
     if weights == "default" and not has_default_weights(name):
         return bool(config.init_from)
     if not config.init_from and not config.ckpt_path:
-        file = load_encoder_weights(network.unet.encoder, name, weights)
+        file = load_encoder_weights(encoder, name, weights)
         say(f"encoder: {name} with the weights of {file}")
     return True
 

@@ -205,7 +205,7 @@ def _schedules(config: Namespace, module: SegmentationModule) -> list[pl.Callbac
     if config.keep.schedule == "constant":
         return []
     options = KeepOptions(**config.keep.as_dict())
-    return [KeepSchedule(module.network.unet, options, config.steps, config.seed)]
+    return [KeepSchedule(module.network.body, options, config.steps, config.seed)]
 
 
 def _trainer(

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 import torch
 
 from maskattn_kernels.segmentation.checkpoint_files import CheckpointError
+from maskattn_kernels.segmentation.model.architectures import ARCHITECTURES
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 
 __all__ = ["load_matching"]
 
 #: What depends on classes, task and selector; all else is common to one width and depth.
-CLASS_HEADS = ("unet.head.", "coarse_heads.")
+CLASS_HEADS = (*(f"{arch}.head." for arch in ARCHITECTURES), "coarse_heads.")
 OWN = (*CLASS_HEADS, "objects.", ".mask_head.", ".query_head.", ".selector.")
 
 
