@@ -13,6 +13,9 @@ from segmentation_runs import tiny_arguments
 
 from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.data import open_dataset
+from maskattn_kernels.segmentation.model.cost import gflops_of, measure_cost
+from maskattn_kernels.segmentation.model.network import SegmentationNetwork
+from maskattn_kernels.segmentation.prediction.panels import attended_picture, draw_panel
 from maskattn_kernels.segmentation.scoring import command as scoring
 from maskattn_kernels.segmentation.training import command as training
 from maskattn_kernels.segmentation.training.module import SegmentationModule
@@ -129,3 +132,20 @@ def test_a_wrong_size_or_frame_is_one_line(options, says, tmp_path) -> None:
     with pytest.raises(ValueError, match=says) as caught:
         training.main(tiny_arguments(tmp_path / "run", *options))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 310
+
+
+def test_cost_and_attention_panels_of_rectangles() -> None:
+    network = SegmentationNetwork(2, task="semantic", width=4, depth=2).eval()
+    wide, high, square = (gflops_of(network, size) for size in ((32, 64), (64, 32), (32, 32)))
+    assert wide == pytest.approx(high, rel=0.01) and wide > 1.9 * square
+    cost = measure_cost(network, (32, 64), batch_size=2, seconds=0)
+    assert cost.gflops == wide and cost.latency_ms > 0
+    classes = open_dataset("digit-scenes", split="val", count=1).classes
+    network = SegmentationNetwork(len(classes), task="semantic", width=4, depth=2)
+    image = np.random.default_rng(0).integers(0, 256, (60, 120, 3), dtype=np.uint8)
+    found = Checkpoint(network, classes, (32, 48)).segment(image, attended=True)
+    assert found.frame_semantic.shape == (24, 48)
+    shapes = {attended.mask.shape for attended in found.attended.values()}
+    assert shapes == {(24, 48), (12, 24), (6, 12)}
+    assert attended_picture(image, next(iter(found.attended.values()))).shape == image.shape
+    assert draw_panel(found).width > 0
