@@ -8,11 +8,12 @@ import torch
 from maskattn_kernels.segmentation.data import DataError
 from maskattn_kernels.segmentation.data.augmentation import Augmentation
 from maskattn_kernels.segmentation.data.batches import Batches
+from maskattn_kernels.segmentation.data.colors import Colors
 from maskattn_kernels.segmentation.data.frame import as_frame_kind, as_size, frame_size, whole_frame
 from maskattn_kernels.segmentation.data.frame_advice import frame_advice
 from maskattn_kernels.segmentation.data.sample import VOID, Classes, Sample
 
-STILL = Augmentation((1.0, 1.0), mirror=False, light=0.0)
+STILL = Augmentation((1.0, 1.0), mirror=False, colors=Colors(light=0.0))
 
 
 def numbered(height: int, width: int) -> Sample:
@@ -100,7 +101,7 @@ def test_parts_keep_the_aspect(kind, zoom) -> None:
     """A step of a pixel in the part is the same step in the image, down and along."""
     sample = numbered(90, 160)
     whole = frame_size(90, 160, (64, 64), kind)
-    part = Augmentation((zoom, zoom), mirror=False, light=0.0)(
+    part = Augmentation((zoom, zoom), mirror=False, colors=Colors(light=0.0))(
         sample, (64, 64), np.random.default_rng(3), kind
     )
     rows, columns = np.nonzero(part.instance)

@@ -17,6 +17,7 @@ __all__ = [
     "FrameKind",
     "as_frame_kind",
     "as_size",
+    "check_whole",
     "cut",
     "frame_size",
     "whole_frame",
@@ -100,6 +101,25 @@ def frame_size(height: int, width: int, size: tuple[int, int], kind: FrameKind) 
     return max(1, round(height * size[1] / width)), size[1]
 
 
+def check_whole(name: str, height: int, width: int, kind: FrameKind) -> None:
+    """Refuse a frame that is too large to go through a network whole.
+
+    Args:
+        name: of the image.
+        height, width: of the image.
+        kind: of the frame.
+
+    Raises:
+        DataError: the frame has the image's own size, of more than 4 million pixels.
+    """
+    if kind == "own" and height * width > LARGEST_WHOLE:
+        raise DataError(
+            f"{name}: {width} x {height} pixels; expected at most {LARGEST_WHOLE >> 20} million "
+            f"for a frame of its own size: take tiles (--tiles 512), scale it down, or train with "
+            f"the frame fit"
+        )
+
+
 def whole_frame(sample: Sample, size: tuple[int, int], kind: FrameKind) -> Frame:
     """The frame of a whole sample: the image antialiased bilinear, labels nearest.
 
@@ -118,11 +138,7 @@ def whole_frame(sample: Sample, size: tuple[int, int], kind: FrameKind) -> Frame
         (48, 48, 3)
     """
     height, width = sample.image.shape[:2]
-    if kind == "own" and height * width > LARGEST_WHOLE:
-        raise DataError(
-            f"{sample.name}: {width} x {height} pixels; expected at most {LARGEST_WHOLE >> 20} "
-            f"million to go through a network at their own size, make the image smaller"
-        )
+    check_whole(sample.name, height, width, kind)
     box = (0.0, 0.0, float(width), float(height))
     return cut(sample, box, frame_size(height, width, size, kind))
 

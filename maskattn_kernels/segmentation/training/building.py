@@ -13,6 +13,7 @@ from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.data.batches import Batches
 from maskattn_kernels.segmentation.data.errors import DataError, shown
 from maskattn_kernels.segmentation.data.findings import Findings, survey
+from maskattn_kernels.segmentation.data.frame import check_whole
 from maskattn_kernels.segmentation.data.frame_advice import frame_advice
 from maskattn_kernels.segmentation.data.label_counts import balanced_weights
 from maskattn_kernels.segmentation.data.opening import SPLITS
@@ -46,6 +47,8 @@ def make_batches(config: Namespace) -> Batches:
     batches = Batches(**arguments, seed=config.seed, **options)
     batches.open()
     found = _judge_labels(batches)
+    for width, height in found["val"].sizes if "val" in found else ():
+        check_whole("data.frame own: a validation image", height, width, batches.frame)
     train = found.get("train")
     for note in frame_advice(train.sizes, batches.size, batches.frame) if train else ():
         say(f"note: {note}")
