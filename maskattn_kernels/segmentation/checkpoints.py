@@ -34,6 +34,7 @@ from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.frame import FrameKind, as_frame_kind, as_size
 from maskattn_kernels.segmentation.data.inputs import AnyImage, OneImage, listed
 from maskattn_kernels.segmentation.data.sample import VOID, Classes
+from maskattn_kernels.segmentation.drift import Reference
 from maskattn_kernels.segmentation.infer import Pipeline
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.results import Segmentation
@@ -71,6 +72,8 @@ class Checkpoint:
         frame: what it makes of a whole image: "fit" = scaled so that it lies within ``size``, its
             aspect kept; "own" = as it is; "squeeze" = scaled to exactly ``size``.
         metrics: scores at the time of saving, 0 to 100.
+        reference: what the images of its training are like, by which `predict` and `evaluate` tell
+            images that are not; None = not known.
 
     Raises:
         TypeError, ValueError: an argument is of another type, there are more or fewer classes than
@@ -92,6 +95,7 @@ class Checkpoint:
     size: tuple[int, int]
     frame: FrameKind
     metrics: dict[str, float]
+    reference: Reference | None
 
     def __init__(
         self,
@@ -100,6 +104,7 @@ class Checkpoint:
         size: int | tuple[int, int],
         frame: FrameKind = "fit",
         metrics: dict[str, float] | None = None,
+        reference: Reference | None = None,
     ) -> None:
         if not isinstance(network, SegmentationNetwork):
             got = type(network).__name__
@@ -115,6 +120,7 @@ class Checkpoint:
         self.network, self.classes = network, classes
         self.size, self.frame = as_size(size), as_frame_kind(frame)
         self.metrics = {} if metrics is None else metrics
+        self.reference = reference
 
     def description(self) -> dict[str, Any]:
         """All but the weights, for JSON."""
@@ -125,6 +131,7 @@ class Checkpoint:
             "size": list(self.size),
             "frame": self.frame,
             "metrics": {k: v if math.isfinite(v) else None for k, v in self.metrics.items()},
+            "reference": None if self.reference is None else self.reference.description(),
         }
 
     def save_pretrained(
@@ -346,9 +353,10 @@ class Checkpoint:
                 str(k): math.nan if v is None else float(v) for k, v in described["metrics"].items()
             }
             # Before frames had kinds, there were squares into which images were squeezed.
-            return cls(
-                network, classes, described["size"], described.get("frame", "squeeze"), metrics
-            )
+            frame = described.get("frame", "squeeze")
+            kept = described.get("reference")
+            reference = None if kept is None else Reference.from_description(kept)
+            return cls(network, classes, described["size"], frame, metrics, reference)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             reason = one_line(error)[:200]
             raise CheckpointError(f"{file}: not saved by save_pretrained ({reason})") from None

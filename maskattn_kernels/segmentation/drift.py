@@ -7,6 +7,7 @@ than chance explains.
 """
 
 import math
+import sys
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,9 @@ import numpy as np
 
 from maskattn_kernels.segmentation.data.errors import shown
 from maskattn_kernels.segmentation.model.measures import STATISTICS
+from maskattn_kernels.segmentation.results import Segmentation
 
-__all__ = ["Drift", "Reference", "drift_line"]
+__all__ = ["Drift", "Reference", "drift_line", "drift_of", "tell_drift"]
 
 QUANTILES = (0.01, 0.5, 0.99)
 SHARE, CHANCE = 0.05, 0.01  # drift: a larger share of images beyond limits, and so improbable
@@ -185,7 +187,7 @@ class Drift:
         >>> known = [dict.fromkeys(STATISTICS, 50.0 + n) for n in range(100)]
         >>> drift = Drift(Reference.of(known, []))
         >>> for number in range(20):
-        ...     drift.add(f"{number}.jpg", dict.fromkeys(STATISTICS, 10.0))
+        ...     drift.count(f"{number}.jpg", dict.fromkeys(STATISTICS, 10.0))
         >>> report = drift.report()
         >>> report["drifted"], report["why"]["darker"]
         (True, 20)
@@ -197,7 +199,11 @@ class Drift:
         self._images = 0
         self._unusual: list[dict[str, Any]] = []
 
-    def add(self, name: str, statistics: Statistics) -> None:
+    def add(self, found: Segmentation) -> None:
+        """Count an image, whose segmentation was ``found`` with its measures."""
+        self.count(found.name, found.measured.statistics)
+
+    def count(self, name: str, statistics: Statistics) -> None:
         """Count an image.
 
         Args:
@@ -236,6 +242,28 @@ class Drift:
             "medians": medians,
             "unusual_images": self._unusual,
         }
+
+
+def drift_of(reference: Reference | None, *, whole: bool) -> Drift | None:
+    """What counts for a command; None where nothing can be told.
+
+    Args:
+        reference: of the checkpoint, if it has one.
+        whole: whether images are seen as a whole, as those of the reference were: not in tiles.
+    """
+    return Drift(reference) if reference is not None and whole else None
+
+
+def tell_drift(report: Mapping[str, Any] | None) -> None:
+    """Print what a `Drift.report` says: a warning on stderr if the images drifted.
+
+    Args:
+        report: None = nothing is known, and nothing is printed.
+    """
+    if report is not None and report["drifted"]:
+        print(f"warning: {drift_line(report)}", file=sys.stderr)
+    elif report is not None:
+        print(drift_line(report))
 
 
 def drift_line(report: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ def draw(random: np.random.Generator, count: int, shift: float = 0.0) -> list[di
 def report(reference: Reference, rows: list[dict[str, float]]) -> dict:
     drift = Drift(reference)
     for number, row in enumerate(rows):
-        drift.add(f"{number}", row)
+        drift.count(f"{number}", row)
     return drift.report()
 
 

@@ -20,7 +20,7 @@ class Mirrored(nn.Module):
 
     Means are taken of the probabilities of the classes, of the heatmap of centres, and of offsets,
     which point the other way along rows in a mirror image. The logits keep the scale of the
-    network's. Embeddings, selections and the pooled map are those of the image as it is.
+    network's. All other outputs are those of the image as it is.
 
     Args:
         network: a `SegmentationNetwork`, or what `prepare_for_inference` makes of one.

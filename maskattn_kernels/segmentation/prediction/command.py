@@ -17,6 +17,7 @@ from maskattn_kernels.common.progress import Progress
 from maskattn_kernels.segmentation.checkpoints import Checkpoint, as_checkpoint
 from maskattn_kernels.segmentation.data.errors import DataError, told
 from maskattn_kernels.segmentation.data.frame import as_size
+from maskattn_kernels.segmentation.drift import drift_of, tell_drift
 from maskattn_kernels.segmentation.model.cost import measure_cost, peak_memory
 from maskattn_kernels.segmentation.model.mirrored import with_tta
 from maskattn_kernels.segmentation.model.prepared import (
@@ -84,7 +85,9 @@ def predict(
     Returns:
         the summary, as it is in ``summary.json``: rates, memory, and the network's cost for a frame
         of the size that most images had (measured at the end, which takes seconds); in
-        "failed" a line for each file that cannot be used, in "notes" what else was left out.
+        "drift" whether the images look like those of the training, see `Drift.report`, None if the
+        checkpoint does not know them; in "failed" a line for each file that cannot be used, in
+        "notes" what else was left out.
 
     Raises:
         ValueError: source, checkpoint or truth cannot be used, no image can be read, or the folder
@@ -115,6 +118,7 @@ def predict(
     shown, failed = _spread(panels, images.count, limit), list[str]()
     shapes: Counter[tuple[int, int]] = Counter()
     computed = of = 0
+    drift = drift_of(loaded.reference, whole=tiles is None and hybrid is None)
     results = loaded.segment_stream(
         islice(images, limit),
         batch_size=batch_size,
@@ -128,6 +132,7 @@ def predict(
         tiles=tiles,
         overlap=overlap,
         hybrid=hybrid,
+        measured=drift is not None,
     )
     writer = Writer(
         Path(out),
@@ -142,6 +147,8 @@ def predict(
                 writer.add(found)
                 shapes[found.frame_semantic.shape] += 1
                 computed, of = computed + found.work.tiles, of + found.work.of
+                if drift is not None:
+                    drift.add(found)
                 if progress is not None:
                     progress(writer.count)
             if failed and not writer.count:
@@ -173,6 +180,7 @@ def predict(
         "min_score": min_score,
         "size": list(size),
         "tiles": {"computed": computed, "of": of},
+        "drift": None if drift is None else drift.report(),
         "failed": failed + writer.failed,
         "notes": images.notes + writer.notes,
     }
@@ -268,6 +276,7 @@ def main(argv: Sequence[str]) -> int:
             progress=lambda done: progress.show(f"{done} images"),
         )
     print(summary_text(summary))
+    tell_drift(summary["drift"])
     print(f"written: {given.out}")
     for note in summary["notes"]:
         print(f"note: {note}", file=sys.stderr)

@@ -16,6 +16,7 @@ from maskattn_kernels.segmentation.data.arguments import add_data_arguments, ope
 from maskattn_kernels.segmentation.data.errors import told
 from maskattn_kernels.segmentation.data.frame import FrameKind
 from maskattn_kernels.segmentation.data.opening import SPLITS
+from maskattn_kernels.segmentation.drift import drift_of, tell_drift
 from maskattn_kernels.segmentation.model.prepared import (
     add_inference_arguments,
     add_score_argument,
@@ -127,19 +128,24 @@ def main(argv: Sequence[str]) -> int:
             )
             report["steps"] = [_without_nan(step.as_dict()) for step in steps]
         else:
+            drift = drift_of(checkpoint.reference, whole=given.tiles is None)
             scores = evaluate(
                 checkpoint,
                 dataset,
                 progress=lambda done: progress.show(f"{done}/{len(dataset)} images"),
+                measured=drift is not None,
+                each=None if drift is None else drift.add,
                 **options,
             )
             report["scores"] = _without_nan(scores)
+            report["drift"] = None if drift is None else drift.report()
     if given.hybrid:
         print(steps_table(steps))
     else:
         print(tables(scores, checkpoint.size, "own" if given.tiles else checkpoint.frame))
         for note in _only_predicted(scores):
             print(f"note: {note}", file=sys.stderr)
+        tell_drift(report["drift"])
     failed = list(dict.fromkeys(failed))  # each step tells the same
     report |= {"images": len(dataset) - len(failed), "failed": failed}
     text = json.dumps(report, indent=2) + "\n"

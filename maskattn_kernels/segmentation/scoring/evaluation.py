@@ -38,6 +38,7 @@ def evaluate(
     tiles: int | tuple[int, int] | None = None,
     overlap: float = OVERLAP,
     hybrid: float | None = None,
+    measured: bool = False,
     each: Callable[[Segmentation], object] | None = None,
 ) -> dict[str, Scores]:
     """Score a checkpoint on a labelled data set.
@@ -50,7 +51,8 @@ def evaluate(
         progress: called with the number of images that are done, after each batch.
         failed: called with the error of each sample that cannot be read, in a thread; that sample
             is left out. None = the error is raised.
-        precision, compile, tta, min_score, tiles, overlap, hybrid: as in `Checkpoint.segment`.
+        precision, compile, tta, min_score, tiles, overlap, hybrid, measured: as in
+            `Checkpoint.segment`.
         each: called with each result after it was scored.
 
     Returns:
@@ -94,6 +96,7 @@ def evaluate(
         tiles=tiles,
         overlap=overlap,
         hybrid=hybrid,
+        measured=measured,
     )
     done = 0
     for done, found in enumerate(results, 1):

@@ -34,6 +34,7 @@ from maskattn_kernels.segmentation.training.keep_schedule import KeepOptions, Ke
 from maskattn_kernels.segmentation.training.module import SegmentationModule
 from maskattn_kernels.segmentation.training.options import as_arguments, parse, to_yaml
 from maskattn_kernels.segmentation.training.processes import say
+from maskattn_kernels.segmentation.training.reference import keep_reference
 from maskattn_kernels.segmentation.training.resume import (
     check_data,
     check_processes,
@@ -191,6 +192,8 @@ def _train_in(
             raise CheckpointError(f"{state_path}: cannot be restored: {one_line(error)}") from error
         raise
     save_network(trainer, module, out / "final")
+    if trainer.is_global_zero:
+        keep_reference(out, batches, trainer.strategy.root_device)
     return module.scores
 
 
