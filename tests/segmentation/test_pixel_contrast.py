@@ -3,9 +3,14 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from segmentation_runs import tiny_arguments
 
 from maskattn_kernels.segmentation.data.sample import VOID
+from maskattn_kernels.segmentation.model.losses import SegmentationLoss
+from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.model.pixel_contrast import PixelContrastiveLoss, PixelEmbedding
+from maskattn_kernels.segmentation.training import command as training
 
 
 def scene(batch: int = 3, side: int = 6, classes: int = 4) -> tuple[torch.Tensor, ...]:
@@ -138,6 +143,43 @@ def test_no_value_is_read_on_the_host():
         embedding = PixelEmbedding(6)(torch.randn(2, 6, 8, 8))
         labels = torch.zeros(2, 32, 32, dtype=torch.int64)
         PixelContrastiveLoss()(embedding, torch.randn(2, 3, 32, 32), labels).backward()
+
+
+def test_its_layers_learn_with_the_network_and_are_no_part_of_it(tmp_path):
+    out = tmp_path / "run"
+    training.main(
+        [
+            *tiny_arguments(out, steps=3),
+            "--loss.pixel_weight",
+            "0.1",
+            "--trainer.accelerator",
+            "cpu",
+        ]
+    )
+    saved = torch.load(out / "last.ckpt", weights_only=False)["state_dict"]
+    own = [name for name in saved if name.startswith("loss.embedded")]
+    assert len(own) == 4
+    assert all("embedded" not in name for name in load_file(out / "final" / "model.safetensors"))
+    assert "loss/pixel" in (out / "train.csv").read_text().splitlines()[0]
+
+
+def test_only_a_network_in_training_gives_what_it_compares():
+    network = SegmentationNetwork(3, [2], width=8, depth=2)
+    loss = SegmentationLoss([2], pixel_weight=0.5, pixel_channels=8)
+    image = torch.rand(2, 3, 32, 32)
+    labels = torch.randint(3, (2, 32, 32))
+    batch = {"semantic": labels, "instance": (labels == 2).long()}
+    losses = loss(network(image), batch)
+    others = sum(
+        loss.weights[name] * losses[name] for name in losses if name not in ("loss", "pixel")
+    )
+    torch.testing.assert_close(losses["loss"], others + 0.5 * losses["pixel"])
+    losses["loss"].backward()
+    assert all(p.grad.abs().sum() > 0 for p in loss.parameters())
+    assert network.eval()(image).finest is None
+    assert "pixel" not in loss(network(image), batch)
+    with pytest.raises(ValueError, match="pixel_channels: expected an int with a pixel_weight"):
+        SegmentationLoss([2], pixel_weight=0.5)
 
 
 def test_bad_arguments():

@@ -26,6 +26,7 @@ def test_two_processes_train_to_the_weights_of_one(recipe, tmp_path):
     # AdamW turns the rounding of gradients that should be 0 into steps as large as any. So float64,
     # and no embedding, whose bias has no gradient but what its float32 loss rounds.
     more = (*more, "--trainer.precision", "64-true", "--network.embedding", "0")
+    more = (*more, "--loss.pixel_weight", "0.1")
     one, two = tmp_path / "one", tmp_path / "two"
     training.main(tiny_arguments(one, *more, "--data.batch_size", "8"))
     parallel = ("--data.batch_size", "4", "--trainer.devices", "2", "--trainer.strategy", "ddp")

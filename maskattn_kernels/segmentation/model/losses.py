@@ -13,6 +13,10 @@ from torch import Tensor, nn
 from maskattn_kernels.common.text import quoted
 from maskattn_kernels.nn import keep_ratio_loss
 from maskattn_kernels.segmentation.model.network import TASKS, Outputs
+from maskattn_kernels.segmentation.model.pixel_contrast import (
+    PixelContrastiveLoss,
+    PixelEmbedding,
+)
 from maskattn_kernels.segmentation.model.pixel_losses import (
     CoarseLoss,
     DiceLoss,
@@ -20,6 +24,7 @@ from maskattn_kernels.segmentation.model.pixel_losses import (
     SemanticLoss,
     mean_over_images,
 )
+from maskattn_kernels.segmentation.model.sampling import areas, even_draws
 from maskattn_kernels.segmentation.model.targets import instance_targets
 
 __all__ = [
@@ -119,11 +124,7 @@ class InstanceContrastiveLoss(nn.Module):
         objects that are sampled from another one over the numbers of the objects.
         """
         pixels = numbers.shape[1]
-        steps = torch.arange(1, pixels + 1, device=numbers.device, dtype=torch.float64)
-        draws = ((steps * _GOLDEN) % 1.0).clamp(1e-9, 1 - 1e-9)
-        area = torch.zeros(
-            numbers.shape[0], pixels + 1, dtype=torch.int64, device=numbers.device
-        ).scatter_add_(1, numbers, torch.ones_like(numbers))
+        draws, area = even_draws(pixels, numbers.device), areas(numbers, pixels)
         turns = torch.where(area[:, 1:] > 0, draws, 2.0)
         objects = min(max(self.samples // 4, 1), pixels)
         last = turns.topk(objects, dim=1, largest=False).values[:, -1:]
@@ -146,6 +147,9 @@ class SegmentationLoss(nn.Module):
         dice_weight, lovasz_weight: factors of `DiceLoss` and `LovaszLoss`; 0 = without.
         coarse_weight: factor of `CoarseLoss` for the logits of the decoder's coarser maps (deep
             supervision); 0 = without.
+        pixel_weight: factor of `PixelContrastiveLoss`, which has layers of its own, learned with
+            the network but no part of it; 0 = without.
+        pixel_channels: of ``outputs.finest``; needed with a ``pixel_weight``.
         semantic_weight, center_weight, offset_weight, contrastive_weight, keep_weight: factors.
         sigma: of the centres' Gaussians, in pixels.
 
@@ -153,10 +157,10 @@ class SegmentationLoss(nn.Module):
         ``outputs`` of a `SegmentationNetwork`; ``batch`` a dict with "semantic" integer (B,H,W)
         and, unless the task is "semantic", "instance" integer (B,H,W). Returns a dict of scalars:
         "loss", the total, and its parts without their weights ("semantic", "dice", "lovasz",
-        "coarse", "center", "offset", "contrastive", "keep").
+        "coarse", "pixel", "center", "offset", "contrastive", "keep"); "pixel" in training only.
 
     Raises:
-        ValueError: ``task`` or ``hard`` is wrong.
+        ValueError: ``task``, ``hard`` or ``pixel_channels`` is wrong.
 
     Example:
         >>> import torch
@@ -182,6 +186,8 @@ class SegmentationLoss(nn.Module):
         dice_weight: float = 0.0,
         lovasz_weight: float = 0.0,
         coarse_weight: float = 0.0,
+        pixel_weight: float = 0.0,
+        pixel_channels: int | None = None,
         semantic_weight: float = 1.0,
         center_weight: float = 10.0,
         offset_weight: float = 0.02,
@@ -194,6 +200,8 @@ class SegmentationLoss(nn.Module):
             raise ValueError(f"task: expected one of {quoted(TASKS)}, got {task!r}")
         if not 0 <= hard < 1:
             raise ValueError(f"hard: expected a number from 0 below 1, got {hard!r}")
+        if pixel_weight and pixel_channels is None:
+            raise ValueError("pixel_channels: expected an int with a pixel_weight, got None")
         self.things = tuple(things)
         self.task = task
         self.keep = keep
@@ -203,6 +211,7 @@ class SegmentationLoss(nn.Module):
             "dice": dice_weight,
             "lovasz": lovasz_weight,
             "coarse": coarse_weight,
+            "pixel": pixel_weight,
             "center": center_weight,
             "offset": offset_weight,
             "contrastive": contrastive_weight,
@@ -212,6 +221,10 @@ class SegmentationLoss(nn.Module):
         self.dice = DiceLoss()
         self.lovasz = LovaszLoss()
         self.coarse = CoarseLoss(class_weights)
+        self.pixel = PixelContrastiveLoss()
+        self.embedded: nn.Module | None = None
+        if pixel_weight and pixel_channels is not None:
+            self.embedded = PixelEmbedding(pixel_channels)
         self.center = CenterLoss()
         self.offset = OffsetLoss()
         self.contrastive = InstanceContrastiveLoss()
@@ -225,6 +238,9 @@ class SegmentationLoss(nn.Module):
             losses["lovasz"] = self.lovasz(outputs.semantic, semantic)
         if self.weights["coarse"]:
             losses["coarse"] = self.coarse(outputs.coarse, semantic)
+        if self.embedded is not None and outputs.finest is not None:
+            embedding = self.embedded(outputs.finest)
+            losses["pixel"] = self.pixel(embedding, outputs.semantic, semantic)
         if outputs.center is not None and outputs.offset is not None:
             targets = instance_targets(semantic, batch["instance"], self.things, sigma=self.sigma)
             losses["center"] = self.center(outputs.center, targets.center, targets.center_counts)
@@ -236,6 +252,3 @@ class SegmentationLoss(nn.Module):
             losses["keep"] = keep_ratio_loss(learned, self.keep)
         total = sum(self.weights[name] * loss for name, loss in losses.items())
         return {"loss": total, **losses}
-
-
-_GOLDEN = 0.6180339887498949

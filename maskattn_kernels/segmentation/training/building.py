@@ -81,7 +81,8 @@ def make_module(
     if options["keep"] is None and config.network.selector in ("threshold", "gumbel"):
         options["keep"] = config.network.keep  # without this loss they select too much
     options["class_weights"] = _class_weights(options["class_weights"], batches)
-    loss = SegmentationLoss(classes.things, network.task, **options)
+    channels = network.body.decoder_channels[-1]
+    loss = SegmentationLoss(classes.things, network.task, pixel_channels=channels, **options)
     if config.init_from:
         trained = Checkpoint.from_pretrained(config.init_from)
         _take_weights(config.init_from, network, classes, trained)

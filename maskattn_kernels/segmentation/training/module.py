@@ -130,7 +130,7 @@ class SegmentationModule(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer, schedule = make_optimizer(
-            self.network,
+            nn.ModuleList([self.network, self.loss]),  # a loss may have layers of its own
             self.optimizer_options,
             self.steps,
             self.network.encoder_parts() if self.pretrained_encoder else [],

@@ -136,7 +136,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--network.encoder_weights", type=str, default="default",
         help="default: trained ones where the encoder has some; none; a .safetensors or .pth file; "
         "or owner/name on the Hugging Face hub")  # fmt: skip
-    skipped = {"things", "task", "class_weights"}
+    skipped = {"things", "task", "class_weights", "pixel_channels"}
     parser.add_class_arguments(SegmentationLoss, "loss", skip=skipped)
     add("--loss.class_weights", type=Literal["none", "balanced"] | list[float], default="none",
         help="of the cross-entropy: balanced, by the labels; or a number a class")  # fmt: skip
