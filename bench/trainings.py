@@ -79,6 +79,7 @@ class Study:
         summary: of a finished run in a few words.
         page: a page of the documentation with the study's tables.
         blocks: the tables by the name of their block of the page.
+        prepare: called with a run before its training; None = nothing is to be prepared.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Study:
     summary: Callable[[Record], str]
     page: Path
     blocks: Callable[[], dict[str, str]]
+    prepare: Callable[[Any], None] | None = None
 
     @property
     def work(self) -> Path:
@@ -117,6 +119,8 @@ class Study:
 
         folder = self.work / run.name
         start = time.monotonic()
+        if self.prepare is not None:
+            self.prepare(run)
         resumed = ["--ckpt_path=last"] if (folder / "last.ckpt").exists() else []
         run_training(parse([*run.options, f"--out={folder}", *resumed]))
         facts = machine_facts()

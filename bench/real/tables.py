@@ -7,8 +7,11 @@ from collections.abc import Iterable
 from bench.real.plan import BEST, ENCODERS, HERE, LABELLED, MASKS, NUCLEI, SEEDS, SIZES, STARTS
 from bench.trainings import Record, Table, spread
 from maskattn_kernels.benchmark.pages import table
+from maskattn_kernels.segmentation.picking.rules import RULES
 
 TABLE = Table(HERE / "runs.jsonl")
+PICKS, DRIFT = Table(HERE / "pick.jsonl"), HERE / "drift.json"  # of pick.py and drift.py
+START = "start"  # of pick.py: the training with the first labels
 CLASSICAL = HERE / "classical.json"  # of classical.py
 
 
@@ -20,6 +23,8 @@ def blocks() -> dict[str, str]:
         "best": best_table(finished),
         "few labels": few_labels_table(finished),
         "nuclei": nuclei_table(finished),
+        "pick": pick_table(PICKS.read()),
+        "drift": drift_table(),
     }
 
 
@@ -90,3 +95,37 @@ def nuclei_table(finished: dict[str, Record]) -> str:
     classical = json.loads(CLASSICAL.read_text(encoding="utf-8"))
     rows.append([classical["method"], *(f"{classical[name]:.1f}" for name in names)])
     return table(["method", *names], rows)
+
+
+def pick_table(finished: dict[str, Record]) -> str:
+    """mIoU with more labels by each rule, and how far it is above random ones; by pick.py."""
+
+    def miou(rule: str) -> dict[int, float]:
+        names = {seed: f"{rule}-seed{seed}" for seed in SEEDS}
+        return {s: finished[name]["mIoU"] for s, name in names.items() if name in finished}
+
+    random, lines = miou("random"), []
+    for rule in (START, *reversed(RULES)):
+        found = miou(rule)
+        gains = (
+            []
+            if rule in (START, "random")
+            else [found[s] - random[s] for s in found if s in random]
+        )
+        name = "20 labelled images" if rule == START else f"20 more: {rule}"
+        lines.append([name, spread(list(found.values())), spread(gains), str(len(found))])
+    return table(["labels", "val mIoU", "above random", "seeds"], lines)
+
+
+def drift_table() -> str:
+    """What a network of CamVid makes of other and of changed images; by drift.py."""
+    header = ["images", "mIoU", "unusual", "warning", "warnings, by groups of 10 images", "why"]
+    rows = json.loads(DRIFT.read_text(encoding="utf-8")) if DRIFT.exists() else {}
+    lines = []
+    for name, row in rows.items():
+        miou = "-" if row["mIoU"] is None else f"{row['mIoU']:.1f}"
+        share = f"{row['unusual'] / row['images']:.0%} of {row['images']}"
+        warning = "yes" if row["drifted"] else "no"
+        groups = f"{row['groups that drifted']} of {row['groups']}"
+        lines.append([name, miou, share, warning, groups, ", ".join(list(row["why"])[:3])])
+    return table(header, lines)

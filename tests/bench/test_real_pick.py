@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The data sets of bench/real/pick.py, and the rows of bench/real/drift.py."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from segmentation_runs import tiny_checkpoint
+
+from bench.real import drift, pick
+from maskattn_kernels.segmentation import Sample
+from maskattn_kernels.segmentation.drift import Reference
+
+
+@pytest.fixture
+def camvid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A training set of 50 images, and where the runs lie."""
+    root = tmp_path / "camvid"
+    random = np.random.default_rng(0)
+    for split, count in (("train", 50), ("val", 1)):
+        for kind in ("images", "masks"):
+            (root / split / kind).mkdir(parents=True)
+        for number in range(count):
+            pixels = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / split / "images" / f"{number:02d}.jpg")
+            Image.new("L", (8, 8)).save(root / split / "masks" / f"{number:02d}.png")
+    (root / "classes.yaml").write_text("classes:\n  - {id: 0, name: sky}\n")
+    monkeypatch.setattr(pick, "CAMVID", root)
+    monkeypatch.setattr(pick, "WORK", tmp_path / "work")
+    return root
+
+
+def test_a_rule_adds_to_the_first_images_and_the_seed_draws_them(camvid: Path) -> None:
+    tiny_checkpoint(pick.WORK / "start-seed1" / "best")
+    first, more = pick.Run("start", 1), pick.Run("entropy+kcenter", 1)
+    for run in (first, more, more):  # a run that was stopped is prepared again
+        pick.prepare(run)
+    names = [
+        {path.stem for path in (run.data / "train" / "images").iterdir()} for run in (first, more)
+    ]
+    assert (len(names[0]), len(names[1])) == (20, 40) and names[0] < names[1]
+    masks = {path.stem for path in (more.data / "train" / "masks").iterdir()}
+    assert masks == names[1]
+    assert more.needs == ("start-seed1",) and first.needs == ()
+    assert (more.data / "val" / "images" / "00.jpg").exists()
+    pick.prepare(pick.Run("start", 2))
+    other = {path.stem for path in (pick.Run("start", 2).data / "train" / "images").iterdir()}
+    assert other != names[0]
+
+
+def test_drift_is_told_of_a_set_and_of_groups_of_it(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "checkpoint", task="semantic", selector="none")
+    torch.manual_seed(0)
+
+    class Noise:
+        classes = replace(checkpoint.classes, is_thing=(False, False, False))
+
+        def __len__(self) -> int:
+            return 45
+
+        def __getitem__(self, index: int) -> Sample:
+            pixels = np.random.default_rng(index).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+            return Sample(f"{index}", pixels)
+
+    with pytest.raises(ValueError, match="it has no reference"):
+        drift.measured(checkpoint, Noise())
+    images = [Noise()[index] for index in range(45)]
+    rows = [found.measured.statistics for found in checkpoint.segment(images, measured=True)]
+    checkpoint.reference = Reference.of(rows, [])
+    checkpoint.classes = replace(checkpoint.classes, names=("a", "b", "c"))  # others: no labels
+    usual = drift.measured(checkpoint, Noise())
+    assert not usual["drifted"] and usual["groups"] == 4 and usual["mIoU"] is None
+    for name in ("darkened to 0.25", "blurred, sigma 4"):
+        found = drift.measured(checkpoint, drift.Changed(Noise(), drift.CHANGES[name]))
+        assert found["drifted"] and found["unusual"] == 45 == found["images"], name
+        assert found["groups that drifted"] == 4, name
