@@ -79,7 +79,7 @@ def test_the_blend_of_all_tiles_is_the_whole(image, overlap) -> None:
 def test_every_output_has_a_rule() -> None:
     """A new output of networks needs one: blended by `Blend`, or in this list."""
     blended = {*tiles_module._MAPS}
-    left_out = {"embedding", "selections", "coarse"}
+    left_out = {"embedding", "selections", "coarse", "finest"}
     assert {*Outputs._fields} == blended | left_out | {"pooled"}
 
 
