@@ -30,6 +30,7 @@ __all__ = [
     "hub_file",
     "read_description",
     "read_network",
+    "upload",
     "weights_file",
     "write_weights",
 ]
@@ -191,6 +192,27 @@ def hub_file(name: str, file: str) -> Path:
             if isinstance(kept, str):
                 return Path(kept)
     raise LookupError(reason)
+
+
+def upload(folder: str, repo: str, private: bool, token: str | None) -> str:
+    """Upload a folder to the Hugging Face hub; returns its address there.
+
+    Args:
+        folder: to upload.
+        repo, private, token: as in `Checkpoint.push_to_hub`.
+
+    Raises:
+        RuntimeError: the hub refused, in one line.
+    """
+    import huggingface_hub  # by those who share checkpoints only
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        huggingface_hub.create_repo(repo, private=private, token=token, exist_ok=True)
+        done = huggingface_hub.upload_folder(repo_id=repo, folder_path=folder, token=token)
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise RuntimeError(f"push_to_hub({repo!r}): {one_line(error)}") from None
+    return str(done)
 
 
 def _opened(file: Path) -> tuple[dict[str, str], dict[str, list[int]]]:

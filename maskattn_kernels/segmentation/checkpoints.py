@@ -7,6 +7,7 @@ code. One file carries everything that is read back, so no ending of the process
 of one network beside the description of another.
 """
 
+import copy
 import json
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -18,15 +19,17 @@ from typing import Any, overload
 import numpy as np
 import torch
 from torch import Tensor
-from typing_extensions import TypedDict, Unpack  # comes with torch; Python's own is of 3.11
+from typing_extensions import Unpack  # comes with torch; Python's own is of 3.11
 
 from maskattn_kernels.common.atomic import replace_file
 from maskattn_kernels.common.text import one_line
+from maskattn_kernels.models.selector_dial import Keep
 from maskattn_kernels.segmentation.checkpoint_files import (
     FORMAT,
     CheckpointError,
     read_description,
     read_network,
+    upload,
     weights_file,
     write_weights,
 )
@@ -35,7 +38,8 @@ from maskattn_kernels.segmentation.data.frame import FrameKind, as_frame_kind, a
 from maskattn_kernels.segmentation.data.inputs import AnyImage, OneImage, listed
 from maskattn_kernels.segmentation.data.sample import VOID, Classes
 from maskattn_kernels.segmentation.drift import Reference
-from maskattn_kernels.segmentation.infer import Pipeline
+from maskattn_kernels.segmentation.infer import Pipeline, SegmentOptions, StreamOptions
+from maskattn_kernels.segmentation.model.dialed import dialed
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.results import Segmentation
 from maskattn_kernels.segmentation.tiling import OVERLAP, Tiling
@@ -43,21 +47,6 @@ from maskattn_kernels.segmentation.tiling import OVERLAP, Tiling
 __all__ = ["Checkpoint", "CheckpointError", "as_checkpoint"]
 
 CONFIG = "config.json"
-
-
-class _Options(TypedDict, total=False):
-    batch_size: int
-    device: str | torch.device
-    confidence: float
-    min_score: float
-    attended: bool
-    precision: str
-    compile: bool
-    measured: bool
-    tta: str | None
-    tiles: int | tuple[int, int] | None
-    overlap: float
-    hybrid: float | None
 
 
 @dataclass(init=False)
@@ -158,19 +147,9 @@ class Checkpoint:
         self,
         images: Iterable[AnyImage],
         *,
-        batch_size: int = 16,
-        device: str | torch.device = "auto",
-        confidence: float = 0.0,
-        min_score: float = 0.0,
         attended: int | Collection[int] = 0,
         failed: Callable[[DataError], object] | None = None,
-        precision: str = "float32",
-        compile: bool = False,
-        measured: bool = False,
-        tta: str | None = None,
-        tiles: int | tuple[int, int] | None = None,
-        overlap: float = OVERLAP,
-        hybrid: float | None = None,
+        **options: Unpack[StreamOptions],
     ) -> Iterator[Segmentation]:
         """Segment any number of images one after another, in bounded memory.
 
@@ -179,12 +158,11 @@ class Checkpoint:
         Args:
             images: any iterable, also an endless one; each as in `segment`, or a function without
                 arguments that returns a `Sample` and is called in a thread.
-            batch_size, device, confidence, min_score, precision, compile, measured, tta, tiles,
-                overlap, hybrid: as in `segment`.
             attended: number of images, from the first, that also get where each scale attends; or
                 the places of these images, from 0.
             failed: called with the error of each image that cannot be read, in a thread; that image
                 is left out. None = the error is raised, and ends the iterator.
+            options: as in `segment`.
 
         Returns:
             an iterator of a `Segmentation` for each image, in order.
@@ -193,30 +171,18 @@ class Checkpoint:
             ValueError, TypeError: as `segment`; for an image, when the iterator reaches it.
         """
         places = range(attended) if isinstance(attended, int) else attended
-        return self._pipeline(
-            batch_size=batch_size,
-            device=device,
-            confidence=confidence,
-            min_score=min_score,
-            attended=places,
-            failed=failed,
-            precision=precision,
-            compile=compile,
-            measured=measured,
-            tta=tta,
-            tiling=self._tiling(tiles, overlap, hybrid),
-        ).stream(images)
+        return self._pipeline(attended=places, failed=failed, **options).stream(images)
 
     @overload
-    def segment(self, images: OneImage, **options: Unpack[_Options]) -> Segmentation: ...
+    def segment(self, images: OneImage, **options: Unpack[SegmentOptions]) -> Segmentation: ...
 
     @overload
     def segment(
-        self, images: list[Any] | tuple[Any, ...], **options: Unpack[_Options]
+        self, images: list[Any] | tuple[Any, ...], **options: Unpack[SegmentOptions]
     ) -> list[Segmentation]: ...
 
     @overload
-    def segment(self, images: np.ndarray | Tensor, **options: Unpack[_Options]) -> Any: ...
+    def segment(self, images: np.ndarray | Tensor, **options: Unpack[SegmentOptions]) -> Any: ...
 
     def segment(
         self,
@@ -234,6 +200,8 @@ class Checkpoint:
         tiles: int | tuple[int, int] | None = None,
         overlap: float = OVERLAP,
         hybrid: float | None = None,
+        keep: Keep | None = None,
+        selector: str | None = None,
     ) -> Segmentation | list[Segmentation]:
         """Segment one image or a list of images, of any sizes.
 
@@ -264,6 +232,7 @@ class Checkpoint:
             hybrid: 0 to 1: the image first as a whole, fitted into `size`, and then this share of
                 its tiles, those where the first look is least sure. Tiles are as large as `size`
                 unless ``tiles`` says otherwise. None = all tiles, or none without ``tiles``.
+            keep, selector: attend to other tokens, as in `with_masks`; None = as trained.
 
         What runs is a copy of the network made by `maskattn_kernels.models.prepare_for_inference`.
         It is made at the first call, and anew after the network has changed, though not for changes
@@ -307,21 +276,59 @@ class Checkpoint:
             compile=compile,
             measured=measured,
             tta=tta,
-            tiling=self._tiling(tiles, overlap, hybrid),
+            tiles=tiles,
+            overlap=overlap,
+            hybrid=hybrid,
+            keep=keep,
+            selector=selector,
         )
         few = 0 < len(items) <= batch_size
         results = pipeline.batch(items) if few else list(pipeline.stream(items))
         return results[0] if is_one else results
 
-    def _tiling(
-        self, tiles: int | tuple[int, int] | None, overlap: float, hybrid: float | None
-    ) -> Tiling | None:
-        if tiles is None and hybrid is None:
-            return None
-        return Tiling(self.size if tiles is None else tiles, overlap, hybrid)
+    def _pipeline(
+        self,
+        *,
+        tiles: int | tuple[int, int] | None = None,
+        overlap: float = OVERLAP,
+        hybrid: float | None = None,
+        keep: Keep | None = None,
+        selector: str | None = None,
+        **options: Any,
+    ) -> Pipeline:
+        if tiles is not None or hybrid is not None:
+            options["tiling"] = Tiling(self.size if tiles is None else tiles, overlap, hybrid)
+        network = dialed(self.network, keep, selector)
+        return Pipeline(network, self.classes, self.size, self.frame, **options)
 
-    def _pipeline(self, **options: Any) -> Pipeline:
-        return Pipeline(self.network, self.classes, self.size, self.frame, **options)
+    def with_masks(self, keep: Keep | None = None, selector: str | None = None) -> "Checkpoint":
+        """The same checkpoint, with a copy of its network that attends to other tokens.
+
+        It has no `reference`, which is what the network gives with the masks of its training.
+
+        Args:
+            keep: fraction of tokens that attention takes at each scale, 0 to 1; or of scales by
+                name, see `SelectorDial.set_keep`. None = as it is.
+            selector: rule that chooses them: "entropy" (queries where a first guess is least sure),
+                "random" or "none" (all tokens) for every network; "topk" or "local" for one with
+                learned masks. None = as it is.
+
+        Raises:
+            TypeError, ValueError: the selector has no ratio, or does not fit the network.
+
+        Example:
+            >>> from maskattn_kernels.segmentation import Checkpoint, Classes, SegmentationNetwork
+            >>> classes = Classes(("sky", "sea"), (False, False), ((0, 0, 255), (0, 9, 9)), (0, 1))
+            >>> network = SegmentationNetwork(2, task="semantic", width=4, depth=2)
+            >>> quick = Checkpoint(network, classes, size=32).with_masks(keep=0.1)
+            >>> quick.network.config["keep"], network.config["keep"]
+            (0.1, 0.25)
+        """
+        other = copy.copy(self)
+        other.network = dialed(self.network, keep, selector)
+        if other.network is not self.network:
+            other.reference = None  # it is what the network with the trained masks gives
+        return other
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "Checkpoint":
@@ -372,17 +379,9 @@ class Checkpoint:
         Raises:
             RuntimeError: the hub refused, in one line.
         """
-        import huggingface_hub  # by those who share checkpoints only
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-        try:
-            huggingface_hub.create_repo(repo, private=private, token=token, exist_ok=True)
-            with TemporaryDirectory() as folder:
-                self.save_pretrained(folder)
-                done = huggingface_hub.upload_folder(repo_id=repo, folder_path=folder, token=token)
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
-            raise RuntimeError(f"push_to_hub({repo!r}): {one_line(error)}") from None
-        return str(done)
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload(folder, repo, private, token)
 
 
 def as_checkpoint(checkpoint: Checkpoint | str | Path) -> Checkpoint:

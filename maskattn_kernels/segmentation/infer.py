@@ -12,9 +12,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict  # comes with torch; Python's own is of 3.11
 
 from maskattn_kernels.common.background import ahead, map_ahead
 from maskattn_kernels.common.command_line import torch_device
+from maskattn_kernels.models.selector_dial import Keep
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.frame import FrameKind
 from maskattn_kernels.segmentation.data.inputs import AnyImage
@@ -33,7 +35,7 @@ from maskattn_kernels.segmentation.reading import Read, Reader, alike
 from maskattn_kernels.segmentation.results import Attended, Measured, Segmentation, Work
 from maskattn_kernels.segmentation.tiling import Tiling, through_tiles
 
-__all__ = ["Pipeline"]
+__all__ = ["Pipeline", "SegmentOptions", "StreamOptions"]
 
 
 class _Computed(NamedTuple):
@@ -54,6 +56,30 @@ class _Computed(NamedTuple):
     own: list[tuple[Tensor, Tensor]]
     measures: Measures | None
     work: Work
+
+
+class StreamOptions(TypedDict, total=False):
+    """What `Checkpoint.segment_stream` takes beside images, see `Checkpoint.segment`."""
+
+    batch_size: int
+    device: str | torch.device
+    confidence: float
+    min_score: float
+    precision: str
+    compile: bool
+    measured: bool
+    tta: str | None
+    tiles: int | tuple[int, int] | None
+    overlap: float
+    hybrid: float | None
+    keep: Keep | None
+    selector: str | None
+
+
+class SegmentOptions(StreamOptions, total=False):
+    """What `Checkpoint.segment` takes beside images."""
+
+    attended: bool
 
 
 class Pipeline:

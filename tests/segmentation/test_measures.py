@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
-from segmentation_runs import CLASSES, tiny_checkpoint, write_images
+from segmentation_runs import CLASSES, measure_quickly, tiny_checkpoint, write_images
 
 from maskattn_kernels.segmentation.data.frame import whole_frame
 from maskattn_kernels.segmentation.data.sample import Sample
-from maskattn_kernels.segmentation.model import cost
 from maskattn_kernels.segmentation.model.measures import STATISTICS, measure
 from maskattn_kernels.segmentation.model.mirrored import Mirrored, with_tta
 from maskattn_kernels.segmentation.model.network import Outputs, SegmentationNetwork
@@ -174,7 +173,7 @@ class Labelled:
 
 
 def test_predict_segment_and_evaluate_take_the_augmentation(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(prediction, "measure_cost", lambda *a: cost.measure_cost(*a, seconds=0))
+    measure_quickly(monkeypatch)
     checkpoint = tiny_checkpoint(tmp_path / "checkpoint", selector="none")
     with torch.no_grad():
         checkpoint.network.unet.head.weight.mul_(20)

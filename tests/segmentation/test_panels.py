@@ -6,11 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from segmentation_runs import CLASSES, tiny_checkpoint, write_images
+from segmentation_runs import CLASSES, measure_quickly, tiny_checkpoint, write_images
 
 from maskattn_kernels.segmentation.data.drawing import legend
 from maskattn_kernels.segmentation.data.fonts import drawable_names, font, without_font
-from maskattn_kernels.segmentation.model.cost import measure_cost
 from maskattn_kernels.segmentation.prediction import command as predict
 from maskattn_kernels.segmentation.prediction.panels import GAP, THINNEST, TILE, TITLE, draw_panel
 
@@ -53,7 +52,7 @@ def test_thin_images_can_be_seen(height: int, width: int, tmp_path) -> None:
 
 
 def test_panels_are_spread(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(predict, "measure_cost", lambda *a: measure_cost(*a, seconds=0))
+    measure_quickly(monkeypatch)
     images = write_images(tmp_path / "images", 9)
     checkpoint = tiny_checkpoint(tmp_path / "checkpoint")
     for limit, expected in ((None, ["00", "04", "08"]), (4, ["00", "02", "03"]), (2, ["00", "01"])):

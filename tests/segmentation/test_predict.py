@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from segmentation_runs import CLASSES, tiny_checkpoint, write_images
+from segmentation_runs import CLASSES, measure_quickly, tiny_checkpoint, write_images
 
 from maskattn_kernels.common.atomic import WriteError
 from maskattn_kernels.common.background import ahead, map_ahead
 from maskattn_kernels.segmentation.data.coco_format import ids_from_rgb
 from maskattn_kernels.segmentation.data.errors import DataError
-from maskattn_kernels.segmentation.model import cost
 from maskattn_kernels.segmentation.prediction import command as predict
 from maskattn_kernels.segmentation.prediction.frames import frames
 from maskattn_kernels.segmentation.prediction.panels import error_picture
@@ -24,7 +23,7 @@ from maskattn_kernels.segmentation.prediction.panels import error_picture
 
 @pytest.fixture(autouse=True)
 def short_measurements(monkeypatch):
-    monkeypatch.setattr(predict, "measure_cost", lambda *a: cost.measure_cost(*a, seconds=0))
+    measure_quickly(monkeypatch)
 
 
 @pytest.fixture

@@ -14,21 +14,20 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 from repository import ROOT
-from segmentation_runs import CLASSES, tiny_checkpoint, write_images
+from segmentation_runs import CLASSES, measure_quickly, tiny_checkpoint, write_images
 
 from maskattn_kernels.common.atomic import WriteError
 from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.data import open_dataset
 from maskattn_kernels.segmentation.data.coco_panoptic import CocoPanoptic
 from maskattn_kernels.segmentation.data.errors import DataError
-from maskattn_kernels.segmentation.model.cost import measure_cost
 from maskattn_kernels.segmentation.prediction import coco_files
 from maskattn_kernels.segmentation.prediction import command as predict
 
 
 @pytest.fixture(autouse=True)
 def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predict, "measure_cost", lambda *a: measure_cost(*a, seconds=0))
+    measure_quickly(monkeypatch)
 
 
 def seeing(folder: Path, task: str = "panoptic", centers: bool = True, **classes) -> Checkpoint:

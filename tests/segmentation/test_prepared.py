@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from segmentation_runs import CLASSES, tiny_checkpoint, write_images
+from segmentation_runs import CLASSES, measure_quickly, tiny_checkpoint, write_images
 from torch import nn
 
 from maskattn_kernels.models import fast_bfloat16
@@ -161,9 +161,8 @@ def test_a_batch_of_any_size_gives_the_same(checkpoint: Checkpoint, monkeypatch)
 def test_commands_take_a_precision_and_tell_it(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    from maskattn_kernels.segmentation.model import cost
 
-    monkeypatch.setattr(prediction, "measure_cost", lambda *a: cost.measure_cost(*a, seconds=0))
+    measure_quickly(monkeypatch)
     images = write_images(tmp_path / "images", 2)
     out = tmp_path / "out"
     arguments = [str(images), "--checkpoint", str(tmp_path / "checkpoint"), "--out", str(out)]

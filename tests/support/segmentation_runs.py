@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Tiny training runs, checkpoints and images for tests."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.data.sample import Classes
+from maskattn_kernels.segmentation.model import cost
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 
 TINY = """
@@ -52,3 +54,8 @@ def write_images(folder: Path, count: int, height: int = 24, width: int = 40) ->
         pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number:02d}.png")
     return folder
+
+
+def measure_quickly(monkeypatch) -> None:
+    """Costs are measured by as few runs as possible."""
+    monkeypatch.setattr(cost, "measure_cost", partial(cost.measure_cost, seconds=0))

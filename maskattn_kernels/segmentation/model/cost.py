@@ -10,7 +10,15 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["Cost", "gflops_of", "measure_cost", "peak_memory"]
+from maskattn_kernels.segmentation.model.mirrored import with_tta
+from maskattn_kernels.segmentation.model.network import SegmentationNetwork
+from maskattn_kernels.segmentation.model.prepared import (
+    images_together,
+    inference_dtype,
+    prepared,
+)
+
+__all__ = ["Cost", "gflops_of", "inference_cost", "measure_cost", "peak_memory"]
 
 _SLOW = 10  # times the seconds that a measurement may take
 
@@ -75,6 +83,30 @@ def gflops_of(network: nn.Module, size: tuple[int, int]) -> float:
     with FlopCounterMode(display=False) as counter:
         network(image)
     return counter.get_total_flops() / 1e9
+
+
+def inference_cost(
+    network: SegmentationNetwork,
+    size: tuple[int, int],
+    trained_size: tuple[int, int],
+    *,
+    batch_size: int = 16,
+    precision: str = "float32",
+    compile: bool = False,
+    tta: str | None = None,
+) -> Cost:
+    """Measure a network as `Checkpoint.segment` runs it.
+
+    Args:
+        network: in eval mode, on the device to compute on.
+        size: height and width of the frames.
+        trained_size: of those that it was trained on.
+        batch_size, precision, compile, tta: as in `Checkpoint.segment`.
+    """
+    dtype = inference_dtype(precision, next(network.parameters()).device)
+    together = images_together(batch_size, network, size, dtype, trained_size)
+    ready = with_tta(prepared(network, dtype, compile), tta)
+    return measure_cost(with_tta(network, tta), size, together, ready)
 
 
 def _median(network: nn.Module, images: torch.Tensor, seconds: float) -> float:

@@ -2,8 +2,9 @@
 """Prepared copies of networks, kept until the network changes; and how many images suit a CPU."""
 
 from argparse import ArgumentParser
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -22,6 +23,7 @@ __all__ = [
     "images_together",
     "inference_dtype",
     "prepared",
+    "remembered",
 ]
 
 PRECISIONS: dict[str, torch.dtype | None] = {
@@ -116,6 +118,9 @@ def images_together(
     return max(1, batch_size)
 
 
+_Made = TypeVar("_Made", bound=nn.Module)
+
+
 @dataclass
 class _State:
     """What a network was made of; tensors themselves, so that no new one is taken for an old one.
@@ -135,27 +140,40 @@ class _State:
         )
 
 
-_KEPT: WeakKeyDictionary[nn.Module, dict[tuple[torch.dtype, bool], tuple[_State, nn.Module]]]
+_KEPT: WeakKeyDictionary[nn.Module, dict[Hashable, tuple[_State, nn.Module]]]
 _KEPT = WeakKeyDictionary()
 
 
 def prepared(network: nn.Module, dtype: torch.dtype, compile: bool = False) -> nn.Module:
     """`prepare_for_inference`, or what it returned before if the network is still the same.
 
-    Changes of tensors in place are seen as autograd sees them, by their version: those made through
-    ``tensor.data`` are not.
-
     Args:
         network: any module that can be prepared.
         dtype, compile: as in `prepare_for_inference`.
     """
+    return remembered(
+        network, (dtype, compile), lambda: prepare_for_inference(network, dtype, compile)
+    )
+
+
+def remembered(network: nn.Module, key: Hashable, make: Callable[[], _Made]) -> _Made:
+    """What ``make`` makes of a network, or what it made before if the network is still the same.
+
+    Changes of tensors in place are seen as autograd sees them, by their version: those made through
+    ``tensor.data`` are not.
+
+    Args:
+        network: nothing that is made may refer to it, or it is kept alive.
+        key: tells apart what is made of one network.
+        make: makes a module.
+    """
     kept, state = _KEPT.setdefault(network, {}), _state(network)
-    before = kept.get((dtype, compile))
+    before = kept.get(key)
     if before is not None and before[0] == state:
-        return before[1]
-    ready = prepare_for_inference(network, dtype, compile)
-    kept[dtype, compile] = (state, ready)
-    return ready
+        return cast(_Made, before[1])
+    made = make()
+    kept[key] = (state, made)
+    return made
 
 
 def _state(network: nn.Module) -> _State:

@@ -14,18 +14,17 @@ import torch
 
 from maskattn_kernels.common.command_line import Parser, count, fraction, positive, torch_device
 from maskattn_kernels.common.progress import Progress
+from maskattn_kernels.models.selector_dial import Keep
 from maskattn_kernels.segmentation.checkpoints import Checkpoint, as_checkpoint
 from maskattn_kernels.segmentation.data.errors import DataError, told
 from maskattn_kernels.segmentation.data.frame import as_size
 from maskattn_kernels.segmentation.drift import drift_of, tell_drift
-from maskattn_kernels.segmentation.model.cost import measure_cost, peak_memory
-from maskattn_kernels.segmentation.model.mirrored import with_tta
+from maskattn_kernels.segmentation.model.cost import inference_cost, peak_memory
+from maskattn_kernels.segmentation.model.dialed import add_dial_arguments
 from maskattn_kernels.segmentation.model.prepared import (
     add_inference_arguments,
     add_score_argument,
-    images_together,
     inference_dtype,
-    prepared,
 )
 from maskattn_kernels.segmentation.prediction.frames import frames
 from maskattn_kernels.segmentation.prediction.writing import Writer
@@ -52,6 +51,8 @@ def predict(
     tiles: int | tuple[int, int] | None = None,
     overlap: float = OVERLAP,
     hybrid: float | None = None,
+    keep: Keep | None = None,
+    selector: str | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
     """Segment a source of images, and write the results into a folder.
@@ -79,7 +80,8 @@ def predict(
         limit: stop after this many images; a camera never stops by itself.
         recursive: also the images in folders of the folder; NAME then begins with theirs.
         device: to compute on; "auto" = a GPU if there is one. The network stays there.
-        precision, compile, tta, min_score, tiles, overlap, hybrid: as in `Checkpoint.segment`.
+        precision, compile, tta, min_score, tiles, overlap, hybrid, keep, selector: as in
+            `Checkpoint.segment`.
         progress: called with the number of images that are done, after each image.
 
     Returns:
@@ -113,7 +115,7 @@ def predict(
     """
     place = torch_device(device)
     images = frames(source, recursive=recursive)
-    loaded = as_checkpoint(checkpoint)
+    loaded = as_checkpoint(checkpoint).with_masks(keep, selector)
     start, stop = time.perf_counter(), None
     shown, failed = _spread(panels, images.count, limit), list[str]()
     shapes: Counter[tuple[int, int]] = Counter()
@@ -162,9 +164,15 @@ def predict(
     if of:  # what goes through the network is tiles
         tile = loaded.size if tiles is None else as_size(tiles)
         size = (min(size[0], tile[0]), min(size[1], tile[1]))
-    together = images_together(batch_size, loaded.network, size, dtype, loaded.size)
-    ready = with_tta(prepared(loaded.network, dtype, compile), tta)
-    cost = measure_cost(with_tta(loaded.network, tta), size, together, ready)
+    cost = inference_cost(
+        loaded.network,
+        size,
+        loaded.size,
+        batch_size=batch_size,
+        precision=precision,
+        compile=compile,
+        tta=tta,
+    )
     summary = {
         "source": str(source),
         "checkpoint": None if isinstance(checkpoint, Checkpoint) else str(checkpoint),
@@ -178,6 +186,8 @@ def predict(
         "compiled": compile,
         "tta": tta,
         "min_score": min_score,
+        "selector": loaded.network.config["selector"],
+        "keep": loaded.network.config["keep"],
         "size": list(size),
         "tiles": {"computed": computed, "of": of},
         "drift": None if drift is None else drift.report(),
@@ -250,6 +260,7 @@ def main(argv: Sequence[str]) -> int:
     add("--device", default="auto", help="cpu, cuda, .. (default: a GPU if there is one)")
     add("--recursive", action="store_true", help="also the folders inside of a folder")
     add_inference_arguments(parser)
+    add_dial_arguments(parser)
     add_score_argument(parser)
     add_tile_arguments(parser)
     add("--hybrid", type=fraction, metavar="SHARE", help="the image at low resolution, and then "
@@ -273,6 +284,8 @@ def main(argv: Sequence[str]) -> int:
             tiles=given.tiles,
             overlap=given.overlap,
             hybrid=given.hybrid,
+            keep=given.keep,
+            selector=given.selector,
             progress=lambda done: progress.show(f"{done} images"),
         )
     print(summary_text(summary))

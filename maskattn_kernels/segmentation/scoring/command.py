@@ -17,11 +17,13 @@ from maskattn_kernels.segmentation.data.errors import told
 from maskattn_kernels.segmentation.data.frame import FrameKind
 from maskattn_kernels.segmentation.data.opening import SPLITS
 from maskattn_kernels.segmentation.drift import drift_of, tell_drift
+from maskattn_kernels.segmentation.model.dialed import add_dial_arguments
 from maskattn_kernels.segmentation.model.prepared import (
     add_inference_arguments,
     add_score_argument,
 )
 from maskattn_kernels.segmentation.scoring.evaluation import Scores, evaluate
+from maskattn_kernels.segmentation.scoring.keep_curve import curve_table, keep_curve
 from maskattn_kernels.segmentation.scoring.steps import hybrid_steps, steps_table
 from maskattn_kernels.segmentation.tiling import add_tile_arguments, shares
 
@@ -84,6 +86,7 @@ def main(argv: Sequence[str]) -> int:
     add("--batch_size", type=positive, default=16, help="default 16")
     add("--device", default="auto", help="cpu, cuda, .. (default: a GPU if there is one)")
     add_inference_arguments(parser)
+    add_dial_arguments(parser, several=True)
     add_score_argument(parser)
     add_tile_arguments(parser)
     add("--hybrid", type=shares, metavar="SHARE,..", help="score instead the steps from a low "
@@ -92,6 +95,11 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
     device = torch_device(given.device)
     checkpoint = Checkpoint.from_pretrained(given.checkpoint)
+    keeps = given.keep or [None]
+    if len(keeps) == 1:
+        checkpoint = checkpoint.with_masks(keeps[0], given.selector)
+    elif given.tiles or given.hybrid:
+        raise ValueError(f"keep: expected one ratio with --tiles or --hybrid, got {keeps}")
     dataset = open_named(given, given.split)
     failed: list[str] = []
     options = {
@@ -102,9 +110,8 @@ def main(argv: Sequence[str]) -> int:
         "compile": given.compile,
         "tta": given.tta,
         "min_score": given.min_score,
-        "tiles": given.tiles,
-        "overlap": given.overlap,
     }
+    tiling = {"tiles": given.tiles, "overlap": given.overlap}
     report: dict[str, Any] = {
         "checkpoint": given.checkpoint,
         "data": given.data,
@@ -114,8 +121,9 @@ def main(argv: Sequence[str]) -> int:
         "precision": given.precision,
         "tta": given.tta,
         "min_score": given.min_score,
-        "tiles": given.tiles,
-        "overlap": given.overlap,
+        "selector": given.selector or checkpoint.network.config["selector"],
+        "keep": checkpoint.network.config["keep"] if len(keeps) == 1 else keeps,
+        **tiling,
     }
     with Progress() as progress:
         if given.hybrid:
@@ -125,8 +133,19 @@ def main(argv: Sequence[str]) -> int:
                 given.hybrid,
                 each=lambda step, found: progress.show(f"{step}: image {found.place + 1}"),
                 **options,
+                **tiling,
             )
             report["steps"] = [_without_nan(step.as_dict()) for step in steps]
+        elif len(keeps) > 1:
+            rows = keep_curve(
+                checkpoint,
+                dataset,
+                keeps,
+                selector=given.selector,
+                progress=lambda done: progress.show(f"{done}/{len(dataset)} images"),
+                **options,
+            )
+            report["keeps"] = [_without_nan(row) for row in rows]
         else:
             drift = drift_of(checkpoint.reference, whole=given.tiles is None)
             scores = evaluate(
@@ -136,11 +155,14 @@ def main(argv: Sequence[str]) -> int:
                 measured=drift is not None,
                 each=None if drift is None else drift.add,
                 **options,
+                **tiling,
             )
             report["scores"] = _without_nan(scores)
             report["drift"] = None if drift is None else drift.report()
     if given.hybrid:
         print(steps_table(steps))
+    elif len(keeps) > 1:
+        print(curve_table(rows))
     else:
         print(tables(scores, checkpoint.size, "own" if given.tiles else checkpoint.frame))
         for note in _only_predicted(scores):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from maskattn_kernels.models.selector_dial import Keep
 from maskattn_kernels.segmentation.checkpoints import Checkpoint, as_checkpoint
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.frame import Frame
@@ -18,7 +19,7 @@ from maskattn_kernels.segmentation.results import Segmentation
 from maskattn_kernels.segmentation.scoring.metrics import SegmentationMetrics
 from maskattn_kernels.segmentation.tiling import OVERLAP
 
-__all__ = ["Scores", "evaluate"]
+__all__ = ["Scores", "Tally", "check_classes", "evaluate", "labelled"]
 
 Scores = dict[str, Any]
 
@@ -38,6 +39,8 @@ def evaluate(
     tiles: int | tuple[int, int] | None = None,
     overlap: float = OVERLAP,
     hybrid: float | None = None,
+    keep: Keep | None = None,
+    selector: str | None = None,
     measured: bool = False,
     each: Callable[[Segmentation], object] | None = None,
 ) -> dict[str, Scores]:
@@ -51,7 +54,7 @@ def evaluate(
         progress: called with the number of images that are done, after each batch.
         failed: called with the error of each sample that cannot be read, in a thread; that sample
             is left out. None = the error is raised.
-        precision, compile, tta, min_score, tiles, overlap, hybrid, measured: as in
+        precision, compile, tta, min_score, tiles, overlap, hybrid, keep, selector, measured: as in
             `Checkpoint.segment`.
         each: called with each result after it was scored.
 
@@ -77,13 +80,10 @@ def evaluate(
         >>> sorted(scores["original size"]["mean"])
         ['AP', 'AP50', 'PQ', 'RQ', 'SQ', 'mIoU']
     """
-    checkpoint = as_checkpoint(checkpoint)
-    _check_classes(checkpoint, dataset)
-    metrics = {
-        size: SegmentationMetrics(checkpoint.classes, checkpoint.network.task)
-        for size in ("network size", "original size")
-    }
-    reads = (partial(_labelled, dataset, index) for index in range(len(dataset)))
+    checkpoint = as_checkpoint(checkpoint).with_masks(keep, selector)
+    check_classes(checkpoint, dataset)
+    tally = Tally(checkpoint)
+    reads = (partial(labelled, dataset, index) for index in range(len(dataset)))
     results = checkpoint.segment_stream(
         reads,
         batch_size=batch_size,
@@ -98,22 +98,50 @@ def evaluate(
         hybrid=hybrid,
         measured=measured,
     )
-    done = 0
-    for done, found in enumerate(results, 1):
-        own = (found.semantic, found.instance)
-        seen = (found.frame_semantic, found.frame_instance)
-        metrics["original size"].update(_batch_of_one(found, *own), _labels(found.sample))
-        metrics["network size"].update(_batch_of_one(found, *seen), _labels(found.frame))
+    for found in results:
+        tally.add(found)
         if each is not None:
             each(found)
         if progress is not None:
-            progress(done)
-    if len(dataset) and not done:
-        raise DataError(f"dataset: none of its {len(dataset)} samples can be read and scored")
-    return {
-        size: {"mean": metric.compute(), "classes": _by_class(metric)}
-        for size, metric in metrics.items()
-    }
+            progress(tally.count)
+    return tally.scores(dataset)
+
+
+class Tally:
+    """The scores of images that come one after another.
+
+    Args:
+        checkpoint: that segments them.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        task = checkpoint.network.task
+        self.own, self.seen = (SegmentationMetrics(checkpoint.classes, task) for _ in range(2))
+        self.count = 0
+
+    def add(self, found: Segmentation) -> None:
+        """Count what was ``found`` in an image with labels."""
+        own = (found.semantic, found.instance)
+        seen = (found.frame_semantic, found.frame_instance)
+        self.own.update(_batch_of_one(found, *own), _labels(found.sample))
+        self.seen.update(_batch_of_one(found, *seen), _labels(found.frame))
+        self.count += 1
+
+    def scores(self, dataset: SegmentationDataset) -> dict[str, Scores]:
+        """What `evaluate` returns.
+
+        Args:
+            dataset: that the images are from.
+
+        Raises:
+            DataError: none of its images was counted.
+        """
+        if len(dataset) and not self.count:
+            raise DataError(f"dataset: none of its {len(dataset)} samples can be read and scored")
+        return {
+            size: {"mean": metric.compute(), "classes": _by_class(metric)}
+            for size, metric in (("network size", self.seen), ("original size", self.own))
+        }
 
 
 def _by_class(metric: SegmentationMetrics) -> dict[str, dict[str, float]]:
@@ -121,7 +149,8 @@ def _by_class(metric: SegmentationMetrics) -> dict[str, dict[str, float]]:
     return {name: {**row, "pixels": pixels[name]} for name, row in metric.per_class().items()}
 
 
-def _labelled(dataset: SegmentationDataset, index: int) -> Sample:
+def labelled(dataset: SegmentationDataset, index: int) -> Sample:
+    """The sample of a ``dataset`` at an ``index``, if it has labels; else raises `DataError`."""
     sample = dataset[index]
     if sample.semantic is None:
         raise DataError(f"{sample.name}: has no labels, and without labels there are no scores")
@@ -141,7 +170,12 @@ def _labels(sample: Sample | Frame) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(values)[None] for name, values in labels.items()}
 
 
-def _check_classes(checkpoint: Checkpoint, dataset: SegmentationDataset) -> None:
+def check_classes(checkpoint: Checkpoint, dataset: SegmentationDataset) -> None:
+    """Compare the classes of a ``checkpoint`` and a ``dataset``.
+
+    Raises:
+        DataError: they differ.
+    """
     ours, theirs = checkpoint.classes, dataset.classes
     if (ours.names, ours.is_thing) != (theirs.names, theirs.is_thing):
         differing = next(
