@@ -28,14 +28,17 @@ __all__ = [
     "WEIGHTS",
     "CheckpointError",
     "hub_file",
+    "in_half",
     "read_description",
     "read_network",
+    "shipped_names",
     "upload",
     "weights_file",
     "write_weights",
 ]
 
 WEIGHTS, FORMAT = "model.safetensors", 2
+SHIPPED = Path(__file__).parent / "shipped"  # checkpoints that are part of the package
 HUB = "hf:"
 HUB_SECONDS = 10  # until an answer
 _FORMER = ("max_objects",)  # arguments of earlier versions that a network needs no more
@@ -44,6 +47,21 @@ _HEADER = ("maskattn", "sha256", "format")  # the last one is what other program
 
 class CheckpointError(ValueError):
     """A checkpoint is missing, damaged, of another kind, or does not fit."""
+
+
+def in_half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of convolutions and linear layers in float16; all else as it is, which is little.
+
+    Raises:
+        CheckpointError: a weight is too large for float16.
+    """
+    half = {}
+    for name, tensor in tensors.items():
+        is_weight = tensor.is_floating_point() and tensor.dim() > 1
+        half[name] = tensor.half() if is_weight else tensor
+        if is_weight and not half[name].isfinite().all():
+            raise CheckpointError(f"{name}: has values that float16 cannot hold; save in float32")
+    return half
 
 
 def write_weights(folder: Path, tensors: Mapping[str, Tensor], text: str) -> None:
@@ -134,16 +152,30 @@ def read_network(file: Path, config: Any) -> SegmentationNetwork:
     return network.eval()
 
 
+def shipped_names() -> tuple[str, ...]:
+    """Names of the trained networks that come with the package.
+
+    Example:
+        >>> from maskattn_kernels.segmentation.checkpoint_files import shipped_names
+        >>> "nuclei" in shipped_names()
+        True
+    """
+    return tuple(sorted(p.parent.name for p in SHIPPED.glob(f"*/{WEIGHTS}")))
+
+
 def weights_file(source: str | Path) -> Path:
     """The weights in a folder, or of a checkpoint on the Hugging Face hub.
 
     Args:
-        source: a folder; or "hf:owner/name", or "owner/name" where nothing here is called "owner".
+        source: a folder; or "hf:owner/name", or "owner/name" where nothing here is called "owner";
+            or a name of `shipped_names` where no folder here is called so.
 
     Raises:
         CheckpointError: it is not there.
     """
     path = Path(source)
+    if str(source) in shipped_names() and not path.is_dir():
+        path = SHIPPED / path
     if path.is_dir():
         if not (path / WEIGHTS).is_file():
             raise CheckpointError(f"{path}: no {WEIGHTS} in this folder")
@@ -164,6 +196,8 @@ def weights_file(source: str | Path) -> Path:
     folders = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
     close = get_close_matches(path.name, folders, n=1)
     hint = f"; did you mean {path.parent / close[0]}?" if close else ""
+    if not hint and (names := get_close_matches(str(source), shipped_names(), n=1)):
+        hint = f"; did you mean {names[0]}, which comes with the package?"
     hub = f"; {HUB}{name} would be that of the Hugging Face hub" if on_hub else ""
     raise CheckpointError(f"{source}: no such folder{hint}{hub}")
 

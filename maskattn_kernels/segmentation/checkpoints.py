@@ -27,6 +27,7 @@ from maskattn_kernels.models.selector_dial import Keep
 from maskattn_kernels.segmentation.checkpoint_files import (
     FORMAT,
     CheckpointError,
+    in_half,
     read_description,
     read_network,
     upload,
@@ -124,7 +125,11 @@ class Checkpoint:
         }
 
     def save_pretrained(
-        self, folder: str | Path, state: Mapping[str, Tensor] | None = None
+        self,
+        folder: str | Path,
+        state: Mapping[str, Tensor] | None = None,
+        *,
+        half: bool = False,
     ) -> None:
         """Write the folder; what was there before stays good until the new one is whole.
 
@@ -132,15 +137,18 @@ class Checkpoint:
             folder: made if it is not there.
             state: weights to save in place of the network's own, under the same names, as the
                 processes of a sharded training gather them.
+            half: keep weights of convolutions and linear layers in float16: a file of half the
+                size, for networks that are not trained further. It is read as float32.
 
         Raises:
             WriteError: the disk is full, or the folder cannot be written to.
+            CheckpointError: with ``half``, a weight is too large for float16.
         """
         tensors = self.network.state_dict() if state is None else state
         plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         text = json.dumps(self.description(), indent=2, allow_nan=False)
         folder = Path(folder)
-        write_weights(folder, plain, text)
+        write_weights(folder, in_half(plain) if half else plain, text)
         replace_file(folder / CONFIG, lambda path: path.write_text(text + "\n", encoding="utf-8"))
 
     def segment_stream(
@@ -335,8 +343,9 @@ class Checkpoint:
         """Read a folder that `save_pretrained` wrote, or one of the Hugging Face hub.
 
         Args:
-            source: a folder; or a hub id as ``hf:owner/name``, also without ``hf:`` where no folder
-                here is called "owner". Nothing read there is run as code.
+            source: a folder; a hub id as ``hf:owner/name``, also without ``hf:`` where no folder
+                here is called "owner"; or the name of a network that comes with the package, such
+                as "nuclei". Nothing read there is run as code.
 
         Returns:
             the checkpoint, its network on the CPU and in eval mode.

@@ -36,6 +36,27 @@ def test_a_checkpoint_comes_back_whole(tmp_path):
     assert copy["classes"]["names"] == list(CLASSES.names)
 
 
+def test_half_precision_halves_the_file_and_changes_little(tmp_path):
+    saved = tiny_checkpoint(tmp_path / "whole", selector="none")
+    saved.save_pretrained(tmp_path / "half", half=True)
+    sizes = [(tmp_path / n / "model.safetensors").stat().st_size for n in ("whole", "half")]
+    assert sizes[1] < 0.75 * sizes[0]  # the header, and norms in float32, are the rest
+    loaded = Checkpoint.from_pretrained(tmp_path / "half")
+    assert {t.dtype for t in loaded.network.parameters()} == {torch.float32}
+    for name, tensor in loaded.network.state_dict().items():
+        own = saved.network.state_dict()[name]
+        assert torch.equal(tensor, own.half().float() if own.dim() > 1 else own)
+
+
+def test_a_weight_beyond_half_precision_is_named(tmp_path):
+    saved = tiny_checkpoint(tmp_path / "mine")
+    with torch.no_grad():
+        saved.network.unet.head.weight[0] = 1e6
+    with pytest.raises(CheckpointError, match=r"^unet\.head\.weight: has values that float16"):
+        saved.save_pretrained(tmp_path / "mine", half=True)
+    assert Checkpoint.from_pretrained(tmp_path / "mine").network.unet.head.weight.max() < 1e6
+
+
 def pickle_bomb(folder: Path) -> None:
     class Bomb:
         def __reduce__(self):

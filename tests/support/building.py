@@ -56,5 +56,5 @@ def package_files() -> set[str]:
     return {
         str(p.relative_to(ROOT))
         for p in (ROOT / PACKAGE).rglob("*")
-        if p.suffix in kept and p.is_file()
+        if p.is_file() and (p.suffix in kept or "shipped" in p.parts)
     }
