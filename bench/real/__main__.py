@@ -4,6 +4,8 @@
     python -m bench.real train [--only PATTERN ..] [--jobs 2]   the runs not done yet
     python -m bench.real table [--write]    the results as Markdown; into docs/real.md
     python -m bench.real list               the names of all runs
+    python -m bench.real ship RUN NAME      the run's network into the package, or, from images that
+                                            may not be redistributed, into bench/real/checkpoints
 
 plan.py says what the runs are and where the images lie; see ../trainings.py for how runs are
 trained.
@@ -13,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.real.plan import DATA, HERE, Run, runs
+from bench.real.plan import DATA, HERE, WORK, Run, runs
 from bench.real.tables import blocks
 from bench.trainings import ROOT, Record, Study, Table, execute, parser_of
 
@@ -22,6 +24,7 @@ TABLE = Table(HERE / "runs.jsonl")
 
 def scored(run: Run, folder: Path) -> Record:
     """The scores of the best checkpoint on the validation images, its cost, and the options."""
+    from maskattn_kernels.models import prepare_for_inference
     from maskattn_kernels.segmentation.checkpoints import Checkpoint
     from maskattn_kernels.segmentation.data.opening import open_dataset
     from maskattn_kernels.segmentation.model.cost import measure_cost
@@ -33,15 +36,18 @@ def scored(run: Run, folder: Path) -> Record:
     height, width = SCORED_AT.get(run.data, checkpoint.size)
     if checkpoint.frame != "own":
         height, width = checkpoint.size
-    cost = measure_cost(checkpoint.network, (height, width), batch_size=1)
+    ready = prepare_for_inference(checkpoint.network)
+    cost = measure_cost(checkpoint.network, (height, width), batch_size=1, runs=ready)
     return {
         "options": list(run.changes),
         "scores": {size: scores["mean"] for size, scores in found.items()},
-        "classes": {name: row["IoU"] for name, row in found["original size"]["classes"].items()},
+        "classes": found["original size"]["classes"],
         "cost": {"size": [height, width], **cost.as_dict()},
     }
 
 
+#: Sets whose images may be redistributed, and so what is learned from them.
+FREE = ("nuclei",)
 #: Sizes of the frames of sets whose frames all have one.
 SCORED_AT = {"camvid": (360, 480)}
 
@@ -54,11 +60,28 @@ def in_short(record: Record) -> str:
 STUDY = Study("bench.real", tuple(runs()), TABLE, scored, in_short, ROOT / "docs/real.md", blocks)
 
 
+def ship(run: Run, name: str) -> Path:
+    """Write the best checkpoint of a run in half precision to where it is kept."""
+    from maskattn_kernels.segmentation.checkpoint_files import SHIPPED
+    from maskattn_kernels.segmentation.checkpoints import Checkpoint
+
+    folder = (SHIPPED if run.data in FREE else HERE / "checkpoints") / name
+    Checkpoint.from_pretrained(WORK / run.name / "best").save_pretrained(folder, half=True)
+    return folder
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser, _ = parser_of(STUDY, str(__doc__))
+    parser, commands = parser_of(STUDY, str(__doc__))
+    shipping = commands.add_parser("ship", help="keep the network of a finished run")
+    shipping.add_argument("run")
+    shipping.add_argument("name", help="of the folder")
     given = parser.parse_args(argv)
     try:
-        return execute(STUDY, given)
+        if given.command != "ship":
+            return execute(STUDY, given)
+        (run,) = STUDY.select([given.run])
+        print(f"written: {ship(run, given.name)}")
+        return 0
     except ValueError as error:
         parser.error(str(error))
 

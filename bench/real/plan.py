@@ -53,13 +53,18 @@ BEST = {
     "3": (*LITE0, "--network.finest=4", "--data.frame=fit", "--data.size=[288, 384]"),
     "1": (*LITE0, "--network.finest=4", "--network.width=24", *SIZES["192x256"]),
 }
-BEST_STEPS = 2000
+BEST_STEPS = 1000
 LABELLED = (10, 30, 100)
 #: What a training with few labels starts from; "self" goes on from "pretrained" with what that
 #: predicts on the images without labels.
 STARTS = ("scratch", "pretrained", "self")
 NUCLEI = {
-    "lite0 to stride 16": (*LITE0_S16, "--network.finest=2", "--data.size=256"),
+    "lite0-s16": (
+        *LITE0_S16,
+        "--network.finest=2",
+        "--network.selector=entropy",
+        "--data.size=256",
+    ),
 }
 
 

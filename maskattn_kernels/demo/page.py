@@ -162,7 +162,11 @@ def panel(source: str) -> str:
 
 
 def render(
-    numbers: Row, cards: Sequence[str], charts: Mapping[str, str], panels: Sequence[str]
+    numbers: Row,
+    cards: Sequence[str],
+    charts: Mapping[str, str],
+    cells: Sequence[str],
+    panels: Sequence[str],
 ) -> str:
     """The page.
 
@@ -170,7 +174,8 @@ def render(
         numbers: everything measured, as it stands in ``numbers.json``.
         cards: one for each photograph, see `card`.
         charts: pictures as data URIs: ``layers_chart``, ``keeps_chart``, ``loss_chart``.
-        panels: predictions of the trained network, as data URIs.
+        cells: what the network that comes with the package finds, as data URIs.
+        panels: predictions of the network that was trained just now, as data URIs.
     """
     template = resources.files("maskattn_kernels.demo").joinpath("page.html").read_text("utf-8")
     agreement = numbers["agreement"]
@@ -184,6 +189,8 @@ def render(
         side=str(numbers["side"]),
         forward=forward_table(numbers["forward"]),
         layers=layers_table(numbers["layers"]),
+        nuclei=str(numbers["nuclei"]),
+        cells="\n".join(panel(source) for source in cells),
         scores=scores_line(numbers["training"]["scores"]),
         steps=f"{numbers['training']['log'][-1]['step']:.0f}",
         panels="\n".join(panel(source) for source in panels),

@@ -13,7 +13,7 @@ from torch import Tensor
 from maskattn_kernels.benchmark.machine import machine_facts
 from maskattn_kernels.benchmark.memory import in_fresh_process
 from maskattn_kernels.benchmark.network import ACCURACY, KEEP, network_memory
-from maskattn_kernels.demo import compare, page, photographs, pictures, training
+from maskattn_kernels.demo import compare, nuclei, page, photographs, pictures, training
 
 Row = dict[str, Any]
 #: Called with (number of the step, number of steps, what was done).
@@ -83,7 +83,7 @@ def run(out: Path, progress: Progress) -> Path:
     """
     networks = compare.build_networks()
     sizes = sizes_of(networks.dense, photographs.SIDE)
-    steps = 1 + len(photographs.NAMES) + len(sizes) + len(CORES) + 4
+    steps = 1 + len(photographs.NAMES) + len(sizes) + len(CORES) + 5
     done = 0
 
     def step(label: str) -> None:
@@ -120,6 +120,8 @@ def run(out: Path, progress: Progress) -> Path:
         forward[name]["flops"] = rest + own
         step(f"memory of the {name} network")
 
+    cells, count = nuclei.found_nuclei()
+    step(f"{count} nuclei found by the network that comes with the package")
     trained = training.learn(out / "training", step)
     numbers = {
         "machine": machine_facts(),
@@ -130,6 +132,7 @@ def run(out: Path, progress: Progress) -> Path:
         "agreement": agreements,
         "forward": forward,
         "layers": layers,
+        "nuclei": count,
         "training": {"options": training.OPTIONS, "scores": trained.scores, "log": trained.log},
     }
     charts = {
@@ -138,7 +141,8 @@ def run(out: Path, progress: Progress) -> Path:
         "loss_chart": pictures.loss_chart(trained.log),
     }
     panels = [pictures.drawn(panel) for panel in trained.panels]
-    text = page.render(numbers, cards, charts, panels)
+    cell_panels = [pictures.drawn(panel) for panel in cells]
+    text = page.render(numbers, cards, charts, cell_panels, panels)
     (out / "numbers.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     path = out / "index.html"
     path.write_text(text, encoding="utf-8")

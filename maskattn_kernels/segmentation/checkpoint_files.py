@@ -52,6 +52,9 @@ class CheckpointError(ValueError):
 def in_half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights of convolutions and linear layers in float16; all else as it is, which is little.
 
+    Args:
+        tensors: of a network, by name.
+
     Raises:
         CheckpointError: a weight is too large for float16.
     """

@@ -6,6 +6,7 @@ import pytest
 from bench.real import __main__ as real
 from bench.real import plan, tables
 from maskattn_kernels.benchmark.pages import fill
+from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.training.options import parse
 
 recorded = pytest.mark.skipif(
@@ -58,6 +59,13 @@ def test_every_line_of_the_table_is_a_run():
     for name, record in tables.TABLE.read().items():
         assert record["seed"] == known[name].seed
         assert record["options"] == list(known[name].changes)
+
+
+@recorded
+def test_networks_that_are_kept_can_be_read():
+    for file in plan.HERE.glob("checkpoints/*/*.safetensors"):
+        assert Checkpoint.from_pretrained(file.parent).classes.names[0] == "sky"
+        assert file.stat().st_size < 8 << 20
 
 
 @recorded

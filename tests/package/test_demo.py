@@ -123,7 +123,7 @@ def test_the_command_leaves_a_page_that_stands_alone(small, tmp_path, capsys):
     assert len(page.sources) > 8
     assert page.sources.pop(page.sources.index("#learned")) and 'id="learned"' in text
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
-    assert "for 4 steps on" in text and text.count('class="panel"') == 1
+    assert "for 4 steps on" in text and text.count('class="panel"') == 4
     assert not re.search(r"https?://|\$[a-z]", re.sub(r"base64,[^\"]*", "", text))
     assert "The weights are random" in text
 
