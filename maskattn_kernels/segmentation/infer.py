@@ -246,7 +246,7 @@ class Pipeline:
         of: int = 0,
     ) -> _Computed:
         """What the outputs for images of one shape say, at their own sizes."""
-        things = () if outputs.center is None else self.classes.things
+        things = self.classes.things if outputs.have_objects else ()
         found = group(outputs, things)
         own = [
             at_size(
@@ -303,9 +303,9 @@ class Pipeline:
 def _only(outputs: Outputs, place: int) -> Outputs:
     """The outputs for one image of a batch."""
     one = slice(place, place + 1)
-    rest = (outputs.center, outputs.offset, outputs.pooled)
-    center, offset, pooled = (None if part is None else part[one] for part in rest)
-    return Outputs(outputs.semantic[one], center, offset, None, {}, pooled)
+    rest = (outputs.center, outputs.offset, outputs.pooled, outputs.distance)
+    center, offset, pooled, distance = (None if part is None else part[one] for part in rest)
+    return Outputs(outputs.semantic[one], center, offset, None, {}, pooled, distance=distance)
 
 
 def _attended(outputs: Outputs, places: list[int]) -> list[dict[str, Attended]]:

@@ -6,7 +6,8 @@ import torch
 from scenes import CLASSES, THINGS, perfect_outputs, scenes
 
 from maskattn_kernels.segmentation.data.sample import VOID
-from maskattn_kernels.segmentation.model.grouping import _nearest_of_all, _nearest_of_few, group
+from maskattn_kernels.segmentation.model.by_center import _nearest_of_all, _nearest_of_few
+from maskattn_kernels.segmentation.model.grouping import group
 from maskattn_kernels.segmentation.model.network import Outputs
 from maskattn_kernels.segmentation.model.targets import renumbered
 

@@ -110,8 +110,8 @@ def test_a_mirrored_network_gives_the_mean(network: SegmentationNetwork) -> None
     )
     assert (plain.semantic.argmax(1) != found.semantic.argmax(1)).any()
     # The others are those of the image as it is: a new output needs a rule in Mirrored, or is one.
-    as_they_are = ("embedding", "selections", "pooled", "coarse")
-    assert Outputs._fields == ("semantic", "center", "offset", *as_they_are)
+    as_they_are = {"embedding", "selections", "pooled", "coarse", "finest"}
+    assert {*Outputs._fields} == {"semantic", "center", "offset", "distance"} | as_they_are
 
 
 def test_logits_that_agree_are_kept(network: SegmentationNetwork) -> None:

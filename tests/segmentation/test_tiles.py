@@ -104,7 +104,12 @@ def test_large_images_are_blended_on_a_coarser_grid(most, monkeypatch) -> None:
     ys, xs = torch.meshgrid(torch.arange(97.0), torch.arange(131.0), indexing="ij")
     pixels = torch.stack([ys, xs, ys + xs])
     plan = TilePlan((97, 131), (40, 48), 0.25, classes=6)
-    found = through_tiles(outputs_of, pixels, plan, range(plan.count), together=2)
+
+    def with_distance(tiles: Tensor) -> Outputs:
+        outputs = outputs_of(tiles)
+        return outputs._replace(distance=1 - outputs.center)
+
+    found = through_tiles(with_distance, pixels, plan, range(plan.count), together=2)
     assert found.semantic.shape == (1, 6, *plan.grid)
     assert plan.grid[0] * plan.grid[1] * 6 <= max(most, 6)
     rows = (torch.arange(plan.grid[0]) + 0.5) * (97 / plan.grid[0]) - 0.5
@@ -114,6 +119,7 @@ def test_large_images_are_blended_on_a_coarser_grid(most, monkeypatch) -> None:
     torch.testing.assert_close(found.semantic, expected.semantic, atol=1e-3, rtol=1e-3)
     ratio = torch.tensor([plan.grid[0] / 97, plan.grid[1] / 131]).view(1, 2, 1, 1)
     torch.testing.assert_close(found.offset, expected.offset * ratio, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(found.distance, 1 - found.center)
 
 
 def test_where_no_tile_is_computed_the_whole_counts() -> None:

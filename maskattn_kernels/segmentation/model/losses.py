@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The weighted sum of all losses of segmentation, and those of centres, offsets and embeddings.
+"""The weighted sum of all losses of segmentation, and those of objects: of centres, distances, ..
 
 As those of the class of each pixel (`pixel_losses`), every loss is a mean over the pixels of an
 image that count, then a mean over images.
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from maskattn_kernels.common.text import quoted
 from maskattn_kernels.nn import keep_ratio_loss
+from maskattn_kernels.segmentation.model.distances import distance_targets
 from maskattn_kernels.segmentation.model.network import TASKS, Outputs
 from maskattn_kernels.segmentation.model.pixel_contrast import (
     PixelContrastiveLoss,
@@ -29,6 +30,7 @@ from maskattn_kernels.segmentation.model.targets import instance_targets
 
 __all__ = [
     "CenterLoss",
+    "DistanceLoss",
     "InstanceContrastiveLoss",
     "OffsetLoss",
     "SegmentationLoss",
@@ -65,6 +67,27 @@ class OffsetLoss(nn.Module):
 
     def forward(self, offset: Tensor, target: Tensor, counts: Tensor) -> Tensor:
         return mean_over_images((offset.float() - target).abs().sum(1, keepdim=True), counts)
+
+
+class DistanceLoss(nn.Module):
+    """Absolute error of ``distance`` and ``target`` (B,1,H,W), where ``counts``.
+
+    The mean over the pixels of objects, plus that over all others: the few objects of a nearly
+    empty image weigh as much as its ground.
+
+    Example:
+        >>> import torch
+        >>> from maskattn_kernels.segmentation.model.losses import DistanceLoss
+        >>> target = torch.tensor([[[[1.0, 0.5, 0.0, 0.0, 0.0]]]])
+        >>> distance = torch.tensor([[[[0.5, 0.5, 0.5, 0.5, 0.5]]]])
+        >>> DistanceLoss()(distance, target, torch.ones(1, 1, 1, 5, dtype=torch.bool))
+        tensor(0.7500)
+    """
+
+    def forward(self, distance: Tensor, target: Tensor, counts: Tensor) -> Tensor:
+        error, inside = (distance.float() - target).abs(), target > 0
+        within = mean_over_images(error, counts & inside)
+        return within + mean_over_images(error, counts & ~inside)
 
 
 class InstanceContrastiveLoss(nn.Module):
@@ -150,14 +173,16 @@ class SegmentationLoss(nn.Module):
         pixel_weight: factor of `PixelContrastiveLoss`, which has layers of its own, learned with
             the network but no part of it; 0 = without.
         pixel_channels: of ``outputs.finest``; needed with a ``pixel_weight``.
-        semantic_weight, center_weight, offset_weight, contrastive_weight, keep_weight: factors.
+        semantic_weight, center_weight, offset_weight, distance_weight, contrastive_weight,
+            keep_weight: factors.
         sigma: of the centres' Gaussians, in pixels.
 
     Shapes:
         ``outputs`` of a `SegmentationNetwork`; ``batch`` a dict with "semantic" integer (B,H,W)
         and, unless the task is "semantic", "instance" integer (B,H,W). Returns a dict of scalars:
         "loss", the total, and its parts without their weights ("semantic", "dice", "lovasz",
-        "coarse", "pixel", "center", "offset", "contrastive", "keep"); "pixel" in training only.
+        "coarse", "pixel", "center", "offset", "distance", "contrastive", "keep"); "pixel" in
+        training only.
 
     Raises:
         ValueError: ``task``, ``hard`` or ``pixel_channels`` is wrong.
@@ -191,6 +216,7 @@ class SegmentationLoss(nn.Module):
         semantic_weight: float = 1.0,
         center_weight: float = 10.0,
         offset_weight: float = 0.02,
+        distance_weight: float = 1.5,
         contrastive_weight: float = 0.05,
         keep_weight: float = 10.0,
         sigma: float = 3.0,
@@ -214,6 +240,7 @@ class SegmentationLoss(nn.Module):
             "pixel": pixel_weight,
             "center": center_weight,
             "offset": offset_weight,
+            "distance": distance_weight,
             "contrastive": contrastive_weight,
             "keep": keep_weight,
         }
@@ -227,6 +254,7 @@ class SegmentationLoss(nn.Module):
             self.embedded = PixelEmbedding(pixel_channels)
         self.center = CenterLoss()
         self.offset = OffsetLoss()
+        self.distance = DistanceLoss()
         self.contrastive = InstanceContrastiveLoss()
 
     def forward(self, outputs: Outputs, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -241,14 +269,27 @@ class SegmentationLoss(nn.Module):
         if self.embedded is not None and outputs.finest is not None:
             embedding = self.embedded(outputs.finest)
             losses["pixel"] = self.pixel(embedding, outputs.semantic, semantic)
-        if outputs.center is not None and outputs.offset is not None:
-            targets = instance_targets(semantic, batch["instance"], self.things, sigma=self.sigma)
-            losses["center"] = self.center(outputs.center, targets.center, targets.center_counts)
-            losses["offset"] = self.offset(outputs.offset, targets.offset, targets.offset_counts)
-            if outputs.embedding is not None:
-                losses["contrastive"] = self.contrastive(outputs.embedding, targets.numbers)
+        if outputs.have_objects:
+            losses |= self._of_objects(outputs, semantic, batch["instance"])
         learned = [s for s in outputs.selections.values() if s.score is not None]
         if self.keep is not None and learned:
             losses["keep"] = keep_ratio_loss(learned, self.keep)
         total = sum(self.weights[name] * loss for name, loss in losses.items())
         return {"loss": total, **losses}
+
+    def _of_objects(
+        self, outputs: Outputs, semantic: Tensor, instance: Tensor
+    ) -> dict[str, Tensor]:
+        losses = {}
+        if outputs.distance is not None:
+            depth = distance_targets(semantic, instance, self.things)
+            losses["distance"] = self.distance(outputs.distance, depth.distance, depth.counts)
+            numbers = depth.numbers
+        else:
+            targets = instance_targets(semantic, instance, self.things, sigma=self.sigma)
+            losses["center"] = self.center(outputs.center, targets.center, targets.center_counts)
+            losses["offset"] = self.offset(outputs.offset, targets.offset, targets.offset_counts)
+            numbers = targets.numbers
+        if outputs.embedding is not None:
+            losses["contrastive"] = self.contrastive(outputs.embedding, numbers)
+        return losses

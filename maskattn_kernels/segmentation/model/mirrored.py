@@ -18,7 +18,7 @@ TINY = 1e-30  # a probability that is not 0
 class Mirrored(nn.Module):
     """A network whose outputs are the means of those for an image and for its mirror image.
 
-    Means are taken of the probabilities of the classes, of the heatmap of centres, and of offsets,
+    Means are taken of the probabilities of the classes, of centres, of distances, and of offsets,
     which point the other way along rows in a mirror image. The logits keep the scale of the
     network's. All other outputs are those of the image as it is.
 
@@ -43,14 +43,16 @@ class Mirrored(nn.Module):
     def forward(self, image: Tensor) -> Outputs:
         plain: Outputs = self.network(image)
         mirror: Outputs = self.network(image.flip(-1))
-        center, offset = plain.center, plain.offset
+        center, offset, distance = plain.center, plain.offset, plain.distance
         if center is not None and mirror.center is not None:
             center = (center + mirror.center.flip(-1)) / 2
+        if distance is not None and mirror.distance is not None:
+            distance = (distance + mirror.distance.flip(-1)) / 2
         if offset is not None and mirror.offset is not None:
             signs = torch.tensor([1.0, -1.0], device=offset.device, dtype=offset.dtype)
             offset = (offset + mirror.offset.flip(-1) * signs.view(1, 2, 1, 1)) / 2
         semantic = _mean_of_probabilities(plain.semantic, mirror.semantic.flip(-1))
-        return plain._replace(semantic=semantic, center=center, offset=offset)
+        return plain._replace(semantic=semantic, center=center, offset=offset, distance=distance)
 
 
 def _mean_of_probabilities(a: Tensor, b: Tensor) -> Tensor:

@@ -17,9 +17,11 @@ from maskattn_kernels.segmentation.model.architectures import architecture
 from maskattn_kernels.segmentation.model.named_encoders import make_encoder
 from maskattn_kernels.torch_compat import register_tuple
 
-__all__ = ["TASKS", "Outputs", "SegmentationNetwork"]
+__all__ = ["OBJECTS", "TASKS", "Outputs", "SegmentationNetwork"]
 
 TASKS = ("semantic", "instance", "panoptic")
+OBJECTS = ("center", "distance")
+"""By what pixels of objects can be told apart."""
 
 
 @register_tuple
@@ -29,9 +31,10 @@ class Outputs(NamedTuple):
     Attributes:
         semantic: (B,C,H,W), logits of the classes.
         center: (B,1,H,W), near 1 at the centre of an object and 0 elsewhere; None for task
-            "semantic", as the next two.
+            "semantic" and for objects by distance, as the next one.
         offset: (B,2,H,W), (dy, dx) in pixels from here to the centre of the object here.
-        embedding: (B,E,H,W), close for pixels of one object and apart for others; None for E = 0.
+        embedding: (B,E,H,W), close for pixels of one object and apart for others; None for E = 0
+            and for task "semantic".
         selections: what attention selected, by the name of the scale, see ``scales`` of the
             networks; with ``sparsity="q+k"`` "queries" and "keys" after it; no entry where all
             pixels take part.
@@ -39,6 +42,8 @@ class Outputs(NamedTuple):
         coarse: (B,C,h,w) each, the logits of the decoder's coarser maps, from the coarsest on; each
             has those before it added.
         finest: (B,F,h,w), the map that the last logits are made of; None unless in training.
+        distance: (B,1,H,W), from 0 outside of objects to 1 in their middle; None but for objects by
+            distance.
     """
 
     semantic: Tensor
@@ -49,6 +54,12 @@ class Outputs(NamedTuple):
     pooled: Tensor | None = None
     coarse: tuple[Tensor, ...] = ()
     finest: Tensor | None = None
+    distance: Tensor | None = None
+
+    @property
+    def have_objects(self) -> bool:
+        """Whether `group` can find objects."""
+        return self.center is not None or self.distance is not None
 
 
 class SegmentationNetwork(nn.Module):
@@ -59,8 +70,9 @@ class SegmentationNetwork(nn.Module):
     layers are one convolution away from the loss, and learn sooner than through the whole decoder.
 
     "instance" and "panoptic" have the same outputs; they differ in what is scored. Centres and
-    offsets are those of Panoptic-DeepLab (Cheng et al., 2020); embeddings serve the contrastive
-    loss of MaskAttn-UNet.
+    offsets are those of Panoptic-DeepLab (Cheng et al., 2020), for objects of any shape, also of
+    several parts. Distances are for objects in one piece that touch, such as cells: a valley lies
+    between two of them. Embeddings serve the contrastive loss of MaskAttn-UNet.
 
     Args:
         classes: how many.
@@ -75,6 +87,7 @@ class SegmentationNetwork(nn.Module):
         bottleneck, attend_from: as in `MaskAttnUNet`.
         dim, grid, inject, relation: as in `FRMNet`.
         selector, keep, min_keep, seed, sparsity, unselected, core, backend: as in `MaskAttnUNet`.
+        objects: by what they are told apart, "center" (and offset) or "distance".
         embedding: E, channels of the embedding; 0 = none.
 
     Raises:
@@ -130,11 +143,12 @@ class SegmentationNetwork(nn.Module):
         unselected: str = "zero",
         core: str = "sparse",
         backend: str | None = None,
+        objects: str = "center",
         embedding: int = 8,
     ) -> None:
         super().__init__()
         things = tuple(int(thing) for thing in things)
-        _check(classes, things, task, embedding)
+        _check(classes, things, task, objects, embedding)
         chosen_arch, preset = architecture(arch, preset)
         sizes = {
             "width": width,
@@ -169,6 +183,7 @@ class SegmentationNetwork(nn.Module):
             "preset": preset,
             **sizes,
             **chosen,
+            "objects": objects,
             "embedding": embedding,
         }
         self.task = task
@@ -180,6 +195,7 @@ class SegmentationNetwork(nn.Module):
         self.coarse_heads = nn.ModuleList(
             nn.Conv2d(channels, classes, 1, bias=False) for channels in body.decoder_channels[:-1]
         ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._maps = 1 if objects == "distance" else 3  # of which objects are made
         self.objects: nn.Module | None = None
         if task != "semantic":
             channels = body.head.in_channels
@@ -187,7 +203,7 @@ class SegmentationNetwork(nn.Module):
                 nn.Conv2d(channels, channels, 3, padding=1, bias=False),
                 nn.BatchNorm2d(channels),
                 nn.GELU(),
-                nn.Conv2d(channels, 3 + embedding, 1),
+                nn.Conv2d(channels, self._maps + embedding, 1),
             ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         # ImageNet's statistics: customary, and close enough for photographs.
         mean = getattr(encoder_module, "mean", (0.485, 0.456, 0.406))
@@ -219,9 +235,12 @@ class SegmentationNetwork(nn.Module):
         if self.objects is None:
             return Outputs(semantic, None, None, None, *more)
         objects = _resized(self.objects(maps[-1]), size)
-        embedding = objects[:, 3:] if objects.shape[1] > 3 else None
+        first, embedding = objects[:, :1], objects[:, self._maps :]
+        embedded = embedding if embedding.shape[1] else None
+        if self._maps == 1:
+            return Outputs(semantic, None, None, embedded, *more, first)
         offset = objects[:, 1:3] * _REACH
-        return Outputs(semantic, objects[:, :1], offset, embedding, *more)
+        return Outputs(semantic, first, offset, embedded, *more)
 
     @property
     def body(self) -> AttentionNetwork:
@@ -280,9 +299,11 @@ def _by_name(selections: Mapping[str, Selection | None]) -> dict[str, Selection]
 _REACH = 16.0  # pixels per unit of the last convolution: offsets start at the scale of objects
 
 
-def _check(classes: Any, things: tuple[int, ...], task: Any, embedding: Any) -> None:
+def _check(classes: Any, things: tuple[int, ...], task: Any, objects: Any, embedding: Any) -> None:
     if task not in TASKS:
         raise ValueError(f"task: expected one of {quoted(TASKS)}, got {task!r}")
+    if objects not in OBJECTS:
+        raise ValueError(f"objects: expected one of {quoted(OBJECTS)}, got {objects!r}")
     if isinstance(classes, bool) or not isinstance(classes, int) or not 1 <= classes <= 255:
         raise ValueError(f"classes: expected an int from 1 to 255, got {classes!r}")
     if any(not 0 <= thing < classes for thing in things) or len(set(things)) < len(things):

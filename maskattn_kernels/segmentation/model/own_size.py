@@ -109,9 +109,11 @@ def at_size(
         for target, source in zip(size, small.shape, strict=True)
     )
     instance = torch.where(thing, _nearest_objects(small, rows, columns), 0)
-    # Where classes meet, a thing can win between pixels of which none has an object.
+    # Where classes meet, a thing can win between pixels of which none has an object. (Of an image
+    # whose things have no objects at all, they stay.)
     nearest = found.semantic[0].to(torch.uint8)[rows.near][:, columns.near]
-    lost = thing & (instance == 0) & (small > 0).any()
+    some = (small > 0).any() | ~is_thing(found.semantic[0], things).any()
+    lost = thing & (instance == 0) & some
     semantic = torch.where(lost, nearest, semantic)
     labels = torch.cat([found.labels.new_full((1,), VOID), found.labels[0]]).to(torch.uint8)
     return torch.where(instance > 0, labels[instance.long()], semantic), instance

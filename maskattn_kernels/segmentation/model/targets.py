@@ -15,7 +15,7 @@ from maskattn_kernels.segmentation.data.sample import VOID
 from maskattn_kernels.segmentation.model.neighbourhood import highest_around
 from maskattn_kernels.torch_compat import register_tuple
 
-__all__ = ["Targets", "instance_targets", "is_thing", "renumbered"]
+__all__ = ["Targets", "instance_targets", "is_thing", "object_numbers", "renumbered"]
 
 _TAIL = 5  # sigmas, beyond which a Gaussian is 0: it is below 4e-6 there
 
@@ -67,8 +67,7 @@ def instance_targets(
     """
     batch, height, width = semantic.shape
     device = semantic.device
-    thing = is_thing(semantic, things)
-    numbers = renumbered(torch.where(thing, instance.long(), 0))
+    numbers, known = object_numbers(semantic, instance, things)
     ys = torch.arange(height, device=device, dtype=torch.float32)
     xs = torch.arange(width, device=device, dtype=torch.float32)
 
@@ -99,8 +98,24 @@ def instance_targets(
     own = centers.gather(2, flat.unsqueeze(1).expand(-1, 2, -1)).view(batch, 2, height, width)
     has_object = (numbers > 0).unsqueeze(1)
     offset = torch.where(has_object, own - grid, 0.0)
-    known = (semantic != VOID) & ~(thing & (numbers == 0))
     return Targets(center.unsqueeze(1), known.unsqueeze(1), offset, has_object, numbers)
+
+
+def object_numbers(
+    semantic: Tensor, instance: Tensor, things: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """The objects that are counted, and where it is known whether there is one.
+
+    Args:
+        semantic, instance, things: as in `instance_targets`.
+
+    Returns:
+        int64 (B,H,W), the object here, from 1, 0 = none; bool (B,H,W), False at void pixels and
+        pixels of things without an object.
+    """
+    thing = is_thing(semantic, things)
+    numbers = renumbered(torch.where(thing, instance.long(), 0))
+    return numbers, (semantic != VOID) & ~(thing & (numbers == 0))
 
 
 def is_thing(semantic: Tensor, things: Sequence[int]) -> Tensor:

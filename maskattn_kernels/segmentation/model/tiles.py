@@ -16,7 +16,7 @@ __all__ = ["Blend", "TilePlan"]
 
 _MOST_LOGITS = 1 << 27  # 512 MB; the outputs of a larger image are blended on a coarser grid
 _LEAST = 1e-6  # weight of a tile at its border, so that no place is without weight
-_MAPS = ("semantic", "center", "offset")
+_MAPS = ("semantic", "center", "offset", "distance")
 
 
 class _Side(NamedTuple):
@@ -177,11 +177,14 @@ class Blend:
                     whole = whole * _ratio(self.plan.image, values.shape[2:], whole.device)
                 totals[name] = totals.get(name, 0) + whole * missing
             self._pooled = [] if elsewhere.pooled is None else [elsewhere.pooled[0]]
-        center, offset = (totals[n][None] if n in totals else None for n in ("center", "offset"))
+        center, offset, distance = (
+            totals[name][None] if name in totals else None for name in _MAPS[1:]
+        )
         if offset is not None:
             offset = offset * _ratio(self.plan.grid, self.plan.image, offset.device)
         pooled = torch.stack(self._pooled).mean(0, keepdim=True) if self._pooled else None
-        return Outputs(totals["semantic"][None], center, offset, None, {}, pooled)
+        semantic = totals["semantic"][None]
+        return Outputs(semantic, center, offset, None, {}, pooled, distance=distance)
 
 
 def _side(length: int, tile: int, overlap: float, cells: int) -> _Side:
