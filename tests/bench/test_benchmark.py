@@ -21,7 +21,7 @@ from maskattn_kernels.benchmark.overhead import measure_overhead
 from maskattn_kernels.benchmark.report import few_queries_table
 from maskattn_kernels.benchmark.timing import FOCUS_ROUNDS, MIN_ROUNDS, Race, percentile, race
 
-RESULTS = [*(ROOT / "bench").rglob("*.json")]
+RESULTS = [p for name in ("results", "study") for p in (ROOT / "bench" / name).glob("*.json")]
 TINY = Case(64, 16, mode="qk", keep=0.25)
 VARIANTS = [v for p in peers.QUICK_PEERS for v in p.variants]
 

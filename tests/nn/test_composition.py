@@ -25,7 +25,8 @@ from maskattn_kernels.nn import (
     TopKSelector,
     make_selector,
 )
-from maskattn_kernels.segmentation.model.grouping import _centers, group
+from maskattn_kernels.segmentation.model.by_center import _centers
+from maskattn_kernels.segmentation.model.grouping import group
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.model.targets import instance_targets
 

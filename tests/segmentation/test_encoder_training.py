@@ -112,7 +112,7 @@ def test_a_run_from_a_checkpoint_takes_its_encoder(tmp_path, monkeypatch, capsys
     [
         (
             ("--network.encoder", "unet", "--network.encoder_weights", "a.pth"),
-            "with the U-Net's ow",
+            "with the network's own encoder",
         ),
         (("--network.encoder", "unet", "--network.finest", "2"), "finest: expected None"),
         (("--network.depth", "2"), "depth: expected None with another encoder, got 2"),

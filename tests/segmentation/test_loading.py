@@ -80,7 +80,7 @@ def test_a_bad_file_is_one_line_from_every_loader(split, bad, workers, tmp_path,
     more = ("--data.workers", workers, "--data.batch_size", "2", "--network.task", "semantic")
     argv = [*tiny_arguments(out, *data, *more), "--data.options", "{}", "--data.val_options", "{}"]
 
-    def spoiled(batches, most):  # in place of the look at the labels before training
+    def spoiled(batches):  # in place of the look at the labels before training
         path.write_bytes(path.read_bytes()[:-40])
         return {}
 

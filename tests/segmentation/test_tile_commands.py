@@ -2,15 +2,13 @@
 """``--tiles``, ``--overlap`` and ``--hybrid`` of predict and eval."""
 
 import json
-from functools import partial
 
 import numpy as np
 import pytest
-from segmentation_runs import CLASSES, tiny_checkpoint, write_images
+from segmentation_runs import CLASSES, measure_quickly, tiny_checkpoint, write_images
 
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.sample import Sample
-from maskattn_kernels.segmentation.model.cost import measure_cost
 from maskattn_kernels.segmentation.prediction import command as prediction
 from maskattn_kernels.segmentation.scoring import command as scoring
 from maskattn_kernels.segmentation.scoring.steps import hybrid_steps
@@ -18,7 +16,7 @@ from maskattn_kernels.segmentation.scoring.steps import hybrid_steps
 
 @pytest.fixture(autouse=True)
 def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prediction, "measure_cost", partial(measure_cost, seconds=0))
+    measure_quickly(monkeypatch)
 
 
 class Noise:

@@ -56,7 +56,7 @@ def balanced_weights(pixels: np.ndarray) -> list[float]:
 
     Example:
         >>> [round(weight, 3) for weight in balanced_weights(np.array([90, 10, 0]))]
-        [0.791, 2.372, 1.0]
+        [0.833, 2.5, 1.0]
     """
     weights = np.ones(len(pixels))
     seen = pixels > 0

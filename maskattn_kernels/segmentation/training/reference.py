@@ -33,10 +33,12 @@ def keep_reference(out: Path, batches: Batches, device: torch.device) -> None:
     """
     val, train = batches.dataset("val"), batches.dataset("train")
     say(f"looking at up to {IMAGES} images of each split once more, to tell others by them")
-    checkpoints = {name: Checkpoint.from_pretrained(out / name) for name in ("best", "final")}
+    # A run that goes on in another folder has no "best" until it is better than before.
+    names = [name for name in ("best", "final") if (out / name).is_dir()]
+    checkpoints = {name: Checkpoint.from_pretrained(out / name) for name in names}
+    best = checkpoints.get("best")
     for name, checkpoint in checkpoints.items():
-        best = checkpoints["best"]
-        if name == "final" and _same_weights(best, checkpoint):
+        if name == "final" and best is not None and _same_weights(best, checkpoint):
             checkpoint.reference = best.reference
         else:
             validation = _statistics(checkpoint, val, np.arange(len(val)), device)
