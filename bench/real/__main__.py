@@ -16,10 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.real.plan import DATA, HERE, WORK, Run, runs
-from bench.real.tables import blocks
-from bench.trainings import ROOT, Record, Study, Table, execute, parser_of
-
-TABLE = Table(HERE / "runs.jsonl")
+from bench.real.tables import TABLE, blocks
+from bench.trainings import ROOT, Record, Study, execute, parser_of
 
 
 def scored(run: Run, folder: Path) -> Record:
@@ -33,9 +31,8 @@ def scored(run: Run, folder: Path) -> Record:
     checkpoint = Checkpoint.from_pretrained(folder / "best")
     dataset = open_dataset("folder", DATA / run.data, "val")
     found = evaluate(checkpoint, dataset, batch_size=4)
-    height, width = SCORED_AT.get(run.data, checkpoint.size)
-    if checkpoint.frame != "own":
-        height, width = checkpoint.size
+    own = checkpoint.frame == "own"
+    height, width = SCORED_AT.get(run.data, checkpoint.size) if own else checkpoint.size
     ready = prepare_for_inference(checkpoint.network)
     cost = measure_cost(checkpoint.network, (height, width), batch_size=1, runs=ready)
     return {
