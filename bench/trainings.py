@@ -198,6 +198,16 @@ def parser_of(study: Study, description: str) -> tuple[argparse.ArgumentParser, 
     return parser, commands
 
 
+def command_line(study: Study, description: str, argv: Sequence[str] | None) -> int:
+    """The whole command of a study that has no commands of its own; its exit status."""
+    parser, _ = parser_of(study, description)
+    given = parser.parse_args(argv)
+    try:
+        return execute(study, given)
+    except ValueError as error:
+        parser.error(str(error))
+
+
 def execute(study: Study, given: argparse.Namespace) -> int:
     """Run a command that all studies have.
 

@@ -10,7 +10,6 @@ by each rule, and a run such as "entropy-seed0" trains anew with all 40. See ../
 runs are trained.
 """
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.real.plan import DATA, ENCODERS, HERE, MASKS, SEEDS, SIZES
+from bench.real.links import link, link_labelled
+from bench.real.plan import DATA, ENCODERS, FEW_STEPS, HERE, MASKS, SEEDS, SIZES
 from bench.real.tables import PICKS, START, blocks
-from bench.trainings import ROOT, Record, Study, execute, parser_of
+from bench.trainings import ROOT, Record, Study, command_line
 from maskattn_kernels.segmentation.picking.rules import RULES
 
 CAMVID = DATA / "camvid"
@@ -55,8 +55,10 @@ class Run:
         return [
             *base,
             *SIZES["128"],
-            *ENCODERS["pretrained"],
+            *ENCODERS["pretrained"]["128"],
             *MASKS["none"],
+            f"--steps={FEW_STEPS}",
+            "--val_every=200",
             f"--seed={self.seed}",
         ]
 
@@ -68,13 +70,9 @@ def prepare(run: Run) -> None:
     labelled = [names[number] for number in order[:LABELLED]]
     if run.rule != START:
         labelled += picked(run, [names[number] for number in order[LABELLED:]])
-    masks = {path.stem: path for path in (CAMVID / "train" / "masks").iterdir()}
     link(CAMVID / "classes.yaml", run.data / "classes.yaml")
     link(CAMVID / "val", run.data / "val")
-    for name in labelled:
-        mask = masks[Path(name).stem]
-        link(CAMVID / "train" / "images" / name, run.data / "train" / "images" / name)
-        link(mask, run.data / "train" / "masks" / mask.name)
+    link_labelled(CAMVID / "train", labelled, run.data / "train")
 
 
 def picked(run: Run, pool: Sequence[str]) -> list[str]:
@@ -88,13 +86,6 @@ def picked(run: Run, pool: Sequence[str]) -> list[str]:
     out = WORK / f"{run.name}-picked"
     report = pick(folder, checkpoint, PICKED, out, rule=run.rule, seed=run.seed)
     return [Path(row["file"]).name for row in report["picked"]]
-
-
-def link(target: Path, path: Path) -> None:
-    """Make ``path`` a link to ``target``, if it is not there from a run that was stopped."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.is_symlink():
-        os.symlink(target.resolve(), path)
 
 
 def scored(run: Run, folder: Path) -> Record:
@@ -132,14 +123,5 @@ STUDY = Study(
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser, _ = parser_of(STUDY, str(__doc__))
-    given = parser.parse_args(argv)
-    try:
-        return execute(STUDY, given)
-    except ValueError as error:
-        parser.error(str(error))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line(STUDY, str(__doc__), None))

@@ -43,9 +43,13 @@ SIZES = {
 }
 LITE0 = ("--network.encoder=efficientnet_lite0", "--network.width=32")
 LITE0_S16 = ("--network.encoder=efficientnet_lite0_s16", "--network.width=32")
+#: Of each encoder by size: the larger one is computed to stride 4 only, which takes as long.
 ENCODERS = {
-    "scratch": ("--network.preset=edge",),
-    "pretrained": (*LITE0, "--network.finest=2", "--network.attend_from=4"),
+    "scratch": dict.fromkeys(SIZES, ("--network.preset=edge",)),
+    "pretrained": {
+        size: (*LITE0, f"--network.finest={finest}", "--network.attend_from=4")
+        for size, finest in (("128", 2), ("192x256", 4))
+    },
 }
 #: The best network of each cost class, by its limit in GFLOPs at the size that it is scored at.
 BEST = {
@@ -54,7 +58,11 @@ BEST = {
     "1": (*LITE0, "--network.finest=4", "--network.width=24", *SIZES["192x256"]),
 }
 BEST_STEPS = 1000
+#: Seen whole at half its size, and in tiles at its full size: trained at both scales.
+SCALES = (*LITE0, "--network.finest=4", "--data.frame=own", "--data.size=[192, 256]")
+SCALES += ('--data.augment={"zoom": [0.4, 1.3]}',)
 LABELLED = (10, 30, 100)
+FEW_STEPS = 400
 #: What a training with few labels starts from; "self" goes on from "pretrained" with what that
 #: predicts on the images without labels.
 STARTS = ("scratch", "pretrained", "self")
@@ -66,6 +74,7 @@ NUCLEI = {
         "--data.size=256",
     ),
 }
+NUCLEI["lite0-s16-distance"] = (*NUCLEI["lite0-s16"], "--network.objects=distance")
 
 
 @dataclass(frozen=True)
@@ -104,17 +113,17 @@ class Run:
 
 def small(size: str, encoder: str, masks: str, seed: int) -> Run:
     """A run of the comparison of masks on small images."""
-    changes = (*SIZES[size], *ENCODERS[encoder], *MASKS[masks])
+    changes = (*SIZES[size], *ENCODERS[encoder][size], *MASKS[masks])
     return Run(f"camvid-{size}-{encoder}", masks, seed, changes)
 
 
 def few(start: str, count: int | None, seed: int) -> Run:
-    """A run with few labels, at 192 x 256 and with dense attention; None = with all."""
+    """A run with few labels, at 128 x 128 and with dense attention; None = with all."""
     row = f"{start}-{count or 'all'}"
-    changes = (*SIZES["192x256"], *MASKS["dense"])
+    changes = (*SIZES["128"], *MASKS["dense"], f"--steps={FEW_STEPS}", "--val_every=200")
     changes += () if count is None else (f"--data.limit={count}",)
     if start != "self":
-        return Run("camvid-few", row, seed, (*changes, *ENCODERS[start]))
+        return Run("camvid-few", row, seed, (*changes, *ENCODERS[start]["128"]))
     teacher = f"camvid-few-pretrained-{count or 'all'}-seed{seed}"
     images = DATA / "camvid" / "train" / "images"
     taught = (f"--init_from={WORK / teacher / 'best'}", f"--unlabelled={images}")
@@ -125,6 +134,7 @@ def runs() -> Iterator[Run]:
     """All runs, the most valuable first."""
     for limit, changes in BEST.items():
         yield Run("camvid-best", f"{limit}g", 0, (*changes, f"--steps={BEST_STEPS}"))
+    yield Run("camvid", "scales", 0, (*SCALES, f"--steps={BEST_STEPS}"))
     for row, changes in NUCLEI.items():
         yield Run("nuclei", row, 0, changes)
     for seed in SEEDS:

@@ -12,6 +12,8 @@ from maskattn_kernels.segmentation.picking.rules import RULES
 TABLE = Table(HERE / "runs.jsonl")
 PICKS, DRIFT = Table(HERE / "pick.jsonl"), HERE / "drift.json"  # of pick.py and drift.py
 START = "start"  # of pick.py: the training with the first labels
+RECIPE, USUAL = Table(HERE / "recipe.jsonl"), "usual"  # of recipe.py, and its first row
+HYBRID = HERE / "hybrid.json"  # of hybrid.py
 CLASSICAL = HERE / "classical.json"  # of classical.py
 
 
@@ -21,6 +23,8 @@ def blocks() -> dict[str, str]:
     return {
         "masks": masks_table(finished),
         "best": best_table(finished),
+        "hybrid": hybrid_table(),
+        "recipe": recipe_table(RECIPE.read()),
         "few labels": few_labels_table(finished),
         "nuclei": nuclei_table(finished),
         "pick": pick_table(PICKS.read()),
@@ -118,6 +122,33 @@ def pick_table(finished: dict[str, Record]) -> str:
         name = "20 labelled images" if rule == START else f"20 more: {rule}"
         lines.append([name, spread(list(found.values())), spread(gains), str(len(found))])
     return table(["labels", "val mIoU", "above random", "seeds"], lines)
+
+
+def recipe_table(finished: dict[str, Record]) -> str:
+    """mIoU with each part of the recipe changed, on frames like the training's and on others."""
+    parts = dict.fromkeys(name.rpartition("-seed")[0] for name in finished)
+    lines = []
+    for part in parts:
+        found = [r for seed in SEEDS if (r := finished.get(f"{part}-seed{seed}")) is not None]
+        cells = [spread([record[where] for record in found]) for where in ("val", "dusk")]
+        lines.append([part, *cells, str(len(found))])
+    return table(["recipe", "val", "another drive, at dusk", "seeds"], lines)
+
+
+def hybrid_table() -> str:
+    """Scores and costs from whole frames at half their size to all tiles; by hybrid.py."""
+    rows = json.loads(HYBRID.read_text(encoding="utf-8")) if HYBRID.exists() else []
+    lines = [
+        [
+            row["name"],
+            f"{row['scores']['mIoU']:.1f}",
+            f"{row['share']:.0%}",
+            f"{row['gflops']:.2f}",
+            f"{row['milliseconds']:.0f}",
+        ]
+        for row in rows
+    ]
+    return table(["way", "mIoU", "tiles", "GFLOPs", "ms"], lines)
 
 
 def drift_table() -> str:

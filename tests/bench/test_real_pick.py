@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The data sets of bench/real/pick.py, and the rows of bench/real/drift.py."""
+"""The data sets of bench/real/pick.py and recipe.py, and the rows of drift.py and hybrid.py."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from segmentation_runs import tiny_checkpoint
 
-from bench.real import drift, pick
+from bench.real import drift, hybrid, pick, recipe, tables
 from maskattn_kernels.segmentation import Sample
 from maskattn_kernels.segmentation.drift import Reference
+from maskattn_kernels.segmentation.training.options import parse
 
 
 @pytest.fixture
@@ -49,6 +50,55 @@ def test_a_rule_adds_to_the_first_images_and_the_seed_draws_them(camvid: Path) -
     pick.prepare(pick.Run("start", 2))
     other = {path.stem for path in (pick.Run("start", 2).data / "train" / "images").iterdir()}
     assert other != names[0]
+
+
+def test_a_drive_is_held_out_of_the_recipes(camvid: Path, monkeypatch) -> None:
+    for name, value in (("CAMVID", camvid), ("DAY", camvid / "day"), ("DUSK", camvid / "dusk")):
+        monkeypatch.setattr(recipe, name, value)
+    monkeypatch.setattr(recipe, "HELD_OUT", "1")  # of 00 to 49
+    run = recipe.Run("dice", 1)
+    for _ in range(2):  # two runs may prepare at once
+        recipe.prepare(run)
+    day, dusk = (
+        {path.stem for path in (camvid / split / "train" / "images").iterdir()}
+        for split in ("day", "dusk")
+    )
+    assert dusk == {f"1{digit}" for digit in range(10)} and len(day) == 40 and not day & dusk
+    assert len(list((camvid / "dusk" / "val" / "masks").iterdir())) == 10
+    assert len(list((camvid / "day" / "val" / "images").iterdir())) == 1
+
+
+def test_each_recipe_is_a_config_of_train() -> None:
+    usual = parse(recipe.Run(recipe.USUAL, 0).options)
+    for part in recipe.PARTS:
+        config = parse(recipe.Run(part, 0).options)
+        assert (config == usual) == (part == recipe.USUAL), part
+    lines = tables.recipe_table({"dice-seed0": {"val": 51.25, "dusk": 40.0}}).splitlines()
+    assert lines[2] == "| dice | 51.2 | 40.0 | 1 |"
+
+
+def test_steps_of_the_hybrid_are_rows(tmp_path, monkeypatch, capsys) -> None:
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            (tmp_path / "camvid" / split / kind).mkdir(parents=True)
+        pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "camvid" / split / "images" / "0.png")
+        Image.new("L", (64, 48)).save(tmp_path / "camvid" / split / "masks" / "0.png")
+    classes = "\n".join(f"  - {{id: {n}, name: {'abc'[n]}}}" for n in range(3))
+    (tmp_path / "camvid" / "classes.yaml").write_text(f"classes:\n{classes}\n")
+    checkpoint = tiny_checkpoint(tmp_path / "checkpoint", task="semantic", selector="none")
+    checkpoint.classes = replace(checkpoint.classes, names=("a", "b", "c"), is_thing=(False,) * 3)
+    checkpoint.save_pretrained(tmp_path / "checkpoint")
+    monkeypatch.setattr(hybrid, "DATA", tmp_path)
+    for module in (hybrid, tables):
+        monkeypatch.setattr(module, "HYBRID", tmp_path / "hybrid.json")
+    assert hybrid.main(["--checkpoint", str(tmp_path / "checkpoint")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        "| whole at low resolution",
+        *(f"| hybrid, {share:.0%} of the tiles" for share in hybrid.SHARES),
+        "| all tiles",
+    ]
 
 
 def test_drift_is_told_of_a_set_and_of_groups_of_it(tmp_path: Path) -> None:
