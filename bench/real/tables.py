@@ -38,14 +38,14 @@ def scores(finished: dict[str, Record], group: str, score: str = "mIoU") -> list
     return [finished[n]["scores"]["original size"][score] for n in names if n in finished]
 
 
-def _cells(finished: dict[str, Record], groups: Iterable[str]) -> list[str]:
+def cells(finished: dict[str, Record], groups: Iterable[str]) -> list[str]:
     """Mean and spread of each group, with the number of its seeds where some are missing."""
-    cells = []
+    found = []
     for group in groups:
-        found = scores(finished, group)
-        few = f" ({len(found)})" if 0 < len(found) < len(SEEDS) else ""
-        cells.append(spread(found) + few)
-    return cells
+        values = scores(finished, group)
+        few = f" ({len(values)})" if 0 < len(values) < len(SEEDS) else ""
+        found.append(spread(values) + few)
+    return found
 
 
 def masks_table(finished: dict[str, Record]) -> str:
@@ -53,7 +53,7 @@ def masks_table(finished: dict[str, Record]) -> str:
     columns = [(size, encoder) for size in SIZES for encoder in ENCODERS]
     header = ["masks", *(f"{size}, {encoder}" for size, encoder in columns)]
     rows = [
-        [masks, *_cells(finished, (f"camvid-{s}-{e}-{masks}" for s, e in columns))]
+        [masks, *cells(finished, (f"camvid-{s}-{e}-{masks}" for s, e in columns))]
         for masks in MASKS
     ]
     return table(header, rows)
@@ -83,7 +83,7 @@ def best_table(finished: dict[str, Record]) -> str:
 def few_labels_table(finished: dict[str, Record]) -> str:
     """mIoU by the number of labelled images and what the training starts from."""
     rows = [
-        [count, *_cells(finished, (f"camvid-few-{start}-{count}" for start in STARTS))]
+        [count, *cells(finished, (f"camvid-few-{start}-{count}" for start in STARTS))]
         for count in (*map(str, LABELLED), "all")
     ]
     return table(["labelled images", *STARTS], rows)

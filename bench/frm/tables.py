@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The results of FRMNet on CamVid as Markdown, by the name of their block of docs/frm.md."""
+
+from collections.abc import Mapping, Sequence
+
+from bench.frm.plan import HERE
+from bench.real.plan import SEEDS
+from bench.real.tables import cells
+from bench.trainings import Record, Table, spread
+from maskattn_kernels.benchmark.pages import table
+
+TABLE = Table(HERE / "runs.jsonl")
+#: Of one frame of 480 x 360; see `work`.
+WORK = ("GFLOPs", "of it attention")
+#: Rows of each table: the words for a row of plan.py.
+PARTS = {
+    "no refinement": "none",
+    "refinement without attention (no token selected)": "control",
+    "attention, all tokens": "dense",
+    "the same, given back to the coarsest stage only": "top",
+    "the same, pixel contrastive loss 0.1": "contrastive",
+}
+MASKS = {
+    "none": "control",
+    "all": "dense",
+    "random 0.25": "random-0.25",
+    "random 0.25, the others get the mean": "mean-0.25",
+    "learned 0.25": "learned-0.25",
+    "learned 0.25, falling from 1 in training": "falling",
+    "learned 0.1": "learned-0.1",
+    "entropy 0.25": "entropy-0.25",
+}
+GRIDS = {
+    "1/32, all": "grid32",
+    "1/16, entropy 0.25": "entropy-0.25",
+    "1/16, learned 0.25": "learned-0.25",
+    "1/8, entropy 1/16": "grid8-entropy",
+    "1/8, learned 1/16": "grid8-learned",
+    "1/16, all": "dense",
+}
+RELATIONS = {
+    "none": "control",
+    "plain": "plain",
+    "whitened pairwise": "pairwise",
+    "unary": "unary",
+    "whitened pairwise and unary": "dense",
+}
+
+
+def blocks() -> dict[str, str]:
+    """All tables."""
+    finished = TABLE.read()
+    return {
+        "parts": rows_table(finished, "network", PARTS),
+        "masks": rows_table(finished, "tokens that take part", MASKS),
+        "afterwards": afterwards_table(finished, "dense"),
+        "grids": rows_table(finished, "grid and tokens", GRIDS),
+        "relations": rows_table(finished, "terms of attention", RELATIONS),
+        "best": afterwards_table(finished, "best"),
+    }
+
+
+def of_row(finished: dict[str, Record], row: str) -> dict[int, Record]:
+    """The finished runs of a row by their seed."""
+    names = {seed: f"camvid-frm-{row}-seed{seed}" for seed in SEEDS}
+    return {seed: finished[name] for seed, name in names.items() if name in finished}
+
+
+def rows_table(finished: dict[str, Record], what: str, rows: Mapping[str, str]) -> str:
+    """mIoU and work of some rows, and how far they are above the control with the same seed."""
+    control = of_row(finished, "control")
+    lines = []
+    for words, row in rows.items():
+        found = of_row(finished, row)
+        above = [miou(r) - miou(control[seed]) for seed, r in found.items() if seed in control]
+        (mean,) = cells(finished, [f"camvid-frm-{row}"])
+        gain = "-" if row == "control" else spread(above)
+        lines.append([words, mean, gain, *work([r["work"] for r in found.values()])])
+    return table([what, "mIoU", "above no attention", *WORK], lines)
+
+
+def afterwards_table(finished: dict[str, Record], row: str) -> str:
+    """mIoU of the networks of a row, trained with all tokens, and masked when they are scored."""
+    lines: dict[str, list[Record]] = {}
+    for record in of_row(finished, row).values():
+        lines.setdefault("all", []).append({"mIoU": miou(record), **record["work"]})
+        for scored in record["afterwards"]:
+            words = f"{scored['selector']} {scored['keep']}" if scored["keep"] else "none"
+            lines.setdefault(words, []).append(scored)
+    return table(
+        ["tokens that take part", "mIoU", *WORK],
+        (
+            [words, spread([r["mIoU"] for r in found]), *work(found)]
+            for words, found in lines.items()
+        ),
+    )
+
+
+def miou(record: Record) -> float:
+    """Of the validation images at their own size."""
+    return float(record["scores"]["original size"]["mIoU"])
+
+
+def work(counted: Sequence[Record]) -> list[str]:
+    """The cells of `WORK`; the work of a row is the same for all seeds."""
+    if not counted:
+        return ["-", "-"]
+    return [f"{counted[0]['gflops']:.2f}", f"{counted[0]['attention_gflops']:.3f}"]
