@@ -4,6 +4,8 @@
 Each exchanged module is replaced in its parent by one that shares its parameters and remembers it.
 """
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -16,12 +18,12 @@ from torch import nn
 from maskattn_kernels.functional import check_backend
 from maskattn_kernels.nn import (
     DenseAttentionCore,
-    MaskedMultiheadAttention,
     SDPAAttentionCore,
     SparseAttentionCore,
 )
 from maskattn_kernels.nn.multihead import share_parameters, unsupported_mha
 from maskattn_kernels.nn.selecting import SelectiveAttention2d
+from maskattn_kernels.nn.swapped_multihead import SwappedMultiheadAttention
 
 __all__ = ["SwapReport", "swap_attention", "unswap_attention"]
 
@@ -33,7 +35,11 @@ class SwapReport:
     Attributes:
         swapped: (name, from, to) of each module exchanged (with ``dry_run``: that would be).
         skipped: (name, class, reason) of each attention module left as it was.
-        notes: (name, note) of modules exchanged that will not do all that they did.
+        notes: (name, note) of modules exchanged of which some calls will not run on the op.
+        seen: how many modules there are of each other class that is called attention, by the full
+            name of the class; shown where nothing was exchanged.
+        handed_on: how many calls each exchanged module has handed to its original, by name and
+            argument; counted after the exchange, on and on.
         dry_run: nothing was changed.
 
     Example:
@@ -46,6 +52,8 @@ class SwapReport:
     swapped: list[tuple[str, str, str]] = field(default_factory=list)
     skipped: list[tuple[str, str, str]] = field(default_factory=list)
     notes: list[tuple[str, str]] = field(default_factory=list)
+    seen: Counter[str] = field(default_factory=Counter)
+    handed_on: Counter[tuple[str, str]] = field(default_factory=Counter)
     dry_run: bool = False
 
     def __str__(self) -> str:
@@ -53,11 +61,16 @@ class SwapReport:
         rows = [(verb, name, f"{old} -> {new}") for name, old, new in self.swapped]
         rows += [("skipped", name, f"{kind}: {reason}") for name, kind, reason in self.skipped]
         rows += [("note", name, note) for name, note in self.notes]
+        rows += [
+            ("handed on", name, f"calls with {argument} to the original: {count}")
+            for (name, argument), count in self.handed_on.items()
+        ]
         lines = [f"{verb} {len(self.swapped)}, skipped {len(self.skipped)}"]
         if not rows:
             lines.append("  no attention module of this package or of torch.nn in this model")
-            return lines[0] + "\n" + lines[1]
-        wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
+        if not self.swapped:
+            rows += [("seen", f"{n} x {kind}", _served_by(kind)) for kind, n in self.seen.items()]
+        wide = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
         lines += [f"  {what:<{wide[0]}}  {name:<{wide[1]}}  {note}" for what, name, note in rows]
         return "\n".join(lines)
 
@@ -74,14 +87,18 @@ def swap_attention(
 
     - In a `MaskAttention2d` or `DisentangledAttention2d` the dense core is exchanged for the sparse
       one.
-    - An `nn.MultiheadAttention` is exchanged for a `MaskedMultiheadAttention` with the same
-      parameter objects, so optimizers, tied weights and ``state_dict`` names stay as they are. It
-      returns no attention weights and takes no ``attn_mask``: exclude modules called with one.
+    - An `nn.MultiheadAttention` is exchanged for a `SwappedMultiheadAttention`, which is a
+      `MaskedMultiheadAttention` with the same parameter objects, so optimizers, tied weights and
+      ``state_dict`` names stay as they are. It gives attention weights only when called with
+      ``need_weights=True``. Calls that ask for them, have an ``attn_mask`` or ``is_causal``, or
+      come in training mode with dropout run on the original module: the first one of each kind
+      warns, and `SwapReport.handed_on` counts them.
 
     Modules that cannot be exchanged faithfully are left alone, and the report says why: subclasses
     (quantised, parametrised), modules that were changed (hooks on them or on their ``out_proj``,
     another ``out_proj``, methods, attributes, buffers or submodules of their own), ``add_bias_kv``,
-    ``add_zero_attn``, dropout while training.
+    ``add_zero_attn``. Where nothing is exchanged, the report names the classes of other libraries
+    that look like attention, and which of `maskattn_kernels.integrations` serves them.
 
     Args:
         model: searched with all its submodules.
@@ -103,7 +120,7 @@ def swap_attention(
         >>> layer = torch.nn.TransformerEncoderLayer(16, 2, dropout=0.0, batch_first=True)
         >>> print(swap_attention(layer))
         swapped 1, skipped 0
-          swapped  self_attn  MultiheadAttention -> MaskedMultiheadAttention
+          swapped  self_attn  MultiheadAttention -> SwappedMultiheadAttention
         >>> unswap_attention(layer)
         ['self_attn']
     """
@@ -115,7 +132,7 @@ def swap_attention(
     include = _patterns("include", include, names)
     exclude = _patterns("exclude", exclude, names)
 
-    report = SwapReport(dry_run=dry_run)
+    report = SwapReport(seen=_other_attention(model), dry_run=dry_run)
     replacements: dict[int, nn.Module] = {}  # a module used in two places is exchanged for one, too
     reason: str | None
     for name, parent, attribute, module in candidates:
@@ -132,12 +149,13 @@ def swap_attention(
             report.skipped.append((name, kind, reason))
             continue
         if id(module) not in replacements:
-            replacements[id(module)] = _replacement(module, backend)
+            replacements[id(module)] = _replacement(module, name, report, backend)
         new = replacements[id(module)]
         report.swapped.append((name, kind, type(new).__name__))
         dropout = getattr(module, "dropout", 0.0)
         if dropout > 0.0:
-            report.notes.append((name, f"dropout {dropout} raises in training mode: set it to 0"))
+            note = f"dropout {dropout}: in training mode it runs on the original; set it to 0"
+            report.notes.append((name, note))
         if not dry_run:
             setattr(parent, attribute, new)
     return report
@@ -171,7 +189,7 @@ def unswap_attention(model: nn.Module) -> list[str]:
             original = getattr(module, "_swapped_from", (None,))[0]
             if original is None:
                 continue
-            if isinstance(module, MaskedMultiheadAttention):
+            if isinstance(module, SwappedMultiheadAttention):
                 share_parameters(module, original)
             original.train(module.training)
             setattr(parent, attribute, original)
@@ -202,8 +220,6 @@ def _reason_to_skip(module: nn.Module) -> str | None:
     unchanged = _unchanged(kind)
     if not isinstance(module, nn.MultiheadAttention):
         return _change(module, unchanged)
-    if module.training and module.dropout > 0.0:
-        return f"dropout {module.dropout} in training mode; call eval() or set its dropout to 0"
     return (
         unsupported_mha(module)
         or _change(module, unchanged)
@@ -244,18 +260,37 @@ _HOOKS = (
 )
 
 
-def _replacement(module: nn.Module, backend: str | None) -> nn.Module:
-    new: nn.Module
+def _replacement(
+    module: nn.Module, name: str, report: SwapReport, backend: str | None
+) -> nn.Module:
     if isinstance(module, nn.MultiheadAttention):
-        new = MaskedMultiheadAttention.from_mha(module, backend)
-        # torch.fx takes modules of torch.nn as leaves, as this one was before the exchange.
-        new.__module__ = "torch.nn"
-    else:
-        new = SparseAttentionCore(backend)
-        new.training = module.training
+        return SwappedMultiheadAttention.of(module, name, report.handed_on, backend)
+    new = SparseAttentionCore(backend)
+    new.training = module.training
     # In a tuple, so that nn.Module does not take it for a submodule.
     object.__setattr__(new, "_swapped_from", (module,))
     return new
+
+
+def _other_attention(model: nn.Module) -> Counter[str]:
+    """Modules that other libraries call attention, by the full names of their classes."""
+    kinds = (type(module) for module in model.modules())
+    return Counter(
+        f"{kind.__module__}.{kind.__qualname__}"
+        for kind in kinds
+        if re.search("attention|attn", kind.__name__, re.IGNORECASE)
+        and not kind.__module__.startswith(("torch.", "maskattn_kernels."))
+    )
+
+
+def _served_by(kind: str) -> str:
+    """Which part of `maskattn_kernels.integrations` serves a class of another library."""
+    served = {
+        "transformers": "transformers.register",
+        "segmentation_models_pytorch": "smp.add_mask_attention",
+    }
+    by = served.get(kind.partition(".")[0], "sdpa.replace_sdpa")
+    return f"not exchanged; see maskattn_kernels.integrations.{by}"
 
 
 def _patterns(

@@ -8,6 +8,7 @@ ignored, masked_attention's masks are True where a token is selected.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self  # comes with torch; Python's own is of 3.11
 
 from maskattn_kernels.nn.checks import (
     check_dtype_of_weights,
@@ -129,9 +130,7 @@ class MaskedMultiheadAttention(nn.Module):
             nn.init.zeros_(self.out_proj.bias)
 
     @classmethod
-    def from_mha(
-        cls, mha: nn.MultiheadAttention, backend: str | None = None
-    ) -> "MaskedMultiheadAttention":
+    def from_mha(cls, mha: nn.MultiheadAttention, backend: str | None = None) -> Self:
         """One that shares the parameters of ``mha``: the same objects, not copies.
 
         Raises:
@@ -176,7 +175,7 @@ class MaskedMultiheadAttention(nn.Module):
         attn_mask: Tensor | None = None,
         average_attn_weights: bool = True,
         is_causal: bool = False,
-    ) -> tuple[Tensor, None]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Attention, projected; and None in the place of the weights.
 
         Args:
@@ -255,6 +254,19 @@ class MaskedMultiheadAttention(nn.Module):
         out = self.out_proj(out.transpose(1, 2).flatten(2))
         return nested_from_padded(out, valid)
 
+    def refusal(self, need_weights: bool, attn_mask: Tensor | None, is_causal: bool) -> str | None:
+        """Why a call with these arguments of `forward` raises; None if they are no reason."""
+        if need_weights:
+            return "need_weights: expected False (attention weights are never formed), got True"
+        if attn_mask is not None or is_causal:
+            what = "is_causal" if attn_mask is None else "attn_mask"
+            return (
+                f"{what}: expected none (keys are masked, not pairs; use key_padding_mask), got one"
+            )
+        if self.training and self.dropout > 0.0:
+            return f"dropout: expected 0 (weights are never formed), got {self.dropout} in training"
+        return None
+
     def _check(
         self,
         query: Tensor,
@@ -266,19 +278,9 @@ class MaskedMultiheadAttention(nn.Module):
         is_causal: bool,
     ) -> None:
         self._check_inputs(query, key, value)
-        if need_weights:
-            raise NotImplementedError(
-                "need_weights: expected False (attention weights are never formed), got True"
-            )
-        if attn_mask is not None or is_causal:
-            what = "is_causal" if attn_mask is None else "attn_mask"
-            raise NotImplementedError(
-                f"{what}: expected none (keys are masked, not pairs; use key_padding_mask), got one"
-            )
-        if self.training and self.dropout > 0.0:
-            raise NotImplementedError(
-                f"dropout: expected 0 (weights are never formed), got {self.dropout} in training"
-            )
+        refusal = self.refusal(need_weights, attn_mask, is_causal)
+        if refusal is not None:
+            raise NotImplementedError(refusal)
         if key_padding_mask is None:
             return
         if query.is_nested:

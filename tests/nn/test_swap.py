@@ -76,8 +76,8 @@ def test_one_of_everything():
     model = Model()
     report = swap_attention(model)
     assert report.swapped == [
-        ("cross", "MultiheadAttention", "MaskedMultiheadAttention"),
-        ("encoder.self_attn", "MultiheadAttention", "MaskedMultiheadAttention"),
+        ("cross", "MultiheadAttention", "SwappedMultiheadAttention"),
+        ("encoder.self_attn", "MultiheadAttention", "SwappedMultiheadAttention"),
         ("pixels", "DenseAttentionCore", "SparseAttentionCore"),
     ]
     assert isinstance(model.encoder.self_attn, MaskedMultiheadAttention)
@@ -194,7 +194,6 @@ def with_hook(register):
         (OwnAttention(16, 4), "a class of its own"),
         (nn.MultiheadAttention(16, 4, add_bias_kv=True), "add_bias_kv"),
         (nn.MultiheadAttention(16, 4, add_zero_attn=True), "add_zero_attn"),
-        (nn.MultiheadAttention(16, 4, dropout=0.1), "dropout 0.1 in training mode"),
         (nn.MultiheadAttention(512, 1), "head_dim 512 is over 256"),
         (with_hook("register_forward_hook"), "1 hook"),
         (with_hook("register_forward_pre_hook"), "1 hook"),
@@ -291,13 +290,24 @@ def test_swapped_block_is_still_traced_by_fx():
     torch.testing.assert_close(compiled(x), right)
 
 
-def test_report_tells_of_dropout_that_raises_in_training():
-    model = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.1, batch_first=True).eval()
-    report = swap_attention(model)
-    assert report.notes == [("self_attn", "dropout 0.1 raises in training mode: set it to 0")]
-    assert "  note     self_attn  dropout 0.1" in str(report)
-    with pytest.raises(NotImplementedError, match=r"^dropout: "):
-        model.train()(torch.randn(2, 5, 16))
+@pytest.mark.parametrize("was_training", [True, False])
+def test_dropout_in_training_runs_on_the_original(was_training):
+    model = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.1, batch_first=True)
+    plain = copy.deepcopy(model)
+    x = torch.randn(2, 5, 16)
+    report = swap_attention(model.train(was_training))
+    note = "dropout 0.1: in training mode it runs on the original; set it to 0"
+    assert report.notes == [("self_attn", note)]
+    assert f"  note     self_attn  {note}" in str(report)
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match=r"^self_attn: a call with dropout was handed to"):
+        got = model.train()(x)
+    torch.manual_seed(0)
+    torch.testing.assert_close(got, plain.train()(x), atol=0, rtol=0)
+    got.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    torch.testing.assert_close(model.eval()(x), plain.eval()(x), atol=1e-5, rtol=1e-4)
+    assert report.handed_on == {("self_attn", "dropout"): 1}
 
 
 def test_parametrized_attention_is_skipped():
@@ -305,11 +315,6 @@ def test_parametrized_attention_is_skipped():
     nn.utils.parametrizations.weight_norm(attention, "in_proj_weight")
     report = swap_attention(nn.ModuleDict({"attention": attention}))
     assert "a class of its own" in report.skipped[0][2]
-
-
-def test_dropout_is_no_matter_in_eval_mode():
-    model = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.1, batch_first=True).eval()
-    assert len(swap_attention(model).swapped) == 1
 
 
 def test_the_model_itself_cannot_be_exchanged():
@@ -324,7 +329,7 @@ def test_report_reads_as_a_table():
     report = swap_attention(Model(), exclude=["cross"])
     assert str(report).splitlines() == [
         "swapped 2, skipped 1",
-        "  swapped  encoder.self_attn  MultiheadAttention -> MaskedMultiheadAttention",
+        "  swapped  encoder.self_attn  MultiheadAttention -> SwappedMultiheadAttention",
         "  swapped  pixels             DenseAttentionCore -> SparseAttentionCore",
         "  skipped  cross              MultiheadAttention: excluded",
     ]
