@@ -59,6 +59,11 @@ COMMANDS = {
         "predict",
         "segment images, a folder, a video or a camera",
     ),
+    "cost": Command(
+        "segmentation.scoring.cost_command",
+        "predict",
+        "operations, time and memory of a network, and the share of its parts",
+    ),
     "pick": Command(
         "segmentation.picking.command", "predict", "choose which images of a folder to label next"
     ),

@@ -8,7 +8,7 @@ import torch
 
 from maskattn_kernels.benchmark.cases import Attention, Case, Inputs, make_inputs
 from maskattn_kernels.benchmark.check import WrongResult, check, oracle
-from maskattn_kernels.benchmark.memory import gpu_peak_growth, in_fresh_process, peak_growth
+from maskattn_kernels.benchmark.memory import in_fresh_process
 from maskattn_kernels.benchmark.peers import (
     BY_NAME,
     GATHER,
@@ -20,6 +20,7 @@ from maskattn_kernels.benchmark.peers import (
 )
 from maskattn_kernels.benchmark.rows import Row
 from maskattn_kernels.benchmark.timing import captured, fastest, race
+from maskattn_kernels.common.peak_memory import gpu_peak_growth, peak_growth
 from maskattn_kernels.common.text import first_line
 
 __all__ = ["measure", "peer_memory", "pick"]

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from maskattn_kernels.benchmark.check import WrongResult
-from maskattn_kernels.benchmark.memory import gpu_peak_growth, in_fresh_process, peak_growth
+from maskattn_kernels.benchmark.memory import in_fresh_process
 from maskattn_kernels.benchmark.rows import Row
 from maskattn_kernels.benchmark.timing import race
+from maskattn_kernels.common.peak_memory import gpu_peak_growth, peak_growth
 from maskattn_kernels.models import MaskAttnUNet
 
 __all__ = [

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from maskattn_kernels.benchmark.cases import make_mask
-from maskattn_kernels.benchmark.memory import in_fresh_process, peak_growth
+from maskattn_kernels.benchmark.memory import in_fresh_process
 from maskattn_kernels.benchmark.network import ACCURACY, make_network, relative_error
 from maskattn_kernels.benchmark.timing import race
+from maskattn_kernels.common.peak_memory import peak_growth
 from maskattn_kernels.models import MaskAttnUNet
 from maskattn_kernels.nn import MaskAttention2d, make_core
 from maskattn_kernels.swap import SwapReport, swap_attention

@@ -134,6 +134,18 @@ class AttentionNetwork(SelectorDial):
         """The modules that read the image, up to the deepest map: what is frozen as "encoder"."""
         raise NotImplementedError("AttentionNetwork.encoder_parts: a subclass must implement it")
 
+    def refinement_parts(self) -> list[nn.Module]:
+        """The modules around attention that are neither encoder nor decoder, where there are any.
+
+        Example:
+            >>> from maskattn_kernels.models import FRMNet, MaskAttnUNet
+            >>> MaskAttnUNet(width=8, depth=2).refinement_parts()
+            []
+            >>> [type(part).__name__ for part in FRMNet(depth=1).refinement_parts()[:2]]
+            ['Fusion', 'RefineBlock']
+        """
+        return []
+
     def output_layers(self) -> tuple[nn.Module, ...]:
         """The layers that `prepare_for_inference` keeps in float32: their results are compared."""
         return (self.head,)

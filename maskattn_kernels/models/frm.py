@@ -292,5 +292,10 @@ class FRMNet(AttentionNetwork):
         """The encoder."""
         return [self.get_submodule("encoder")]
 
+    def refinement_parts(self) -> list[nn.Module]:
+        """What brings the maps to the grid, the blocks, and what gives the grid back."""
+        fusion = [] if self.fusion is None else [self.fusion]
+        return [*fusion, *self.blocks, *self.injections]
+
 
 _FINEST_FUSED = 4

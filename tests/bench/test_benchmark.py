@@ -20,6 +20,7 @@ from maskattn_kernels.benchmark.cases import (
 from maskattn_kernels.benchmark.overhead import measure_overhead
 from maskattn_kernels.benchmark.report import few_queries_table
 from maskattn_kernels.benchmark.timing import FOCUS_ROUNDS, MIN_ROUNDS, Race, percentile, race
+from maskattn_kernels.common import peak_memory
 
 RESULTS = [p for name in ("results", "study") for p in (ROOT / "bench" / name).glob("*.json")]
 TINY = Case(64, 16, mode="qk", keep=0.25)
@@ -170,7 +171,7 @@ def test_overhead_row():
 
 
 def allocate(mebibytes: int) -> int:
-    return memory.peak_growth(lambda: torch.ones(mebibytes * 2**18).sum())
+    return peak_memory.peak_growth(lambda: torch.ones(mebibytes * 2**18).sum())
 
 
 def fail() -> int:
@@ -181,7 +182,7 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /
 
 
 def allocate_without_proc(path):
-    memory.PROC = path  # in a process of its own
+    peak_memory.PROC = path  # in a process of its own
     return allocate(1)
 
 
