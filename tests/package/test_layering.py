@@ -36,7 +36,7 @@ LAYERS = (
     ("explanation", "distributed"),
     ("nn",),
     ("models", "swap"),
-    ("benchmark", "segmentation"),
+    ("benchmark", "integrations", "segmentation"),
     ("demo", "info", "tiles"),
     ("cli",),
 )
