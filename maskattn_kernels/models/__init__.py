@@ -3,6 +3,7 @@
 
 from maskattn_kernels.models.attention_network import AttentionNetwork
 from maskattn_kernels.models.blocks import ConvBlock, Down, SlimUp, Up
+from maskattn_kernels.models.depthwise import DepthwiseConv2d
 from maskattn_kernels.models.efficientnet import EfficientNetLite0
 from maskattn_kernels.models.encoders import ENCODERS, EncoderLike, as_encoder
 from maskattn_kernels.models.frm import FRM_PRESETS, FRMNet
@@ -17,6 +18,7 @@ __all__ = [
     "PRESETS",
     "AttentionNetwork",
     "ConvBlock",
+    "DepthwiseConv2d",
     "Down",
     "EfficientNetLite0",
     "EncoderLike",

@@ -7,6 +7,8 @@ Modules are named as in timm's ``tf_efficientnet_lite0``, so that its weight fil
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskattn_kernels.models.depthwise import DepthwiseConv2d
+
 __all__ = ["EfficientNetLite0"]
 
 _EPSILON = 1e-3  # of every BatchNorm, as the published weights were trained with
@@ -135,10 +137,9 @@ class _InvertedResidual(nn.Module):
         return x + y if self.adds else y
 
 
-def _depthwise(channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+def _depthwise(channels: int, kernel: int, stride: int = 1) -> DepthwiseConv2d:
     """Strided ones do not pad: `_SamePad` does it before them, by the size of the map."""
-    padding = kernel // 2 if stride == 1 else 0
-    return nn.Conv2d(channels, channels, kernel, stride, padding, groups=channels, bias=False)
+    return DepthwiseConv2d(channels, kernel, stride, None if stride == 1 else 0)
 
 
 class _SamePad(nn.Module):

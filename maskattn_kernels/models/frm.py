@@ -30,7 +30,13 @@ from torch import Tensor, nn
 from maskattn_kernels.common.text import quoted
 from maskattn_kernels.models.attention_network import AttentionNetwork
 from maskattn_kernels.models.encoders import ENCODERS, as_encoder, encoded
-from maskattn_kernels.models.frm_blocks import Fusion, Injection, RefineBlock, conv_norm
+from maskattn_kernels.models.frm_blocks import (
+    Fusion,
+    Injection,
+    RefineBlock,
+    conv_norm,
+    depthwise_norm,
+)
 from maskattn_kernels.models.given_masks import GivenMasks, Masks
 from maskattn_kernels.models.light_encoder import LightEncoder
 from maskattn_kernels.models.selector_dial import Keep, check_keep
@@ -181,7 +187,7 @@ class FRMNet(AttentionNetwork):
             self.injections.append(
                 Injection(dim, width, grid, stride, gated) if gets else nn.Identity()
             )
-            depthwise = conv_norm(width, width, 5, groups=width)
+            depthwise = depthwise_norm(width, 5)
             self.smooths.append(nn.Sequential(*depthwise, *conv_norm(width, width, gelu=True)))
         self.decoder_channels = [*([dim] if refines else []), *(width for _ in decoded)]
         self.finest = decoded[0][1]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskattn_kernels.common.text import quoted
+from maskattn_kernels.models.depthwise import DepthwiseConv2d
 from maskattn_kernels.models.given_masks import Mask
 from maskattn_kernels.nn import AttentionCore, DisentangledAttention2d, Selection, Selector
 
@@ -27,20 +28,27 @@ RELATIONS: dict[str, tuple[str | None, str | None]] = {
 as everywhere."""
 
 
-def conv_norm(
-    in_channels: int, out_channels: int, kernel: int = 1, *, groups: int = 1, gelu: bool = False
-) -> list[nn.Module]:
-    """Convolution and BatchNorm, which keep the size; and a GELU.
+def conv_norm(in_channels: int, out_channels: int, *, gelu: bool = False) -> list[nn.Module]:
+    """A 1x1 convolution and BatchNorm; and a GELU.
 
     Args:
-        in_channels, out_channels, groups: of the convolution.
+        in_channels, out_channels: of the convolution.
+        gelu: whether a GELU follows.
+    """
+    convolution = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+    return [convolution, nn.BatchNorm2d(out_channels), *([nn.GELU()] if gelu else [])]
+
+
+def depthwise_norm(channels: int, kernel: int, *, gelu: bool = False) -> list[nn.Module]:
+    """A depthwise convolution and BatchNorm, which keep the size; and a GELU.
+
+    Args:
+        channels: of the convolution.
         kernel: its side, odd.
         gelu: whether a GELU follows.
     """
-    convolution = nn.Conv2d(
-        in_channels, out_channels, kernel, padding=kernel // 2, groups=groups, bias=False
-    )
-    return [convolution, nn.BatchNorm2d(out_channels), *([nn.GELU()] if gelu else [])]
+    convolution = DepthwiseConv2d(channels, kernel)
+    return [convolution, nn.BatchNorm2d(channels), *([nn.GELU()] if gelu else [])]
 
 
 def at_stride(x: Tensor, stride: int, target: int, size: torch.Size) -> Tensor:
@@ -165,7 +173,7 @@ class RefineBlock(nn.Module):
         inside = 2 * channels
         self.convolutions = nn.Sequential(
             *conv_norm(channels, inside, gelu=True),
-            *conv_norm(inside, inside, 3, groups=inside, gelu=True),
+            *depthwise_norm(inside, 3, gelu=True),
             *conv_norm(inside, channels),
         )
 

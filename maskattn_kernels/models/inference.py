@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from maskattn_kernels.models.depthwise import DepthwiseConv2d
 from maskattn_kernels.nn.selecting import SelectiveAttention2d
 from maskattn_kernels.torch_compat import (
     cpu_has_bfloat16,
@@ -88,6 +89,9 @@ def prepare_for_inference(
     if dtype not in _DTYPES:
         raise TypeError(f"dtype: expected torch.float32 or torch.bfloat16, got {dtype}")
     prepared = copy.deepcopy(network).eval().requires_grad_(False)
+    for layer in prepared.modules():
+        if type(layer) is DepthwiseConv2d:  # it differs from nn.Conv2d in training only
+            layer.__class__ = nn.Conv2d  # type: ignore[assignment]
     calls = list(_calls(prepared))
     for call in calls:
         _fold(prepared, call)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from maskattn_kernels.models.depthwise import DepthwiseConv2d
 from maskattn_kernels.nn.checks import positive_int
 
 __all__ = ["LightEncoder"]
@@ -77,9 +78,7 @@ class _Block(nn.Module):
     def __init__(self, channels: int, kernel: int, ratio: int) -> None:
         super().__init__()
         inside = ratio * channels
-        self.depthwise = nn.Conv2d(
-            channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False
-        )
+        self.depthwise = DepthwiseConv2d(channels, kernel)
         self.norm1 = nn.BatchNorm2d(channels)
         self.expand = nn.Conv2d(channels, inside, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(inside)
