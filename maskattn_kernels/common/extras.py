@@ -27,6 +27,7 @@ IMPORT_NAMES = {
     "tensorboard": "tensorboard",
     "timm": "timm",
     "torchmetrics": "torchmetrics",
+    "transformers": "transformers",
 }
 
 

@@ -22,7 +22,7 @@ SOURCES = sorted(
 )
 
 # Extras whose packages the product imports; and those that only tests and tools need.
-TOLD = ("bench", "demo", "predict", "pretrained", "segmentation", "timm", "train")
+TOLD = ("bench", "demo", "predict", "pretrained", "segmentation", "timm", "train", "transformers")
 FOR_DEVELOPERS = ("docs", "test", "dev")
 
 # Lower layers first; a module imports only from its own layer or from lower ones.
