@@ -24,6 +24,7 @@ IMPORT_NAMES = {
     "scikit-image": "skimage",
     "scikit-learn": "sklearn",
     "scipy": "scipy",
+    "segmentation-models-pytorch": "segmentation_models_pytorch",
     "tensorboard": "tensorboard",
     "timm": "timm",
     "torchmetrics": "torchmetrics",

@@ -14,6 +14,8 @@ PAGE = ROOT / "docs" / "integrations.md"
 def test_all_blocks_run(tmp_path, monkeypatch):
     import_timm()
     pytest.importorskip("transformers", reason="needs the package transformers")
+    smp = "segmentation_models_pytorch"
+    pytest.importorskip(smp, reason="needs the package segmentation-models-pytorch")
     monkeypatch.chdir(tmp_path)
     text = PAGE.read_text()
     names: dict[str, object] = {}

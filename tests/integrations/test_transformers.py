@@ -41,7 +41,7 @@ def llama(**options):
 def segformer():
     return hf.SegformerForSemanticSegmentation(
         hf.SegformerConfig(
-            hidden_sizes=[8, 16, 16, 32], depths=[1, 1, 1, 1], decoder_hidden_size=16
+            hidden_sizes=[8, 16, 20, 32], depths=[1, 1, 1, 1], decoder_hidden_size=16
         )
     )
 

@@ -22,7 +22,17 @@ SOURCES = sorted(
 )
 
 # Extras whose packages the product imports; and those that only tests and tools need.
-TOLD = ("bench", "demo", "predict", "pretrained", "segmentation", "timm", "train", "transformers")
+TOLD = (
+    "bench",
+    "demo",
+    "predict",
+    "pretrained",
+    "segmentation",
+    "smp",
+    "timm",
+    "train",
+    "transformers",
+)
 FOR_DEVELOPERS = ("docs", "test", "dev")
 
 # Lower layers first; a module imports only from its own layer or from lower ones.
@@ -36,8 +46,8 @@ LAYERS = (
     ("explanation", "distributed"),
     ("nn",),
     ("models", "swap"),
-    ("benchmark", "integrations", "segmentation"),
-    ("demo", "info", "tiles"),
+    ("benchmark", "segmentation"),
+    ("demo", "info", "integrations", "tiles"),
     ("cli",),
 )
 # The same for the wings of segmentation; its face, `__init__`, opens every one of them when asked.
