@@ -7,8 +7,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <exception>
-#include <initializer_list>
 #include <optional>
 #include <string>
 #include <utility>
@@ -27,13 +25,15 @@ inline std::runtime_error no_memory(const char* what, bool on_gpu) {
   return std::runtime_error(std::string(words) + " for " + what + " of maskattn_kernels");
 }
 
-// A new tensor beside `like`. The stable ABI loses what torch's allocators say.
-inline Tensor allocate(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType dtype) {
-  try {
-    return torch::stable::new_empty(like, shape, dtype);
-  } catch (const std::exception&) {
-    throw no_memory("a tensor", like.is_cuda());
-  }
+// A new tensor beside `like`, by torch's C interface: torch::stable::new_empty looks its op up by name at every
+// call.
+inline Tensor allocate(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef shape, ScalarType dtype) {
+  auto code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  AtenTensorHandle made = nullptr;
+  const auto error = aoti_torch_aten_new_empty(like.get(), shape.data(), static_cast<int64_t>(shape.size()), &code,
+                                               nullptr, nullptr, 0, nullptr, &made);
+  if (error != AOTI_TORCH_SUCCESS) throw no_memory("a tensor", like.is_cuda());
+  return Tensor(made);
 }
 
 // A dense (B, H, N, D) tensor whose memory is ordered as t's: tokens before heads, or heads before tokens.
@@ -180,16 +180,60 @@ void fill_backward_inputs(BackwardInputs& in, const Tensor& query, BackwardCall<
 inline void check_mask(const Tensor& mask, const char* name, const Tensor& query, CheckDevice check_device) {
   check_place(mask, name, query, check_device);
   check_dtype(mask, ScalarType::Bool, name);
-  check_shape(mask, name, {-1, -1, -1});
-  if (mask.size(2) > INT32_MAX) reject(name, "a length below 2^31", std::to_string(mask.size(2)));
+}
+
+// A tensor of one value for each token, (B | 1, N) or (B | 1, H | 1, N), as (b, h, n).
+struct PerToken {
+  void* data;
+  int64_t batches, heads, seqlen;
+  int64_t stride_b, stride_h, stride_n;
+
+  explicit PerToken(const Tensor& t) : data(t.data_ptr()), heads(1), stride_h(0) {
+    const auto sizes = t.sizes(), strides = t.strides();
+    batches = sizes.front(), seqlen = sizes.back();
+    stride_b = strides.front(), stride_n = strides.back();
+    if (sizes.size() == 3) heads = sizes[1], stride_h = strides[1];
+  }
+
+  int64_t broadcast_b() const { return batches == 1 ? 0 : stride_b; }
+  int64_t broadcast_h() const { return heads == 1 ? 0 : stride_h; }
+};
+
+// One of `batch` entries of `heads` heads and `seqlen` tokens; its place and dtype are checked.
+inline PerToken per_token(const Tensor& t, const char* name, int64_t batch, int64_t heads, int64_t seqlen) {
+  if (t.dim() == 2) {
+    check_shape(t, name, {batch, -1}, true);
+  } else {
+    check_shape(t, name, {batch, heads, -1}, true);
+  }
+  const PerToken values(t);
+  if (values.seqlen != seqlen) check_shape(t, name, {batch, heads, seqlen});
+  return values;
+}
+
+// A mask (B, H, N) to be listed for any call.
+inline PerToken mask_to_list(const Tensor& mask, CheckDevice check_device) {
+  check_mask(mask, "mask", mask, check_device);
+  check_shape(mask, "mask", {-1, -1, -1});
+  const PerToken values(mask);
+  if (values.seqlen > INT32_MAX) reject("mask", "a length below 2^31", std::to_string(values.seqlen));
+  return values;
 }
 
 // The mask of a call's queries or keys.
-inline void check_mask_of(const Tensor& mask, const char* name, const Tensor& query, int64_t batch, int64_t heads,
-                          int64_t seqlen, CheckDevice check_device) {
+inline PerToken mask_of(const Tensor& mask, const char* name, const Tensor& query, int64_t batch, int64_t heads,
+                        int64_t seqlen, CheckDevice check_device) {
   check_mask(mask, name, query, check_device);
-  check_shape(mask, name, {batch, heads, -1}, true);
-  if (mask.size(2) != seqlen) check_shape(mask, name, {batch, heads, seqlen});
+  return per_token(mask, name, batch, heads, seqlen);
+}
+
+// The bias of a call's keys, which may broadcast.
+inline RowView bias_of(const Tensor& bias, const Tensor& query, int64_t batch, int64_t heads, int64_t seqlen,
+                       CheckDevice check_device) {
+  check_place(bias, "key_bias", query, check_device);
+  check_dtype(bias, ScalarType::Float, "key_bias");
+  const PerToken values = per_token(bias, "key_bias", batch, heads, seqlen);
+  return {static_cast<float*>(values.data), values.broadcast_b(), values.broadcast_h(), values.stride_n};
 }
 
 inline bool same_view(const OptionalTensor& a, const OptionalTensor& b) {
@@ -199,14 +243,14 @@ inline bool same_view(const OptionalTensor& a, const OptionalTensor& b) {
   return true;
 }
 
-inline SelectParams select_params(const Tensor& mask, int32_t* indices, int32_t* counts) {
-  return {static_cast<const bool*>(mask.data_ptr()),
-          mask.stride(0),
-          mask.stride(1),
-          mask.stride(2),
-          mask.size(0),
-          mask.size(1),
-          mask.size(2),
+inline SelectParams select_params(const PerToken& mask, int32_t* indices, int32_t* counts) {
+  return {static_cast<const bool*>(mask.data),
+          mask.stride_b,
+          mask.stride_h,
+          mask.stride_n,
+          mask.batches,
+          mask.heads,
+          mask.seqlen,
           indices,
           counts};
 }

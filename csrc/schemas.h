@@ -14,3 +14,7 @@
   "(Tensor dout, Tensor? dlse, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, "             \
   "Tensor? query_indices, Tensor? query_counts, Tensor? key_indices, Tensor? key_counts, Tensor? key_bias, " \
   "float scale) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbias)"
+#define MASKATTN_MASKS_BWD_SCHEMA                                                                              \
+  "(Tensor dout, Tensor? dlse, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, "               \
+  "Tensor? query_mask, Tensor? key_mask, Tensor? key_bias, float scale) -> (Tensor dq, Tensor dk, Tensor dv, " \
+  "Tensor dbias)"

@@ -3,9 +3,9 @@
 
 import maskattn_kernels.common.starting  # noqa: F401  # isort: skip  # before long imports
 from maskattn_kernels._version import __version__
+from maskattn_kernels.autograd_functions import MaskedAttentionFunction
 from maskattn_kernels.explanation import backends, explain
 from maskattn_kernels.functional import masked_attention
-from maskattn_kernels.ops import MaskedAttentionFunction
 from maskattn_kernels.swap import SwapReport, swap_attention, unswap_attention
 from maskattn_kernels.token_index import TokenIndex, select_tokens
 

@@ -2,7 +2,8 @@
 """Biases of any size: kernels see them relative to the largest one.
 
 A softmax does not feel a shift of all scores, but lse does: next to -1e9, as padding is often
-written, a float32 has no room for the logarithm of a sum, and the backward pass needs it.
+written, a float32 has no room for the logarithm of a sum, and the backward pass needs it. Backends
+that `takes_any_bias` subtract the largest one themselves.
 """
 
 import torch
@@ -23,16 +24,21 @@ def relative_bias(
     own = accumulation_dtype(dtype)
     if key_bias.dtype is not own:
         key_bias = key_bias.to(torch.promote_types(key_bias.dtype, own))
+    level = bias_level(key_bias, key_tokens)
+    key_bias = key_bias - level
+    return key_bias if key_bias.dtype is own else key_bias.to(own), level
+
+
+def bias_level(key_bias: Tensor, key_tokens: Tensor | TokenIndex | None) -> Tensor:
+    """The largest bias of the selected keys of each head, `(B | 1, H | 1, 1)`; no gradient."""
     if key_bias.shape[-1] == 0:
-        return key_bias.to(own), key_bias.new_zeros(*key_bias.shape[:2], 1)
+        return key_bias.new_zeros(*key_bias.shape[:2], 1)
     highest = key_bias.detach()
     if key_tokens is not None:
         mask = key_tokens.to_mask() if isinstance(key_tokens, TokenIndex) else key_tokens
         highest = torch.where(mask, highest, -torch.inf)
     # Finite, or -inf - -inf would be NaN: no key is selected, or none takes part.
-    level = highest.amax(-1, keepdim=True).clamp_min(torch.finfo(key_bias.dtype).min)
-    key_bias = key_bias - level
-    return key_bias if key_bias.dtype is own else key_bias.to(own), level
+    return highest.amax(-1, keepdim=True).clamp_min(torch.finfo(key_bias.dtype).min)
 
 
 def absolute_lse(lse: Tensor, level: Tensor) -> Tensor:

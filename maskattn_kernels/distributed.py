@@ -18,7 +18,7 @@ from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.experimental import register_sharding
 from torch.distributed.tensor.placement_types import Placement
 
-from maskattn_kernels.ops import OPS
+from maskattn_kernels.op_table import OPS
 
 __all__: list[str] = []
 
@@ -76,3 +76,5 @@ for _ops in OPS.values():
     register_sharding(_ops.bwd)(_backward)
     if _ops.infer is not None:
         register_sharding(_ops.infer)(_forward)
+    if _ops.masks_bwd is not None:
+        register_sharding(_ops.masks_bwd)(_backward)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from maskattn_kernels.backends import by_name, registered, why_not_chosen
-from maskattn_kernels.functional import autocast, validated
+from maskattn_kernels.functional import autocast
 from maskattn_kernels.problem import Problem
 from maskattn_kernels.token_index import TokenIndex
+from maskattn_kernels.validation import validated
 
 __all__ = ["BackendRecord", "Explanation", "backends", "explain"]
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maskattn_kernels.token_index import with_heads
 from maskattn_kernels.torch_compat import FakeTensor
 
 
@@ -35,7 +36,8 @@ def infer_flops(
     *rest: Any,
     **out: Any,
 ) -> int:
-    query_counts, key_counts = (m if m is None else m.sum(-1) for m in (query_mask, key_mask))
+    masks = (m if m is None else with_heads(m) for m in (query_mask, key_mask))
+    query_counts, key_counts = (m if m is None else m.sum(-1) for m in masks)
     return _product_flops(query, key, query_counts, key_counts)
 
 
@@ -57,6 +59,13 @@ def bwd_flops(
     """Five products in place of the forward's two."""
     value, _, _, *index = rest[:7]
     return 5 * fwd_flops(query, key, value, *index) // 2
+
+
+def masks_bwd_flops(
+    dout: Tensor, dlse: Tensor | None, query: Tensor, key: Tensor, *rest: Any, **out: Any
+) -> int:
+    value, _, _, *masks = rest[:5]
+    return 5 * infer_flops(query, key, value, *masks) // 2
 
 
 def _counts(counts: Tensor | None, length: int) -> Tensor:

@@ -1,52 +1,40 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The ops of all backends under one roof: fakes, gradients, autocast, and the eager
-autograd.Function.
+"""The ops of all backends under one roof: the way of a call, fakes, autocast, vmap, FLOP counts.
 
 Every backend brings the same three ops (`backends/base.py`), so each rule is written once and
 registered in a loop. Compiled and traced code calls the registered op, whose gradient is that of
-`TransformableFunction`, as in code that torch.func transforms; other eager code goes through
-`MaskedAttentionFunction`, the same formulas with a quarter of the overhead.
+`TransformableFunction`, as in code that torch.func transforms. Other eager code goes through
+`MasksFunction` or `MaskedAttentionFunction`: the same formulas with a quarter of the overhead.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from maskattn_kernels.autograd_functions import (
+    MaskedAttentionFunction,
+    MasksFunction,
+    TransformableFunction,
+    TransformableGradients,
+)
 from maskattn_kernels.backends import on_register
 from maskattn_kernels.backends.base import Backend, accumulation_dtype, empty_result
-from maskattn_kernels.flops import bwd_flops, fwd_flops, infer_flops
+from maskattn_kernels.flops import bwd_flops, fwd_flops, infer_flops, masks_bwd_flops
+from maskattn_kernels.op_table import OPS, BackendOps, call_below_autograd, find_ops
 from maskattn_kernels.token_index import TokenIndex
 from maskattn_kernels.torch_compat import (
     OpOverload,
-    below_autograd,
+    any_autocast_enabled,
+    apply_outside_transforms,
+    direct,
     in_forward_mode,
     in_functorch,
     in_jit_trace,
 )
-
-__all__ = ["MaskedAttentionFunction"]
-
-
-class BackendOps(NamedTuple):
-    """The registered ops of one backend."""
-
-    select_tokens: OpOverload
-    fwd: OpOverload
-    bwd: OpOverload
-    infer: OpOverload | None
-
-
-def _find_ops(name: str) -> BackendOps:
-    def op(field: str) -> OpOverload:
-        return getattr(torch.ops.maskattn, f"{name}_{field}").default
-
-    infer = op("infer") if hasattr(torch.ops.maskattn, f"{name}_infer") else None
-    return BackendOps(op("select_tokens"), op("fwd"), op("bwd"), infer)
-
 
 Selection = Tensor | TokenIndex | None  # a bool mask (B | 1, H | 1, N), its TokenIndex, or all
 
@@ -62,60 +50,90 @@ def attention(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """(out, lse) of validated arguments, by the cheapest way that keeps their gradients right."""
-    backend_ops = OPS[backend]
-    qkv = (query, key, value)
-    function: Callable[..., Any]
-    traced = _is_traced()
-    if not traced and not _has_derivative(*qkv, key_bias):
-        indexed = isinstance(query_tokens, TokenIndex) or isinstance(key_tokens, TokenIndex)
-        if backend_ops.infer is not None and not indexed:
-            return _below_autograd(
-                backend_ops.infer, *qkv, query_tokens, key_tokens, key_bias, scale
-            )
-        function = partial(_below_autograd, backend_ops.fwd)
-    elif torch.compiler.is_compiling() or in_jit_trace():
-        function = backend_ops.fwd
-    elif traced:
-        function = partial(TransformableFunction.apply, backend)
-    else:
-        function = partial(MaskedAttentionFunction.apply, backend)
-    key_index = _token_index(backend_ops, key_tokens)
-    shared = query_tokens is key_tokens
-    query_index = key_index if shared else _token_index(backend_ops, query_tokens)
+    args = (query, key, value, query_tokens, key_tokens, key_bias, scale)
     try:
-        return function(*qkv, *query_index, *key_index, key_bias, scale)
+        if not _is_traced():
+            return attention_in_plain_code(
+                backend, _has_derivative(query, key, value, key_bias), *args
+            )
+        lists = _lists(backend, query_tokens, key_tokens)
+        if torch.compiler.is_compiling() or in_jit_trace():
+            return OPS[backend].fwd(query, key, value, *lists, key_bias, scale)
+        return TransformableFunction.apply(backend, query, key, value, *lists, key_bias, scale)
     except RuntimeError as error:
-        named = {
-            "query": query, "key": key, "value": value,
-            "query_mask": query_index[0], "key_mask": key_index[0],
-        }  # fmt: skip
-        fault = _fault_of_caller(error, named)
+        fault = _fault_of_caller(error, *args[:5])
         if fault is None:
             raise
         raise fault from None
 
 
+def attention_in_plain_code(
+    backend: str,
+    derivative: bool,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_tokens: Selection,
+    key_tokens: Selection,
+    key_bias: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """The same in code that is neither traced nor transformed.
+
+    Args:
+        derivative: whether a derivative may be asked for.
+        query_tokens, key_tokens, key_bias: without TokenIndex, in the forms that X_infer takes.
+    """
+    ops, qkv = OPS[backend], (query, key, value)
+    if derivative and key_bias is not None and key_bias.is_inference():
+        key_bias = key_bias.clone()  # else it could not be saved
+    indexed = type(query_tokens) is TokenIndex or type(key_tokens) is TokenIndex
+    if indexed or (ops.masks_bwd if derivative else ops.infer) is None:
+        args = (*qkv, *_lists(backend, query_tokens, key_tokens), key_bias, scale)
+        if derivative:
+            return apply_outside_transforms(MaskedAttentionFunction, backend, *args)
+        return call_below_autograd(ops.fwd, *args)
+    if derivative:
+        masks = (query_tokens, key_tokens)
+        return apply_outside_transforms(MasksFunction, backend, *qkv, *masks, key_bias, scale)
+    return direct(ops.infer)(*qkv, query_tokens, key_tokens, key_bias, scale)
+
+
 _BAD_LISTS = tuple(f"{m}_mask.{field}: " for m in ("query", "key") for field in TokenIndex._fields)
 
 
-def _fault_of_caller(error: RuntimeError, named: dict[str, Tensor | None]) -> ValueError | None:
+def _fault_of_caller(
+    error: RuntimeError,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_tokens: Selection,
+    key_tokens: Selection,
+) -> ValueError | None:
     """What the caller gave that an op could not take, in words; None if it is no such fault."""
     if str(error).startswith(_BAD_LISTS):  # a compiled library can raise no other class
         return ValueError(str(error))
     if "Inference tensors cannot be saved" not in str(error):
         return None
-    names = [name for name, t in named.items() if t is not None and t.is_inference()]
+    saved = {"query": query, "key": key, "value": value}
+    for name, tokens in (("query_mask", query_tokens), ("key_mask", key_tokens)):
+        if isinstance(tokens, TokenIndex):
+            saved[name] = tokens.indices
+    names = [name for name, t in saved.items() if t.is_inference()]
     return ValueError(
         f"{', '.join(names)}: expected a tensor made outside of inference_mode, as gradients are "
         "wanted, got one made inside: clone it"
     )
 
 
-def short_way() -> OpOverload | None:
-    """The CPU's infer op, if it exists and plain eager code without gradients is running."""
-    if torch.is_grad_enabled() or in_forward_mode() or _is_traced():
-        return None
-    return OPS["cpu"].infer if "cpu" in OPS else None
+def in_plain_code() -> bool:
+    """Whether plain eager code is running: no transform, trace, autocast or forward mode."""
+    return not (any_autocast_enabled() or in_forward_mode() or _is_traced())
+
+
+def lists_masks(backend: str) -> bool:
+    """Whether a backend is there whose ops take masks, in training too."""
+    return backend in OPS and OPS[backend].masks_bwd is not None
 
 
 def _is_traced() -> bool:
@@ -128,126 +146,18 @@ def _has_derivative(*inputs: Tensor | None) -> bool:
     )
 
 
-def _token_index(backend_ops: BackendOps, selection: Selection) -> TokenIndex | tuple[None, None]:
-    if selection is None:
-        return None, None
-    if isinstance(selection, TokenIndex):
-        return selection
-    return TokenIndex(*backend_ops.select_tokens(selection))
+def _lists(
+    backend: str, query_tokens: Selection, key_tokens: Selection
+) -> tuple[Tensor | None, ...]:
+    """Indices and counts of the queries, then of the keys."""
 
+    def listed(tokens: Selection) -> tuple[Tensor | None, Tensor | None]:
+        if tokens is None:
+            return None, None
+        return tokens if type(tokens) is TokenIndex else OPS[backend].select_tokens(tokens)
 
-class MaskedAttentionFunction(torch.autograd.Function):
-    """The autograd function under `masked_attention` in eager code.
-
-    `MaskedAttentionFunction.apply(backend, query, key, value, query_indices, query_counts,
-    key_indices, key_counts, key_bias, scale)` returns `(out, lse)`, for the name of a backend and
-    tensors as `backends/base.py` describes them. It validates nothing: call `masked_attention`.
-    Differentiable once, in query, key, value and key_bias.
-
-    Example:
-        >>> import torch
-        >>> from maskattn_kernels import MaskedAttentionFunction, masked_attention
-        >>> q, k, v = torch.randn(3, 1, 2, 5, 8).unbind()
-        >>> everything = (None, None, None, None, None)  # all tokens, and no bias
-        >>> out, lse = MaskedAttentionFunction.apply("reference", q, k, v, *everything, 8**-0.5)
-        >>> torch.equal(out, masked_attention(q, k, v, backend="reference"))
-        True
-    """
-
-    @staticmethod
-    def forward(ctx: Any, backend: str, *args: Any) -> tuple[Tensor, Tensor]:
-        out, lse = _below_autograd(OPS[backend].fwd, *args)
-        _save(ctx, args, out, lse)
-        ctx.backend = backend
-        return out, lse
-
-    @staticmethod
-    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple:
-        bwd = OPS[ctx.backend].bwd
-        # Under create_graph the op's own autograd must see the call, to refuse the next derivative.
-        quick = bwd if torch.is_grad_enabled() else partial(_below_autograd, bwd)
-        return None, *_gradients(ctx, quick, dout, dlse)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
-        _refuse_forward_mode()
-
-
-class TransformableFunction(torch.autograd.Function):
-    """The same for torch.func, whose transforms need a setup_context: slower in eager code."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(backend: str, *args: Any) -> tuple[Tensor, Tensor]:
-        return _below_autograd(OPS[backend].fwd, *args)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-        ctx.backend, *args = inputs
-        _save(ctx, args, *output)
-
-    @staticmethod
-    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple:
-        return None, *_gradients(
-            ctx, partial(TransformableGradients.apply, ctx.backend), dout, dlse
-        )
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
-        _refuse_forward_mode()
-
-
-class TransformableGradients(torch.autograd.Function):
-    """The backward of TransformableFunction: a function, so that its derivative is refused."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(backend: str, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return _below_autograd(OPS[backend].bwd, *args)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple:
-        _refuse_double_backward(ctx, *grads)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
-        _refuse_forward_mode()
-
-
-def _below_autograd(op: OpOverload, *args: Any) -> Any:
-    """The op without the cost of its registered autograd."""
-    with below_autograd():
-        return op(*args)
-
-
-def _save(ctx: Any, args: Sequence[Any], out: Tensor, lse: Tensor) -> None:
-    """Keeps the arguments and results of an X_fwd op for `_gradients`."""
-    ctx.save_for_backward(*args[:-1], out, lse)
-    ctx.scale, ctx.dtype = args[-1], args[0].dtype
-    ctx.set_materialize_grads(False)  # an lse that is not used costs nothing
-
-
-def _gradients(
-    ctx: Any, bwd: Callable[..., Any], dout: Tensor | None, dlse: Tensor | None
-) -> tuple:
-    """The gradients of the arguments of an X_fwd op."""
-    if dout is None and dlse is None:
-        return (None,) * 9
-    query, key, value, *index, key_bias, out, lse = ctx.saved_tensors
-    if query.dtype is not ctx.dtype:
-        raise TypeError(
-            f"saved_tensors_hooks: expected tensors back in {ctx.dtype}, got {query.dtype}"
-        )
-    if dout is None:
-        dout = torch.zeros_like(out)
-    dq, dk, dv, dbias = bwd(dout, dlse, query, key, value, out, lse, *index, key_bias, ctx.scale)
-    return dq, dk, dv, None, None, None, None, dbias if key_bias is not None else None, None
+    keys = listed(key_tokens)
+    return *(keys if query_tokens is key_tokens else listed(query_tokens)), *keys
 
 
 def _fake_select_tokens(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -265,27 +175,19 @@ def _fake_bwd(
     dout: Tensor, dlse: Tensor | None, query: Tensor, key: Tensor, value: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     key_bias = rest[-2]
-    dbias_shape = key.shape[:3] if key_bias is not None else (0,)
+    dbias_shape = key_bias.shape if key_bias is not None else (0,)
     dbias = key.new_empty(dbias_shape, dtype=accumulation_dtype(key.dtype))
     return empty_result(query), empty_result(key), empty_result(value), dbias
 
 
-def _refuse_double_backward(ctx: Any, *grads: Tensor) -> NoReturn:
-    raise NotImplementedError("masked_attention: double backward is not supported")
-
-
-def _refuse_forward_mode() -> NoReturn:
-    raise NotImplementedError("masked_attention: forward-mode derivatives are not supported")
-
-
-def _autograd_rule(name: str, op: OpOverload, function: type[torch.autograd.Function]) -> Any:
+def _autograd_rule(op: OpOverload, function: Callable[..., Any]) -> Callable[..., Any]:
     """The op through its autograd function, where a derivative may be asked for."""
 
     def rule(*args: Any) -> Any:
         tensors = (arg for arg in args if isinstance(arg, Tensor))
         if in_functorch() or _has_derivative(*tensors):
-            return function.apply(name, *args)
-        return _below_autograd(op, *args)
+            return function(*args)
+        return call_below_autograd(op, *args)
 
     return rule
 
@@ -348,8 +250,10 @@ def _register(name: str, ops: BackendOps) -> None:
     torch.library.register_fake(ops.fwd, _fake_fwd)
     torch.library.register_fake(ops.bwd, _fake_bwd)
     # Not register_autograd: what it makes is no function that torch.func can transform.
-    for op, function in ((ops.fwd, TransformableFunction), (ops.bwd, TransformableGradients)):
-        _LIBRARY.impl(op, _autograd_rule(name, op, function), "Autograd")
+    forward = partial(TransformableFunction.apply, name)
+    _LIBRARY.impl(ops.fwd, _autograd_rule(ops.fwd, forward), "Autograd")
+    gradients = partial(TransformableGradients.apply, ops.bwd)
+    _LIBRARY.impl(ops.bwd, _autograd_rule(ops.bwd, gradients), "Autograd")
     torch.library.register_vmap(ops.select_tokens, _vmap_rule(ops.select_tokens, batched_arg=0))
     torch.library.register_vmap(ops.fwd, _vmap_rule(ops.fwd, batched_arg=0))
     torch.library.register_vmap(ops.bwd, _vmap_rule(ops.bwd, batched_arg=2))
@@ -360,6 +264,9 @@ def _register(name: str, ops: BackendOps) -> None:
         forwards.append(ops.infer)
         torch.library.register_fake(ops.infer, _fake_fwd)
         register_flop_formula(ops.infer.overloadpacket, get_raw=True)(infer_flops)
+    if ops.masks_bwd is not None:
+        torch.library.register_fake(ops.masks_bwd, _fake_bwd)
+        register_flop_formula(ops.masks_bwd.overloadpacket, get_raw=True)(masks_bwd_flops)
     for fwd in forwards:
         for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
             _LIBRARY.impl(fwd, _autocast_rule(fwd, device_type), key)
@@ -368,10 +275,9 @@ def _register(name: str, ops: BackendOps) -> None:
 def _adopt(backend: Backend) -> None:
     """Gives the ops of a backend their rules, once it has ops: a library may not be built."""
     if hasattr(torch.ops.maskattn, f"{backend.name}_fwd"):
-        OPS[backend.name] = _find_ops(backend.name)
+        OPS[backend.name] = find_ops(backend.name)
         _register(backend.name, OPS[backend.name])
 
 
 _LIBRARY = torch.library.Library("maskattn", "FRAGMENT")
-OPS: dict[str, BackendOps] = {}
 on_register(_adopt)

@@ -5,7 +5,8 @@ Names of torch that begin with an underscore appear in this module only (a test 
 core). Works with torch 2.11 to 2.13.
 """
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.utils._pytree as pytree
@@ -23,7 +24,6 @@ below_autograd = torch._C._AutoDispatchBelowAutograd
 in_functorch = torch._C._are_functorch_transforms_active
 """Whether a transform of torch.func is running."""
 
-
 in_jit_trace = torch._C._is_tracing
 """Whether torch.jit.trace is running."""
 
@@ -36,6 +36,16 @@ def in_forward_mode() -> bool:
 def has_autocast(device: str) -> bool:
     """torch.amp.is_autocast_available, which the torch.compile of torch 2.11 cannot trace."""
     return device != "meta"
+
+
+def direct(op: Any) -> Callable[..., Any]:
+    """An OpOverload without the Python frame that a call of it costs."""
+    return op._op
+
+
+def apply_outside_transforms(function: Any, *args: Any) -> Any:
+    """`function.apply`, without its looks at the transforms of torch.func, of which none runs."""
+    return super(torch.autograd.Function, function).apply(*args)
 
 
 _Tuple = TypeVar("_Tuple", bound=type)

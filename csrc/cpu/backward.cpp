@@ -228,8 +228,7 @@ void launch_cpu_bwd(const BackwardParams& given, const ThreadPool& pool) {
   check_selection(p.queries, p.batch, p.heads_q, p.seqlen_q, "query_mask");
   check_selection(p.keys, p.batch, p.heads_kv, p.seqlen_k, "key_mask");
   if (p.seqlen_q == 0 && p.seqlen_k == 0) return;
-  const KeysInPlay keys(p, pool);
-  p.keys = keys.view;
+  const RelativeBiases biases(p, pool);
   const Backward backward(p);
   if (backward.groups.empty()) return;
   if (backward.pairs.even_over(pool.threads)) {

@@ -130,8 +130,7 @@ void launch_cpu_fwd(const ForwardParams& given, const ThreadPool& pool) {
   check_selection(p.queries, p.batch, p.heads_q, p.seqlen_q, "query_mask");
   check_selection(p.keys, p.batch, p.heads_kv, p.seqlen_k, "key_mask");
   if (p.heads_q == 0 || p.seqlen_q == 0) return;  // at once, however many images there are
-  const KeysInPlay keys(p, pool);
-  p.keys = keys.view;
+  const RelativeBiases biases(p, pool);
   if (has_few_queries(p)) return attend_few_queries(p, pool);
   const Forward forward(p);
   if (forward.pairs.even_over(pool.threads)) {

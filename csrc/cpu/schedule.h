@@ -15,6 +15,7 @@
 #include <cstring>
 #include <iterator>
 #include <new>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -49,7 +50,9 @@ struct Load {
 // blocks for later calls: on short sequences, fresh pages would cost more than the arithmetic.
 class Workspace {
  public:
-  explicit Workspace(int64_t bytes) : block_{align64(bytes) + 64, nullptr} {
+  explicit Workspace(int64_t bytes) {
+    if (bytes == 0) return;
+    block_.bytes = align64(bytes) + 64;
     KeptBlocks& kept = thread_kept();
     for (auto it = kept.rbegin(); it != kept.rend(); ++it)  // the smallest that is large enough
       if (it->bytes >= block_.bytes) {
@@ -63,6 +66,7 @@ class Workspace {
 #endif
   }
   ~Workspace() {
+    if (block_.data == nullptr) return;
     for (Block& kept : thread_kept())
       if (block_.bytes <= kMostKept && kept.bytes < block_.bytes) std::swap(kept, block_);
     std::free(block_.data);
@@ -118,6 +122,11 @@ void run_tasks(const ThreadPool& pool, int64_t tasks, int64_t work, int64_t scra
   if (tasks <= 0) return;
   const int64_t workers = std::min({tasks, static_cast<int64_t>(pool.threads), 1 + work / kWorkPerThread});
   const int64_t stride = align64(scratch_bytes);
+  const Workspace scratch(workers * stride);
+  if (workers == 1) {
+    for (int64_t i = 0; i < tasks; ++i) task(i, scratch.at(0));
+    return;
+  }
   struct alignas(64) Share {
     std::atomic<int64_t> next;
     int64_t end;
@@ -125,7 +134,6 @@ void run_tasks(const ThreadPool& pool, int64_t tasks, int64_t work, int64_t scra
   std::vector<Share> shares(workers);
   for (int64_t w = 0; w < workers; ++w)
     shares[w].next = w * tasks / workers, shares[w].end = (w + 1) * tasks / workers;
-  const Workspace scratch(workers * stride);
   struct Shared {
     const Task& task;
     const Workspace& scratch;
@@ -141,11 +149,7 @@ void run_tasks(const ThreadPool& pool, int64_t tasks, int64_t work, int64_t scra
       for (int64_t i = share.next++; i < share.end; i = share.next++) s.task(i, own);
     }
   };
-  if (workers == 1) {
-    run(&shared, 0);
-  } else {
-    pool.run(workers, run, &shared);
-  }
+  pool.run(workers, run, &shared);
 }
 
 inline TokenList token_list(const SelectionView& s, int64_t b, int64_t h, int64_t seqlen) {
@@ -171,15 +175,16 @@ inline void fill_lse_gaps(float* lse, const TokenList& tokens, int64_t begin, in
     for (int64_t n = tokens.gap_begin(end); n < tokens.seqlen; ++n) lse[n] = -INFINITY;
 }
 
-// The selected keys of a call, without those whose bias is -inf: what such a key holds must not be seen.
-class KeysInPlay {
+// The biases of a call as kernels take them: relative to the largest of the selected keys of their head, so that
+// lse, which is relative to it too, has room for the logarithm of a sum beside biases of any size. Keys whose bias
+// is -inf then are not selected any more: what such a key holds must not be seen. The call reads the memory of
+// this object.
+class RelativeBiases {
  public:
-  KeysInPlay(const ForwardParams& params, const ThreadPool& pool);
-
-  SelectionView view;
+  RelativeBiases(ForwardParams& params, const ThreadPool& pool);
 
  private:
-  Workspace memory_;
+  std::optional<Workspace> memory_;
 };
 
 // Whether every key head has so few queries, and so many keys, that reading the keys takes longer than the

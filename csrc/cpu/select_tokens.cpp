@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// Mask to ascending token indices and counts, and the check that indices given by a caller are such a list.
+// Mask to ascending token indices and counts, the check that indices given by a caller are such a list, and biases
+// relative to the largest selected one.
 // One task per (b, h). Entries past the count hold `seqlen`: the row stays sorted, and using one of them as an
 // index fails instead of reading a token that is not selected.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -39,27 +41,41 @@ void launch_cpu_select_tokens(const SelectParams& p, const ThreadPool& pool) {
                            " at place " + std::to_string(i));
 }
 
-KeysInPlay::KeysInPlay(const ForwardParams& p, const ThreadPool& pool)
-    : view(p.keys),
-      memory_(p.key_bias.data == nullptr ? 0
-                                         : p.batch * p.heads_kv * (p.seqlen_k + 1) * int64_t{sizeof(int32_t)}) {
-  if (p.key_bias.data == nullptr || p.seqlen_k == 0) return;
-  const int64_t lists = p.batch * p.heads_kv;
-  auto* counts = reinterpret_cast<int32_t*>(memory_.at(0));
-  int32_t* indices = counts + lists;
+RelativeBiases::RelativeBiases(ForwardParams& p, const ThreadPool& pool) {
+  const RowView given = p.key_bias;
+  if (given.data == nullptr || p.seqlen_k == 0) return;
+  const SelectionView selected = p.keys;
+  const bool one_batch = selected.stride_b == 0 && selected.count_stride_b == 0 && given.stride_b == 0;
+  const bool one_head = selected.stride_h == 0 && selected.count_stride_h == 0 && given.stride_h == 0;
+  const int64_t batches = one_batch ? std::min<int64_t>(p.batch, 1) : p.batch,
+                heads = one_head ? std::min<int64_t>(p.heads_kv, 1) : p.heads_kv, lists = batches * heads;
+  if (lists == 0) return;
+  memory_.emplace(lists * (2 * p.seqlen_k + 1) * int64_t{4});
+  auto* biases = reinterpret_cast<float*>(memory_->at(0));
+  auto* indices = reinterpret_cast<int32_t*>(biases + lists * p.seqlen_k);
+  int32_t* counts = indices + lists * p.seqlen_k;
   run_tasks(pool, lists, lists * p.seqlen_k, 0, [&](int64_t task, void*) {
-    const int64_t b = task / p.heads_kv, h = task % p.heads_kv;
-    const TokenList keys = token_list(p.keys, b, h, p.seqlen_k);
-    const float* bias = row(p.key_bias, b, h);
-    int32_t* out = indices + task * p.seqlen_k;
-    int32_t count = 0;
+    const int64_t b = task / heads, h = task % heads;
+    const TokenList keys = token_list(selected, b, h, p.seqlen_k);
+    const float* bias = row(given, b, h);
+    float level = std::numeric_limits<float>::lowest();  // finite, as -inf - -inf would be NaN
     for (int64_t i = 0; i < keys.count; ++i) {
-      out[count] = static_cast<int32_t>(keys[i]);
-      count += bias[keys[i] * p.key_bias.stride_n] != -INFINITY;
+      const float value = bias[keys[i] * given.stride_n];
+      level = value > level || std::isnan(value) ? value : level;
+    }
+    float* relative = biases + task * p.seqlen_k;
+    int32_t *out = indices + task * p.seqlen_k, count = 0;
+    for (int64_t i = 0; i < keys.count; ++i) {
+      const int64_t key = keys[i];
+      relative[key] = bias[key * given.stride_n] - level;
+      out[count] = static_cast<int32_t>(key);
+      count += relative[key] != -INFINITY;
     }
     counts[task] = count;
   });
-  view = {indices, p.heads_kv * p.seqlen_k, p.seqlen_k, counts, p.heads_kv, 1};
+  const int64_t b = one_batch ? 0 : heads, h = one_head ? 0 : 1;
+  p.keys = {indices, b * p.seqlen_k, h * p.seqlen_k, counts, b, h};
+  p.key_bias = {biases, b * p.seqlen_k, h * p.seqlen_k, 1};
 }
 
 void check_selection(const SelectionView& s, int64_t batch, int64_t heads, int64_t seqlen, const char* what) {

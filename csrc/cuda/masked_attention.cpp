@@ -41,9 +41,8 @@ Tensor filled(Tensor t, double value) {
 MaskView view_of(const OptionalTensor& mask, const char* name, const Tensor& query, int64_t batch, int64_t heads,
                  int64_t seqlen) {
   if (!mask) return {};
-  check_mask_of(*mask, name, query, batch, heads, seqlen, check_gpu);
-  return {static_cast<const bool*>(mask->data_ptr()), broadcast_stride(*mask, 0), broadcast_stride(*mask, 1),
-          mask->stride(2)};
+  const PerToken values = mask_of(*mask, name, query, batch, heads, seqlen, check_gpu);
+  return {static_cast<const bool*>(values.data), values.broadcast_b(), values.broadcast_h(), values.stride_n};
 }
 
 std::tuple<Tensor, Tensor> forward(const Tensor& query, CudaForwardParams& p) {
@@ -59,18 +58,21 @@ std::tuple<Tensor, Tensor> forward(const Tensor& query, CudaForwardParams& p) {
   return {out, lse};
 }
 
-}  // namespace
-
-std::tuple<Tensor, Tensor> cuda_select_tokens(const Tensor& mask) {
-  check_mask(mask, "mask", mask, check_gpu);
-  const OnDevice device(mask);
-  const int64_t b = mask.size(0), h = mask.size(1), n = mask.size(2);
-  Tensor indices = allocate(mask, {b, h, n}, ScalarType::Int);
-  Tensor counts = allocate(mask, {b, h}, ScalarType::Int);
+// The tokens of a mask as lists: indices and counts.
+std::tuple<Tensor, Tensor> listed(const PerToken& mask, const Tensor& like) {
+  const OnDevice device(like);
+  Tensor indices = allocate(like, {mask.batches, mask.heads, mask.seqlen}, ScalarType::Int);
+  Tensor counts = allocate(like, {mask.batches, mask.heads}, ScalarType::Int);
   const auto p =
       select_params(mask, static_cast<int32_t*>(indices.data_ptr()), static_cast<int32_t*>(counts.data_ptr()));
   check_launch(launch_cuda_select_tokens(p, device.stream()), "select_tokens");
   return {indices, counts};
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> cuda_select_tokens(const Tensor& mask) {
+  return listed(mask_to_list(mask, check_gpu), mask);
 }
 
 std::tuple<Tensor, Tensor> cuda_fwd(const Tensor& query, const Tensor& key, const Tensor& value,
@@ -86,19 +88,25 @@ std::tuple<Tensor, Tensor> cuda_fwd(const Tensor& query, const Tensor& key, cons
 std::tuple<Tensor, Tensor> cuda_infer(const Tensor& query, const Tensor& key, const Tensor& value,
                                       const OptionalTensor& query_mask, const OptionalTensor& key_mask,
                                       const OptionalTensor& key_bias, double scale) {
-  Inputs in{query, key, value, {}, {}, {}, {}, key_bias};
+  Inputs in{query, key, value, {}, {}, {}, {}, {}};
   CudaForwardParams p;
   fill_gpu_inputs(in, scale, p);
-  p.query_mask = view_of(query_mask, "query_mask", query, p.batch, p.heads_q, p.seqlen_q);
-  p.key_mask = view_of(key_mask, "key_mask", query, p.batch, p.heads_kv, p.seqlen_k);
-  if (p.seqlen_q <= kShort && p.seqlen_k <= kShort) return forward(query, p);
+  if (key_bias) p.key_bias = bias_of(*key_bias, query, p.batch, p.heads_kv, p.seqlen_k, check_gpu);
+  const MaskView queries = view_of(query_mask, "query_mask", query, p.batch, p.heads_q, p.seqlen_q);
+  const MaskView keys = view_of(key_mask, "key_mask", query, p.batch, p.heads_kv, p.seqlen_k);
+  if (p.seqlen_q <= kShort && p.seqlen_k <= kShort) {
+    p.query_mask = queries, p.key_mask = keys;
+    return forward(query, p);
+  }
   OptionalTensor lists[2][2];  // of queries, of keys: indices and counts
-  if (key_mask) std::tie(lists[1][0], lists[1][1]) = cuda_select_tokens(*key_mask);
+  if (key_mask) std::tie(lists[1][0], lists[1][1]) = listed(PerToken(*key_mask), query);
   if (same_view(query_mask, key_mask))
     lists[0][0] = lists[1][0], lists[0][1] = lists[1][1];
   else if (query_mask)
-    std::tie(lists[0][0], lists[0][1]) = cuda_select_tokens(*query_mask);
-  return cuda_fwd(query, key, value, lists[0][0], lists[0][1], lists[1][0], lists[1][1], key_bias, scale);
+    std::tie(lists[0][0], lists[0][1]) = listed(PerToken(*query_mask), query);
+  p.queries = selection(lists[0][0], lists[0][1], "query_mask", p.batch, p.heads_q, p.seqlen_q);
+  p.keys = selection(lists[1][0], lists[1][1], "key_mask", p.batch, p.heads_kv, p.seqlen_k);
+  return forward(query, p);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> cuda_bwd(

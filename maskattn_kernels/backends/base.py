@@ -3,8 +3,9 @@
 
 The ops of backend `X` are `maskattn::X_select_tokens`, `maskattn::X_fwd` and `maskattn::X_bwd`.
 Their schemas and these conventions are the same for all backends, so that `ops.py` writes fakes and
-gradients only once. A backend may bring a fourth, `maskattn::X_infer`: select_tokens and fwd in one
-call, for calls without a gradient. It gives the same bits.
+gradients only once. A backend may bring more, which list the tokens of masks themselves and give
+the same bits: `maskattn::X_infer`, select_tokens and fwd in one call, and `maskattn::X_masks_bwd`,
+its backward pass.
 
 - mask bool `(B | 1, H | 1, N)`; indices int32 of that shape, ascending, entries past the count hold
   N; counts int32 `(B | 1, H | 1)`; None for both means that all tokens are selected
@@ -13,8 +14,12 @@ call, for calls without a gradient. It gives the same bits.
 - key_bias `(B, Hkv, Nk)` and lse `(B, Hq, Nq)` in the accumulation dtype (float64 for float64, else
   float32); lse is contiguous, -inf where a query is not selected or sees no key
 - a key whose bias is -inf counts as not selected
+- lse is relative to the largest bias of the selected keys of its head. Only a backend that
+  `takes_any_bias` has to see to that: the others get biases of which the largest one is 0
+- where a backend has both infer and masks_bwd, they take masks and key_bias as `masked_attention`
+  does: the dimension of heads may lack, and sizes of 1 broadcast
 - results that stand for a tensor t (out and dq for query, dk for key, dv for value) are laid out by
-  `empty_result(t)`; dbias is contiguous, and of shape (0,) where there is no key_bias
+  `empty_result(t)`; dbias is contiguous, of key_bias's shape, or (0,) where there is none
 """
 
 import torch
@@ -41,6 +46,11 @@ OPTIONAL_SCHEMAS = {
         "(Tensor query, Tensor key, Tensor value, Tensor? query_mask, Tensor? key_mask, "
         "Tensor? key_bias, float scale) -> (Tensor out, Tensor lse)"
     ),
+    "masks_bwd": (
+        "(Tensor dout, Tensor? dlse, Tensor query, Tensor key, Tensor value, "
+        "Tensor out, Tensor lse, Tensor? query_mask, Tensor? key_mask, Tensor? key_bias, "
+        "float scale) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbias)"
+    ),
 }
 
 
@@ -49,6 +59,7 @@ class Backend:
 
     name: str
     by_name_only: str = ""  # why it runs only if asked for by name; empty: it may be chosen
+    takes_any_bias: bool = False  # its ops take biases of any size, in the accumulation dtype
 
     def unavailable(self) -> list[str]:
         """Why this backend cannot run anything on this machine; empty when it can."""

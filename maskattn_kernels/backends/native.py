@@ -74,6 +74,7 @@ def _build_report(key: str) -> str:
 
 class CpuBackend(Backend):
     name = "cpu"
+    takes_any_bias = True
 
     def __init__(self) -> None:
         self._library = Library("cpu", "compiled library", "reason")

@@ -81,7 +81,7 @@ def _loading(name: str) -> Callable[..., Any]:
 
 
 _LIBRARY = torch.library.Library("maskattn", "FRAGMENT")
-for _name, _schema in (SCHEMAS | OPTIONAL_SCHEMAS).items():
+for _name, _schema in (SCHEMAS | {"infer": OPTIONAL_SCHEMAS["infer"]}).items():
     _LIBRARY.define(f"triton_{_name}{_schema}")
     for _key in ("CUDA", "CPU") if INTERPRETED else ("CUDA",):
         _LIBRARY.impl(f"triton_{_name}", _loading(_name), _key)

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskattn_kernels.nn.checks import at_least_float32, fraction, positive_int, tokens_kept
+from maskattn_kernels.nn.rows import first_above, highest_of_rows
 from maskattn_kernels.nn.selectors import Selection, Selector
 
 __all__ = [
@@ -105,7 +106,7 @@ class TopKSelector(ScoreSelector):
     def choose(self, logits: Tensor) -> Selection:
         count = tokens_kept(self.keep, self.min_keep, logits.shape[1] * logits.shape[2])
         logits = logits - logits.mean((1, 2), keepdim=True)
-        mask, border = highest(logits.detach(), count)
+        mask, border = highest(logits, count)
         return _selection(mask, logits - border)
 
 
@@ -153,7 +154,7 @@ class LocalTopKSelector(ScoreSelector):
         counts = self._counts(height, width, device).view(1, -1, 1)
         ordered = cells.sort(dim=-1, descending=True).values
         border = ordered.gather(-1, (counts - 1).clamp_min(0).expand(batch, -1, 1))
-        mask = _first_above(cells, border, counts)
+        mask = first_above(cells, border, counts)
         # Where a window has no share, its best must score less than those that are selected.
         border = (border + (counts == 0)).expand_as(cells)
 
@@ -205,7 +206,7 @@ class ThresholdSelector(ScoreSelector):
 
     def choose(self, logits: Tensor) -> Selection:
         tokens = logits.shape[1] * logits.shape[2]
-        floor, _ = highest(logits.detach(), min(self.min_keep, tokens))
+        floor, _ = highest(logits, min(self.min_keep, tokens))
         return _selection((logits > 0) | floor, logits)
 
 
@@ -257,20 +258,10 @@ def _finite(features: Tensor) -> Tensor:
 
 def highest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The ``count`` highest logits of each image as a mask (B,H,W), and the lowest of them."""
-    flat = logits.flatten(1)
     if count == 0:
-        return torch.zeros_like(logits, dtype=torch.bool), logits.new_zeros(len(flat), 1, 1)
-    # topk and not kthvalue, which exporters to ONNX do not know.
-    border = flat.topk(count, dim=1, sorted=False).values.amin(1, keepdim=True)
-    return _first_above(flat, border, count).view_as(logits), border.unsqueeze(-1)
-
-
-def _first_above(rows: Tensor, border: Tensor, count: Tensor | int) -> Tensor:
-    """bool as rows (.., N): what is above the border (.., 1), and of what equals it the first ones,
-    so that there are ``count`` (.., 1) in all."""
-    above, ties = rows > border, rows == border
-    free = count - above.sum(-1, keepdim=True)
-    return above | (ties & (ties.cumsum(-1) <= free))
+        return torch.zeros_like(logits, dtype=torch.bool), logits.new_zeros(len(logits), 1, 1)
+    mask, border = highest_of_rows(logits.flatten(1), count)
+    return mask.view_as(logits), border.unsqueeze(-1)
 
 
 def _selection(mask: Tensor, logits: Tensor) -> Selection:

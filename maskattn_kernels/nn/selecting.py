@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from maskattn_kernels.functional import check_selection
 from maskattn_kernels.nn.checks import (
     at_least_float32,
     check_dtype_of_weights,
@@ -25,6 +24,7 @@ from maskattn_kernels.nn.score_selectors import ScoreSelector
 from maskattn_kernels.nn.selectors import Selection, Selector
 from maskattn_kernels.nn.straight_through import straight_through
 from maskattn_kernels.token_index import TokenIndex, with_heads
+from maskattn_kernels.validation import check_selection
 
 __all__ = ["SelectiveAttention2d"]
 

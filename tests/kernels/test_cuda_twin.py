@@ -228,7 +228,7 @@ from pathlib import Path
 from cases import BY_NAME
 from harness import Target, check_against_oracle
 from hostile import call_at_random
-from maskattn_kernels.ops import OPS
+from maskattn_kernels.op_table import OPS
 library, barrier, hostile = Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 twin.install(pytest.MonkeyPatch(), library)
 for name in sys.argv[5:]:

@@ -8,10 +8,10 @@ address sanitizer, which ends the process at the first access outside of them.
 import pytest
 import torch
 from harness import Target
-from hostile import REFUSALS, call_at_random
+from hostile import REFUSALS, call_at_random, call_with_masks
 
 from maskattn_kernels import TokenIndex, masked_attention
-from maskattn_kernels.ops import OPS
+from maskattn_kernels.op_table import OPS
 
 FAR = (5, 1_000_000, 2**31 - 100)  # how far outside of a sequence of 64 tokens a list lies
 
@@ -106,3 +106,11 @@ def test_random_calls(target: Target, seed: int) -> None:
     calls = 400 if on_cpu else 40
     ran = call_at_random(OPS[target.backend], target.dtype, seed, calls, agree=on_cpu)
     assert calls // 8 < ran < calls
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_random_calls_with_masks(target: Target, seed: int) -> None:
+    """The ops that list masks themselves refuse what masked_attention refuses, and nothing else."""
+    if OPS[target.backend].masks_bwd is None:
+        pytest.skip(f"{target.backend} has no op of that kind")
+    assert 50 < call_with_masks(OPS[target.backend], target.dtype, seed, calls=200) < 200

@@ -13,7 +13,7 @@ from harness import RanOps, Target
 from maskattn_kernels import backends, explain, masked_attention
 from maskattn_kernels.backends import BACKENDS, choose
 from maskattn_kernels.backends.base import Backend
-from maskattn_kernels.ops import OPS
+from maskattn_kernels.op_table import OPS
 from maskattn_kernels.problem import Problem
 
 

@@ -8,10 +8,11 @@ import torch
 from harness import Target, ran_on
 from torch import Tensor
 
-from maskattn_kernels import masked_attention, select_tokens
+from maskattn_kernels import explain, masked_attention, select_tokens
 from maskattn_kernels.nn import MaskedMultiheadAttention
 
 LEVELS = (-1e4, -1e8, -(2.0**30), torch.finfo(torch.float32).min, 2.0**30, 3e38)
+BIAS_SHAPES = [(2, 40), (1, 40), (2, 2, 40), (2, 1, 40), (1, 2, 40), (1, 1, 40)]
 NAMES = ("out", "lse", "dq", "dk", "dv", "dbias")
 
 
@@ -104,6 +105,34 @@ def test_key_at_minus_infinity_takes_no_part(target: Target, which: str, poison:
     for name in ("dk", "dv"):
         assert not got[name].transpose(1, 2)[out_of_it].any()
     assert not got["dbias"][out_of_it].any()
+
+
+@pytest.mark.parametrize("as_index", [False, True])
+@pytest.mark.parametrize("shape", BIAS_SHAPES)
+def test_plain_call_is_one_that_names_its_backend(
+    target: Target, shape: tuple[int, ...], as_index: bool
+) -> None:
+    """Although only the latter is validated in Python; biases of all shapes that broadcast."""
+    qkv = some_qkv(target, heads=4)
+    mask = torch.rand(2, 40) < 0.5
+    kwargs = {"key_mask": select_tokens(mask) if as_index else mask, "enable_gqa": True}
+    bias = torch.randn(shape) - 1e9
+    inputs = [t.requires_grad_() for t in (*qkv, bias)]
+
+    def call(**more: Any) -> list[Tensor]:
+        out = masked_attention(*inputs[:3], key_bias=bias, **kwargs, **more)
+        return [out, *torch.autograd.grad(out.square().sum(), inputs)]
+
+    chosen = explain(*qkv, **kwargs).backend
+    if chosen != target.backend:
+        pytest.skip(f"a call that names no backend runs on {chosen}")
+    *same, dbias = call()
+    *right, right_dbias = call(backend=target.backend)
+    assert all(torch.equal(a, b) for a, b in zip(same, right, strict=True))
+    torch.testing.assert_close(dbias, right_dbias)  # sums over heads may be in another order
+    with torch.no_grad():
+        out = masked_attention(*qkv, key_bias=bias, **kwargs)
+    assert torch.equal(out, same[0])
 
 
 @pytest.mark.parametrize("length", [0, 5])

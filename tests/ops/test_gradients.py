@@ -162,3 +162,21 @@ def test_saved_tensors_may_not_change(target: Target) -> None:
     k.zero_()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.sum().backward()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_masks_may_change_before_the_backward_pass(target: Target, shared: bool) -> None:
+    """A buffer may be filled with the mask of the next layer."""
+    q = torch.randn(2, 2, 9, 8).to(target.dtype).requires_grad_()
+    keys = torch.rand(2, 9) < 0.5
+    queries = keys if shared else torch.rand(2, 9) < 0.5
+
+    def gradient(change: bool) -> Tensor:
+        masks = [keys.clone(), queries.clone()]
+        arguments = {"key_mask": masks[0], "query_mask": masks[0] if shared else masks[1]}
+        out = masked_attention(q, q, q, **arguments, backend=target.backend)
+        for mask in masks if change else ():
+            mask.logical_not_()
+        return torch.autograd.grad(out.square().sum(), q)[0]
+
+    assert torch.equal(gradient(change=True), gradient(change=False))

@@ -8,7 +8,7 @@ from harness import TARGETS, Target, arguments, check_against_oracle, moved, ran
 from poison import poisoned
 
 from maskattn_kernels import masked_attention
-from maskattn_kernels.ops import OPS
+from maskattn_kernels.op_table import OPS
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

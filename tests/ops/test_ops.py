@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from maskattn_kernels import masked_attention, select_tokens
 from maskattn_kernels.backends import by_name
 from maskattn_kernels.backends.base import OPTIONAL_SCHEMAS, SCHEMAS
-from maskattn_kernels.ops import OPS
+from maskattn_kernels.op_table import OPS
 from maskattn_kernels.problem import Problem
 from maskattn_kernels.token_index import with_heads
 
@@ -57,6 +57,10 @@ def test_opcheck(backend: str, name: str) -> None:
     if ops.infer is not None:
         masks = (m if m is None else with_heads(m) for m in (x.query_mask, x.key_mask))
         opcheck(ops.infer, (*args[:3], *masks, *args[-2:]))
+    if ops.masks_bwd is not None:
+        given = (x.query_mask, x.key_mask, x.key_bias, args[-1])
+        opcheck(ops.infer, (*args[:3], *given))
+        opcheck(ops.masks_bwd, (x.dout, dlse, *args[:3], out, lse, *given))
 
 
 @pytest.mark.parametrize("name", SCHEMAS | OPTIONAL_SCHEMAS)
@@ -154,4 +158,6 @@ def test_mask_given_twice_is_listed_once(target: Target) -> None:
     mask = torch.ones(1, 5, dtype=torch.bool)
     with RanOps() as ran:
         masked_attention(q, q, q, key_mask=mask, query_mask=mask, backend=target.backend)
-    assert ran.names == [f"{target.backend}_select_tokens", f"{target.backend}_fwd"]
+    lists_masks = OPS[target.backend].masks_bwd is not None  # as one op does that
+    names = ["infer"] if lists_masks else ["select_tokens", "fwd"]
+    assert ran.names == [f"{target.backend}_{name}" for name in names]

@@ -8,7 +8,7 @@ from harness import Target, ran_on
 from torch import Tensor
 
 from maskattn_kernels import TokenIndex, masked_attention, select_tokens
-from maskattn_kernels.ops import OPS
+from maskattn_kernels.op_table import OPS
 
 
 def positions(mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,13 +3,16 @@
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from maskattn_kernels.ops import OPS, BackendOps
+from maskattn_kernels import masked_attention
+from maskattn_kernels.biases import absolute_lse, bias_level
+from maskattn_kernels.op_table import OPS, BackendOps
+from maskattn_kernels.token_index import TokenIndex, with_heads
 
 REFUSALS = (RuntimeError, ValueError, TypeError, NotImplementedError, IndexError)
 
@@ -91,14 +94,41 @@ class Hostile:
         storage[places.flatten()] = values.flatten()
         return t
 
-    def call(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """The arguments of X_fwd, and those that X_bwd takes in front of them."""
+    def mask(self, batch: int, heads: int, n: int) -> Tensor | None:
+        """A mask, with heads or without; now and then of other sizes."""
+        if self.often(0.2):
+            return None
+        shape = self.per_token(batch, heads, n)
+        values = [self.often(0.5) for _ in range(math.prod(shape))]
+        return self.written(torch.tensor(values, dtype=torch.bool).view(shape))
+
+    def per_token(self, batch: int, heads: int, n: int) -> tuple[int, ...]:
+        own = [1 if self.often(0.3) else size for size in (batch, heads)]
+        return (own[0], n) if self.often(0.5) else (*own, n)
+
+    def sizes(self) -> tuple[int, int, int, int, int, int]:
+        """Batch, heads of query and key, lengths of query and key, and head_dim."""
         size = self.rng.choice
         b, kv, d = size([0, 1, 2, 3]), size([1, 1, 2, 3]), size([1, 3, 8, 16, 33])
         h = kv * size([1, 1, 2])
-        nq, nk = size([0, 1, 5, 17, 40]), size([0, 1, 6, 17, 70])
-        query = self.numbers(self.wrong((b, h, nq, d)))
-        key, value = (self.numbers(self.wrong((b, kv, nk, d))) for _ in range(2))
+        return b, h, kv, size([0, 1, 5, 17, 40]), size([0, 1, 6, 17, 70]), d
+
+    def qkv(self, b: int, h: int, kv: int, nq: int, nk: int, d: int) -> tuple[Tensor, ...]:
+        shapes = ((b, h, nq, d), (b, kv, nk, d), (b, kv, nk, d))
+        return tuple(self.numbers(self.wrong(shape)) for shape in shapes)
+
+    def masked_call(self) -> tuple[Any, ...]:
+        """The arguments of X_infer."""
+        b, h, kv, nq, nk, _ = sizes = self.sizes()
+        masks = self.mask(b, h, nq), self.mask(b, kv, nk)
+        shape = self.wrong(self.per_token(b, kv, nk))
+        bias = self.numbers(shape, torch.float32) if self.often(0.4) else None
+        return (*self.qkv(*sizes), *masks, bias, 0.5)
+
+    def call(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """The arguments of X_fwd, and those that X_bwd takes in front of them."""
+        b, h, kv, nq, nk, d = sizes = self.sizes()
+        query, key, value = self.qkv(*sizes)
         bias = self.numbers(self.wrong((b, kv, nk)), torch.float32) if self.often(0.4) else None
         forward = (query, key, value, *self.index(b, h, nq), *self.index(b, kv, nk), bias, 0.5)
         dout, out = (self.numbers(self.wrong((b, h, nq, d))) for _ in range(2))
@@ -120,6 +150,59 @@ def outcome(op: Callable[..., Any], *args: Any) -> tuple[tuple[Tensor, ...], str
         return (), str(error)
 
 
+def absolute(lse: Tensor, bias: Tensor | None, keys: Tensor | TokenIndex | None) -> Tensor:
+    """The lse of absolute biases, from that of an op that takes any bias."""
+    return lse if bias is None else absolute_lse(lse, bias_level(with_heads(bias), keys))
+
+
+def compare(results: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float) -> None:
+    for got, right in zip(results, expected, strict=True):
+        torch.testing.assert_close(got, right, atol=tolerance, rtol=tolerance)
+
+
+def call_with_masks(ops: BackendOps, dtype: torch.dtype, seed: int, calls: int) -> int:
+    """Makes hostile calls of infer and masks_bwd; how many were not refused.
+
+    A call is refused if and only if `masked_attention` refuses it, and the others give the bits of
+    the ops that take lists.
+    """
+    hostile, ran = Hostile(seed, dtype), 0
+
+    def validated(
+        q: Tensor, k: Tensor, v: Tensor, queries: Any, keys: Any, bias: Any, _: Any
+    ) -> Any:
+        masks = {"query_mask": queries, "key_mask": keys, "key_bias": bias}
+        return masked_attention(q, k, v, **masks, enable_gqa=True, backend="reference")
+
+    for _ in range(calls):
+        args = hostile.masked_call()
+        results, refusal = outcome(ops.infer, *args)
+        why = outcome(validated, *args)[1]
+        assert bool(refusal) == bool(why), f"infer: {refusal!r}, masked_attention: {why!r}"
+        query, key, value, *masks, bias, scale = args
+        if refusal:
+            before = (torch.ones_like(query), None, query, key, value, query, query.float().sum(-1))
+            assert outcome(ops.masks_bwd, *before, *args[3:])[1], (
+                f"masks_bwd runs, infer: {refusal}"
+            )
+            continue
+        ran += 1
+        none = (None, None)
+        lists = [none if m is None else ops.select_tokens(with_heads(m)) for m in masks]
+        whole = None if bias is None else with_heads(bias).expand(key.shape[:3])
+        rest = (*lists[0], *lists[1], whole, scale)
+        same = ops.fwd(query, key, value, *rest)
+        before = (hostile.numbers(query.shape), None, query, key, value, *results)
+        *gradients, dbias = ops.masks_bwd(*before, *args[3:])
+        *expected, of_heads = ops.bwd(*before, *rest)
+        for got, right in zip((*results, *gradients), (*same, *expected), strict=True):
+            assert torch.equal(got, right)
+        if bias is not None:
+            of_heads = of_heads.sum_to_size(with_heads(bias).shape).view(bias.shape)
+        torch.testing.assert_close(dbias, of_heads)
+    return ran
+
+
 def call_at_random(ops: BackendOps, dtype: torch.dtype, seed: int, calls: int, agree: bool) -> int:
     """Makes hostile calls forward and backward; how many of the forward calls were not refused.
 
@@ -135,8 +218,9 @@ def call_at_random(ops: BackendOps, dtype: torch.dtype, seed: int, calls: int, a
             expected, why = outcome(getattr(OPS["reference"], name), *args)
             assert bool(refusal) == bool(why), f"{name}: {refusal!r}, the reference: {why!r}"
             assert [t.shape for t in results] == [t.shape for t in expected]
-            for got, right in zip(results, expected, strict=True) if name == "fwd" else ():
-                torch.testing.assert_close(got, right, atol=tolerance, rtol=tolerance)
+            if results and name == "fwd":
+                bias, keys = args[7], None if args[5] is None else TokenIndex(*args[5:7])
+                compare((results[0], absolute(results[1], bias, keys)), expected, tolerance)
         return results
 
     for _ in range(calls):

@@ -21,7 +21,7 @@ import pytest
 import torch
 from repository import ROOT
 
-from maskattn_kernels import ops
+from maskattn_kernels import op_table, ops
 from maskattn_kernels.backends.base import Backend
 from maskattn_kernels.problem import Problem
 
@@ -95,9 +95,9 @@ class TwinBackend(Backend):
 
 
 @cache
-def load(library: Path) -> tuple[ctypes.CDLL, ops.BackendOps]:
+def load(library: Path) -> tuple[ctypes.CDLL, op_table.BackendOps]:
     torch.ops.load_library(library)
-    found = ops._find_ops("twin")
+    found = op_table.find_ops("twin")
     ops._register("twin", found)
     return ctypes.CDLL(str(library)), found
 
@@ -105,7 +105,7 @@ def load(library: Path) -> tuple[ctypes.CDLL, ops.BackendOps]:
 def install(monkeypatch: pytest.MonkeyPatch, library: Path) -> None:
     """Makes the twin a backend that can be asked for by name, for the length of one test."""
     _, found = load(library)
-    monkeypatch.setitem(ops.OPS, "twin", found)
+    monkeypatch.setitem(op_table.OPS, "twin", found)
     everything = (*BACKENDS.BACKENDS, TwinBackend())
     monkeypatch.setattr(BACKENDS, "BACKENDS", everything)
 
