@@ -4,8 +4,8 @@
     python bench/report.py            the tables as Markdown
     python bench/report.py --write    into the page, and the plots beside it
 
-The last run of bench/results/ is taken, and for the network at inference the last one of
-bench/inference.py.
+The last run of bench/results/ is taken, for the network at inference the last one of
+bench/inference.py, and for the parts of a call that of bench/overhead.py.
 """
 
 import argparse
@@ -110,6 +110,7 @@ def page_blocks() -> dict[str, str]:
     others = "\n\n".join(map(other_processor, other_runs()))
     return blocks(latest()) | {
         "inference": inference_table(newest),
+        "overhead": overhead_table(max(RESULTS.glob("*-overhead.json"))),
         "other processors": others or "No other processor was measured.",
     }
 
@@ -131,6 +132,38 @@ def inference_table(path: Path) -> str:
     return (
         table(["network", "step", "CPU time", "of the network as it is"], lines)
         + f"\n\nMeasured on: {processor(machine)}. Run: {where}."
+    )
+
+
+def overhead_table(path: Path) -> str:
+    """Where the time of a call on few tokens goes, and where it was measured."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    t = found["seconds"]
+    ops = t["train forward"] + t["train backward"]
+    parts = [
+        ("Python: the arguments are looked at", t["call"] - t["op"], None),
+        (
+            "dispatcher; arguments converted and checked in C++",
+            t["op, 1 token"] - t["results"],
+            None,
+        ),
+        ("results allocated", t["results"], None),
+        ("64 tokens listed, gathered, multiplied", t["op"] - t["op, 1 token"], None),
+        ("the op of the forward pass", None, t["train forward"]),
+        ("the op of the backward pass", None, t["train backward"]),
+        ("autograd: an empty autograd.Function of as many tensors", None, t["autograd"]),
+        ("Python, and a copy of the mask", None, t["train call"] - t["autograd"] - ops),
+        ("**the whole call**", t["call"], t["train call"]),
+        ("scaled_dot_product_attention, no mask", t["sdpa"], t["train sdpa"]),
+    ]
+    lines = [
+        [name, *("" if s is None else f"{s * 1e6:.1f} us" for s in seconds)]
+        for name, *seconds in parts
+    ]
+    where = f"[`{path.name}`](../bench/results/{path.name})"
+    return (
+        table(["", "64 tokens, no grad", "2 tokens, forward+backward"], lines)
+        + f"\n\nMeasured on: {processor(found['machine'])}. Run: {where}."
     )
 
 

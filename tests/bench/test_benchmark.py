@@ -17,10 +17,11 @@ from maskattn_kernels.benchmark.cases import (
     make_inputs,
     make_mask,
 )
-from maskattn_kernels.benchmark.overhead import measure_overhead
+from maskattn_kernels.benchmark.overhead import measure_overhead, measure_parts
 from maskattn_kernels.benchmark.report import few_queries_table
 from maskattn_kernels.benchmark.timing import FOCUS_ROUNDS, MIN_ROUNDS, Race, percentile, race
 from maskattn_kernels.common import peak_memory
+from maskattn_kernels.op_table import OPS
 
 RESULTS = [p for name in ("results", "study") for p in (ROOT / "bench" / name).glob("*.json")]
 TINY = Case(64, 16, mode="qk", keep=0.25)
@@ -159,6 +160,15 @@ def test_a_peers_wrong_result_is_not_timed():
     row = cells.measure(TINY, 0.01, peers=(peers.OURS, wrong))
     assert set(row["peers"]["eager"]) == {"skipped"}
     assert row["peers"]["eager"]["skipped"].startswith("wrong result: out is off by")
+
+
+@pytest.mark.skipif("cpu" not in OPS, reason="the compiled library is not built")
+def test_parts_of_a_call():
+    """An op takes no longer than the call that runs it, and so do both ops of training."""
+    seconds = measure_parts(2.0)
+    assert all(value > 0 for value in seconds.values())
+    assert seconds["op"] < seconds["call"] and seconds["results"] < seconds["op"]
+    assert seconds["train forward"] + seconds["train backward"] < seconds["train call"]
 
 
 def test_overhead_row():
