@@ -69,11 +69,8 @@ class MasksFunction(torch.autograd.Function):
         key_mask: Tensor | None,
         *rest: Any,
     ) -> tuple[Tensor, Tensor]:
-        # Copies, as the caller may change a mask before the backward pass.
-        keys = None if key_mask is None else key_mask.clone()
-        queries = (
-            keys if query_mask is key_mask else None if query_mask is None else query_mask.clone()
-        )
+        keys = _copied(key_mask)
+        queries = keys if query_mask is key_mask else _copied(query_mask)
         args = (query, key, value, queries, keys, *rest)
         out, lse = direct(OPS[backend].infer)(*args)
         _save(ctx, args, out, lse)
@@ -90,6 +87,11 @@ class MasksFunction(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> NoReturn:
         _refuse_forward_mode()
+
+
+def _copied(mask: Tensor | None) -> Tensor | None:
+    """A mask that the caller cannot change before the backward pass."""
+    return None if mask is None else mask.clone()
 
 
 class TransformableFunction(torch.autograd.Function):
