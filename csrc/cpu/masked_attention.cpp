@@ -83,23 +83,20 @@ class ListedMasks {
   }
 
  private:
-  using Memory = std::optional<Workspace>;
-
-  static SelectionView list(Memory& memory, const OptionalTensor& mask, const char* name, const Tensor& query,
-                            int64_t batch, int64_t heads, int64_t seqlen) {
+  static SelectionView list(std::optional<Workspace>& memory, const OptionalTensor& mask, const char* name,
+                            const Tensor& query, int64_t batch, int64_t heads, int64_t seqlen) {
     if (!mask) return {};
     const PerToken values = mask_of(*mask, name, query, batch, heads, seqlen, check_cpu);
     const int64_t lists = values.batches * values.heads;
     if (lists == 0 || seqlen == 0) return {};
-    if (lists > INT64_MAX / (4 * (seqlen + 1))) throw std::bad_alloc();  // an expanded mask can be that large
-    auto* counts = reinterpret_cast<int32_t*>(memory.emplace(lists * (seqlen + 1) * 4).at(0));
+    auto* counts = reinterpret_cast<int32_t*>(memory.emplace(Workspace::bytes_of_rows(lists, seqlen + 1)).at(0));
     int32_t* indices = counts + lists;
     launch_cpu_select_tokens(select_params(values, indices, counts), torch_threads());
     const int64_t h = values.heads == 1 ? 0 : 1, b = values.batches == 1 ? 0 : values.heads;
     return {indices, b * seqlen, h * seqlen, counts, b, h};
   }
 
-  Memory keys_, queries_;
+  std::optional<Workspace> keys_, queries_;
 };
 
 }  // namespace

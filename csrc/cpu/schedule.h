@@ -50,6 +50,12 @@ struct Load {
 // blocks for later calls: on short sequences, fresh pages would cost more than the arithmetic.
 class Workspace {
  public:
+  // The bytes of `rows` rows of 4-byte words; expanded tensors may ask for more than can be counted.
+  static int64_t bytes_of_rows(int64_t rows, int64_t words) {
+    if (rows > INT64_MAX / 4 / words) throw std::bad_alloc();
+    return rows * words * 4;
+  }
+
   explicit Workspace(int64_t bytes) {
     if (bytes == 0) return;
     block_.bytes = align64(bytes) + 64;

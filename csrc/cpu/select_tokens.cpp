@@ -50,7 +50,7 @@ RelativeBiases::RelativeBiases(ForwardParams& p, const ThreadPool& pool) {
   const int64_t batches = one_batch ? std::min<int64_t>(p.batch, 1) : p.batch,
                 heads = one_head ? std::min<int64_t>(p.heads_kv, 1) : p.heads_kv, lists = batches * heads;
   if (lists == 0) return;
-  memory_.emplace(lists * (2 * p.seqlen_k + 1) * int64_t{4});
+  memory_.emplace(Workspace::bytes_of_rows(lists, 2 * p.seqlen_k + 1));
   auto* biases = reinterpret_cast<float*>(memory_->at(0));
   auto* indices = reinterpret_cast<int32_t*>(biases + lists * p.seqlen_k);
   int32_t* counts = indices + lists * p.seqlen_k;
