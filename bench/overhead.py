@@ -7,13 +7,13 @@ python bench/report.py --write        the table of docs/benchmarks.md
 
 import argparse
 import datetime
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from maskattn_kernels.benchmark import rows
 from maskattn_kernels.benchmark.machine import machine_facts
 from maskattn_kernels.benchmark.overhead import measure_parts
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     now = datetime.datetime.now().astimezone()
     out = given.out or RESULTS / f"{now:%Y%m%d-%H%M%S}-overhead.json"
     found = {"machine": machine_facts(), "seconds": measure_parts(given.seconds)}
-    out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    out.write_text(rows.dumps(found), encoding="utf-8")
     print(f"written: {out}")
     return 0
 

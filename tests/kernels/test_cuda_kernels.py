@@ -88,7 +88,7 @@ def test_torch_side_guards_the_device() -> None:
     # What allocates and launches; the others hand on to them.
     allocates = re.compile(r"\b(new_like|allocate)\(")
     ops = [part for part in parts if allocates.search(part) or "launch_cuda" in part]
-    assert len(parts) == 5 and len(ops) == 3
+    assert len(parts) == 6 and len(ops) == 3
     for op in ops:
         first = allocates.search(op)
         assert first and 0 < op.index("const OnDevice device(") < first.start()
