@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
-CPP := $(shell find csrc tests/cuda_twin tests/support bench -name '*.h' -o -name '*.c' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CPP := $(shell find csrc tests bench -name '*.h' -o -name '*.c' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 # What the sanitizers run: every case on every tier of the C++ library, strides, empty selections, bad indices,
 # random calls that do not fit.
 SANITIZE_TESTS ?= -k '(cpu or rows) and not past_int32' tests/ops/test_masked_attention.py tests/ops/test_strides.py tests/ops/test_empties.py \

@@ -32,7 +32,8 @@ void launch_cpu_bwd(const BackwardParams& params, const ThreadPool& pool);
 void launch_cpu_select_tokens(const SelectParams& params, const ThreadPool& pool);
 void launch_cpu_select_highest(const HighestParams& params, const ThreadPool& pool);
 
-// Name of the instruction-set tier a call would use now: generic, avx2, avx512, avx512_bf16 or amx.
+// Name of the instruction-set tier a call would use now: generic, avx2, avx512, avx512_bf16, amx or
+// neon_bf16.
 const char* cpu_tier();
 
 }  // namespace maskattn

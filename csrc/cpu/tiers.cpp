@@ -12,6 +12,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#ifdef MASKATTN_HAVE_NEON_BF16
+#include <sys/auxv.h>
+#endif
 
 #include "schedule.h"
 
@@ -22,6 +25,7 @@ extern const Engine engine_avx2;
 extern const Engine engine_avx512;
 extern const Engine engine_avx512_bf16;
 extern const Engine engine_amx;
+extern const Engine engine_neon_bf16;
 
 namespace {
 
@@ -42,6 +46,10 @@ bool request_amx() {
   return false;
 #endif
 }
+#endif
+
+#ifdef MASKATTN_HAVE_NEON_BF16
+constexpr unsigned long kHwcap2Bf16 = 1 << 14;  // HWCAP2_BF16 of Linux 5.7 and later
 #endif
 
 // What was compiled, the best last.
@@ -66,6 +74,9 @@ constexpr Tier kTiers[] = {
 #ifdef MASKATTN_HAVE_AMX
     {"amx", engine_amx, true,
      [] { return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && request_amx(); }},
+#endif
+#ifdef MASKATTN_HAVE_NEON_BF16
+    {"neon_bf16", engine_neon_bf16, true, [] { return (getauxval(AT_HWCAP2) & kHwcap2Bf16) != 0; }},
 #endif
 };
 

@@ -47,8 +47,8 @@ class Target:
 
 
 VECTOR_TIERS = ("generic", "avx2", "avx512")
-# These multiply bfloat16 only: their other dtypes are the AVX-512 rows.
-BFLOAT16_TIERS = ("avx512_bf16", "amx")
+# These multiply bfloat16 only: their other dtypes are rows of a vector tier.
+BFLOAT16_TIERS = ("avx512_bf16", "amx", "neon_bf16")
 TARGETS = [Target("reference", dtype) for dtype in (torch.float64, *FLOATS)]
 TARGETS += [Target("cpu", dtype, tier) for tier in VECTOR_TIERS for dtype in FLOATS]
 TARGETS += [Target("cpu", torch.bfloat16, tier) for tier in BFLOAT16_TIERS]

@@ -2,7 +2,7 @@
 //
 // Masked attention by vectors, for one instruction set; compiled once per tier with MASKATTN_TIER naming it.
 // Products multiply the words of words.h: floats, to which fp16 and bf16 rows are widened while they are gathered,
-// or, in the avx512_bf16 tier, pairs of bf16. Sums and softmax are fp32.
+// or, in the tiers avx512_bf16 and neon_bf16, pairs of bf16. Sums and softmax are fp32.
 //
 // Scores lie transposed, S^T[key][query], with vectors along the queries: maximum, exponential and row sum
 // need no horizontal step, and gathered K and V rows are used as they lie, word by word, as the broadcast
