@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The results of FRMNet on CamVid as Markdown, by the name of their block of docs/frm.md."""
 
+import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from bench.frm.plan import HERE
 from bench.real.plan import SEEDS
@@ -46,6 +48,16 @@ RELATIONS = {
     "whitened pairwise and unary": "dense",
 }
 
+SPEED = HERE / "speed.json"  # of speed.py
+MASKED = "entropy 0.25"
+#: Options of the network by the ways to compute it; those with the same tokens have one result.
+WAYS: dict[str, dict[str, Any]] = {
+    MASKED: {"selector": "entropy", "keep": 0.25},
+    "entropy 0.25, SDPA with a mask": {"selector": "entropy", "keep": 0.25, "core": "sdpa"},
+    "all": {"selector": "none"},
+    "all, SDPA": {"selector": "none", "core": "sdpa"},
+}
+
 
 def blocks() -> dict[str, str]:
     """All tables."""
@@ -57,6 +69,7 @@ def blocks() -> dict[str, str]:
         "grids": rows_table(finished, "grid and tokens", GRIDS),
         "relations": rows_table(finished, "terms of attention", RELATIONS),
         "best": afterwards_table(finished, "best"),
+        "speed": speed_table(),
     }
 
 
@@ -106,3 +119,22 @@ def work(counted: Sequence[Record]) -> list[str]:
     if not counted:
         return ["-", "-"]
     return [f"{counted[0]['gflops']:.2f}", f"{counted[0]['attention_gflops']:.3f}"]
+
+
+def speed_table() -> str:
+    """Milliseconds of a frame by size and precision; by speed.py."""
+    rows = json.loads(SPEED.read_text(encoding="utf-8"))["rows"] if SPEED.exists() else []
+    settings = dict.fromkeys((*row["size"], row["precision"]) for row in rows)
+    lines = []
+    for way in WAYS:
+        cells = []
+        for height, width, precision in settings:
+            (row,) = (
+                r
+                for r in rows
+                if (*r["size"], r["precision"], r["way"]) == (height, width, precision, way)
+            )
+            cells.append(f"{row['ms']:.0f} ({row['times_masked']:.2f}x)")
+        lines.append([way, *cells])
+    header = (f"{width} x {height}, {precision}" for height, width, precision in settings)
+    return table(["tokens that take part", *header], lines)

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The trainings of FRMNet: runs start, rows have runs, the page is current."""
 
+import json
+
 import pytest
+import torch
 
 from bench.frm import __main__ as frm
-from bench.frm import plan, tables
+from bench.frm import plan, speed, tables
 from maskattn_kernels.benchmark.pages import fill
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.training.options import parse
@@ -68,6 +71,26 @@ def test_masked_afterwards_has_a_row_for_each_selector():
     lines = tables.afterwards_table(finished, "dense").splitlines()[2:]
     assert [line.split("|")[1].strip() for line in lines] == ["all", "entropy 0.25", "none"]
     assert "59.5 ± 0.7" in lines[1]
+
+
+@pytest.mark.parametrize("dtype", speed.DTYPES)
+def test_all_ways_are_timed_and_agree(dtype, monkeypatch, tmp_path):
+    rows = speed.measure((64, 96), dtype, seconds=0.0, preset="tiny")
+    assert [row["way"] for row in rows] == list(tables.WAYS)
+    assert all(row["ms"] > 0 for row in rows) and rows[0]["times_masked"] == 1.0
+    assert rows[2]["gflops"] > rows[0]["gflops"]
+    monkeypatch.setattr(tables, "SPEED", tmp_path / "speed.json")
+    tables.SPEED.write_text(json.dumps({"rows": rows}))
+    precision = str(dtype).removeprefix("torch.")
+    assert tables.speed_table().startswith(f"| tokens that take part | 96 x 64, {precision} |")
+
+
+def test_ways_that_do_not_agree_are_not_timed():
+    logits = {way: torch.arange(4.0) for way in tables.WAYS}
+    speed.check(logits, torch.float32)
+    logits["all, SDPA"] = torch.arange(4.0) + 0.01
+    with pytest.raises(ValueError, match=r"all, SDPA: logits are .* off those of all"):
+        speed.check(logits, torch.float32)
 
 
 def test_every_line_of_the_table_is_a_run():

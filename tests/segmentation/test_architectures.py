@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """FRMNet in place of the U-Net: every task, checkpoints, runs, and what does not go together."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from segmentation_runs import CLASSES, tiny_arguments
+from segmentation_runs import FRM as FRM_RUN
 
 from maskattn_kernels.segmentation.checkpoint_files import CheckpointError
 from maskattn_kernels.segmentation.checkpoints import Checkpoint
@@ -119,20 +118,7 @@ def test_start_from_a_trained_network():
         load_matching(SegmentationNetwork(3, [2], width=4, depth=2), trained)
 
 
-SIZES = "--network.arch frm --network.preset tiny --network.dim 24 --network.num_heads 3 \
---network.width 12 --network.depth 1".split()
-
-
-def test_a_run(tmp_path: Path):
-    more = (*SIZES, "--network.selector", "gumbel-topk", "--trainer.accelerator", "cpu")
-    training.main(tiny_arguments(tmp_path / "run", *more))
-    trained = Checkpoint.from_pretrained(tmp_path / "run" / "final")
-    assert trained.network.config["arch"] == "frm"
-    assert trained.network.body.scales == ("refine1",)
-    assert trained.segment(np.zeros((20, 30, 3), np.uint8)).semantic.shape == (20, 30)
-
-
 def test_trained_weights_need_an_encoder_that_has_some(tmp_path):
-    more = (*SIZES, "--network.encoder_weights", "mine.pth")
+    more = (*FRM_RUN, "--network.encoder_weights", "mine.pth")
     with pytest.raises(ConfigError, match=r"encoder_weights: .* with the network's own encoder"):
         training.main(tiny_arguments(tmp_path / "run", *more))

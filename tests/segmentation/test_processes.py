@@ -9,7 +9,7 @@ import pytest
 import torch
 from repository import ROOT
 from safetensors.torch import load_file
-from segmentation_runs import tiny_arguments
+from segmentation_runs import FRM, tiny_arguments
 
 from maskattn_kernels.segmentation.training import command as training
 
@@ -19,7 +19,7 @@ RECIPE = (
 )
 
 
-@pytest.mark.parametrize("recipe", [(), RECIPE], ids=["plain", "recipe"])
+@pytest.mark.parametrize("recipe", [(), RECIPE, FRM], ids=["plain", "recipe", "frm"])
 def test_two_processes_train_to_the_weights_of_one(recipe, tmp_path):
     # Noise would be drawn by each process for its own images: a selector without any.
     more = (*recipe, "--network.selector", "topk", "--trainer.accelerator", "cpu")

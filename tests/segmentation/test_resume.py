@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from segmentation_runs import tiny_arguments
+from segmentation_runs import FRM, tiny_arguments
 
 from maskattn_kernels.common import atomic
 from maskattn_kernels.common.atomic import WriteError, replace_file
@@ -90,11 +90,22 @@ def test_gradients_are_never_saved_half_accumulated(unbroken, tmp_path, monkeypa
         assert torch.equal(tensor, expected[name]), name
 
 
-def test_the_whole_recipe_goes_on_to_the_same_result(tmp_path, monkeypatch):
-    losses = ("--loss.class_weights", "balanced", "--loss.hard", "0.7", "--loss.dice_weight", "1")
-    losses += ("--loss.lovasz_weight", "1", "--loss.coarse_weight", "0.4")
-    images = ("--data.balance", "true", "--data.augment.saturation", "0.5", "--data.augment.noise")
-    more = (*losses, *images, "9", "--patience", "3", "--optimizer.ema", "0.5")
+LOSSES = """--loss.class_weights balanced --loss.hard 0.7 --loss.dice_weight 1
+--loss.lovasz_weight 1 --loss.coarse_weight 0.4""".split()
+IMAGES = "--data.balance true --data.augment.saturation 0.5 --data.augment.noise 9".split()
+RECIPE = (*LOSSES, *IMAGES, "--patience", "3", "--optimizer.ema", "0.5")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        RECIPE,
+        (*FRM, "--network.selector", "gumbel-topk"),
+        (*FRM, "--network.selector", "random", "--keep.schedule", "drawn"),
+    ],
+    ids=["recipe", "frm", "frm-random"],
+)
+def test_any_run_goes_on_to_the_same_result(more, tmp_path, monkeypatch):
     whole, out = tmp_path / "whole" / "run", tmp_path / "run"
     (tmp_path / "whole").mkdir()
     training.main(tiny_arguments(whole, *more, steps=STEPS))

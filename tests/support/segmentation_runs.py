@@ -22,6 +22,11 @@ log_every: 1
 """
 
 
+#: An FRMNet of the smallest size: 32 x 32 images have 16 places of its grid.
+FRM = """--network.arch frm --network.preset tiny --network.dim 24 --network.num_heads 3
+--network.width 12 --network.depth 1 --network.grid 8 --loss.pixel_weight 0.1""".split()
+
+
 def tiny_arguments(out: Path, *more: str, steps: int = 4) -> list[str]:
     """Arguments of ``maskattn train`` for a run of a second."""
     config = out.parent / "tiny.yaml"

@@ -2,7 +2,9 @@
 """Data, network and loss of a run, from its options."""
 
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,6 +80,8 @@ def make_module(
     network = SegmentationNetwork(len(classes), classes.things, **options)
     pretrained = _load_encoder(config, network)
     options = config.loss.as_dict()
+    if network.task == "semantic":
+        _check_no_loss_of_objects(options)
     if options["keep"] is None and config.network.selector in ("threshold", "gumbel"):
         options["keep"] = config.network.keep  # without this loss they select too much
     options["class_weights"] = _class_weights(options["class_weights"], batches)
@@ -104,6 +108,17 @@ def make_module(
         frame=batches.frame,
         run=identity,
     )
+
+
+def _check_no_loss_of_objects(options: dict[str, Any]) -> None:
+    """Raises where the factor of a loss is asked for that the task does not have."""
+    for name in ("center_weight", "offset_weight", "distance_weight", "contrastive_weight"):
+        usual = signature(SegmentationLoss).parameters[name].default
+        if options[name] not in (0, usual):
+            raise ConfigError(
+                f"loss.{name}: expected 0 or {usual}, its default, for the task semantic, which "
+                f"tells no objects apart, got {options[name]}"
+            )
 
 
 def _class_weights(asked: str | list[float], batches: Batches) -> list[float] | None:

@@ -268,7 +268,7 @@ def _check(config: Namespace) -> None:
         section, _, option = name.partition(".")
         if not isinstance(value, float):
             continue
-        if not math.isfinite(value) or (section in ("optimizer", "trainer") and value < 0):
+        if not math.isfinite(value) or (section in ("loss", "optimizer", "trainer") and value < 0):
             raise ConfigError(f"{name}: expected a number from 0, got {value}")
         if option == "warmup" and value > 1:
             raise ConfigError(f"{name}: expected a number from 0 to 1, got {value}")
