@@ -48,6 +48,7 @@ RELATIONS = {
     "whitened pairwise and unary": "dense",
 }
 
+DIGITS = Table(HERE / "digits.jsonl")  # of digits.py
 SPEED = HERE / "speed.json"  # of speed.py
 MASKED = "entropy 0.25"
 #: Options of the network by the ways to compute it; those with the same tokens have one result.
@@ -69,6 +70,7 @@ def blocks() -> dict[str, str]:
         "grids": rows_table(finished, "grid and tokens", GRIDS),
         "relations": rows_table(finished, "terms of attention", RELATIONS),
         "best": afterwards_table(finished, "best"),
+        "digits": digits_table(DIGITS.read()),
         "speed": speed_table(),
     }
 
@@ -119,6 +121,20 @@ def work(counted: Sequence[Record]) -> list[str]:
     if not counted:
         return ["-", "-"]
     return [f"{counted[0]['gflops']:.2f}", f"{counted[0]['attention_gflops']:.3f}"]
+
+
+def digits_table(finished: dict[str, Record]) -> str:
+    """mIoU and the mean IoU of digits, and how far that is above the control; by digits.py."""
+    rows: dict[str, dict[int, Record]] = {}
+    for name, record in finished.items():
+        rows.setdefault(name.rpartition("-seed")[0], {})[record["seed"]] = record
+    control, lines = rows.get("control", {}), []
+    for row, found in rows.items():
+        above = [r["digits"] - control[s]["digits"] for s, r in found.items() if s in control]
+        gain = "-" if row == "control" else spread(above)
+        means = (spread([r[name] for r in found.values()]) for name in ("mIoU", "digits"))
+        lines.append([row, *means, gain, str(len(found))])
+    return table(["network", "mIoU", "digits", "above no attention", "seeds"], lines)
 
 
 def speed_table() -> str:

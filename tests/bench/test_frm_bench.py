@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bench.frm import __main__ as frm
-from bench.frm import plan, speed, tables
+from bench.frm import digits, plan, speed, tables
 from maskattn_kernels.benchmark.pages import fill
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.training.options import parse
@@ -71,6 +71,22 @@ def test_masked_afterwards_has_a_row_for_each_selector():
     lines = tables.afterwards_table(finished, "dense").splitlines()[2:]
     assert [line.split("|")[1].strip() for line in lines] == ["all", "entropy 0.25", "none"]
     assert "59.5 ± 0.7" in lines[1]
+
+
+def test_runs_on_digit_scenes():
+    runs = list(digits.runs())
+    assert len({run.name for run in runs}) == len(runs) == 3 * len(digits.ROWS)
+    for run in runs[: len(digits.ROWS)]:
+        config = parse(run.options)
+        assert (config.network.arch, config.network.grid, config.seed) == ("frm", 8, 0)
+        assert config.data.options == {"legend": True}
+    finished = {
+        f"{row}-seed0": {"seed": 0, "mIoU": score + 10, "digits": score}
+        for row, score in (("control", 20.0), ("dense", 23.0))
+    }
+    lines = tables.digits_table(finished)
+    assert "| control | 30.0 | 20.0 | - | 1 |" in lines
+    assert "| dense | 33.0 | 23.0 | 3.0 | 1 |" in lines
 
 
 @pytest.mark.parametrize("dtype", speed.DTYPES)

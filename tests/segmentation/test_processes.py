@@ -42,5 +42,6 @@ def test_two_processes_train_to_the_weights_of_one(recipe, tmp_path):
     assert done.returncode == 0, done.stderr
     expected = load_file(one / "final" / "model.safetensors")
     got = load_file(two / "final" / "model.safetensors")
+    step = torch.finfo(torch.float32).eps  # of the files, where float64 may round to either side
     for name, tensor in expected.items():
-        torch.testing.assert_close(got[name], tensor, rtol=1e-7, atol=1e-9, msg=name)
+        torch.testing.assert_close(got[name], tensor, rtol=step, atol=1e-9, msg=name)
