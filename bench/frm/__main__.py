@@ -10,19 +10,19 @@ plan.py says what the runs are; see ../trainings.py for how runs are trained.
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from bench.frm.plan import MASKED_AFTERWARDS, attends_to_all, runs
 from bench.frm.tables import TABLE, blocks
 from bench.real.plan import DATA, Run
 from bench.real.scoring import SCORED_AT, in_short, scored
 from bench.trainings import ROOT, Record, Study, command_line
+from maskattn_kernels.segmentation import Checkpoint, evaluate, open_dataset
+from maskattn_kernels.segmentation.model.cost_parts import PRODUCTS, gflops_by_part
+from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 
 
 def told(run: Run, folder: Path) -> Record:
     """Scores and costs, also of the network masked afterwards if it was trained with all tokens."""
-    from maskattn_kernels.segmentation import Checkpoint, evaluate, open_dataset
-
     checkpoint = Checkpoint.from_pretrained(folder / "best")
     afterwards: list[Record] = []
     for selector, keep in MASKED_AFTERWARDS if attends_to_all(run) else ():
@@ -35,17 +35,10 @@ def told(run: Run, folder: Path) -> Record:
     return {**scored(run, folder), "work": own, "afterwards": afterwards}
 
 
-def work(network: Any) -> dict[str, float]:
+def work(network: SegmentationNetwork) -> dict[str, float]:
     """GFLOPs of a frame at its own size, and of them the products of attention."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    image = torch.zeros(1, 3, *SCORED_AT["camvid"], dtype=torch.uint8)
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        network(image)
-    counts = counter.get_flop_counts()["Global"]
-    attention = sum(count for op, count in counts.items() if str(op).startswith("maskattn"))
-    return {"gflops": counter.get_total_flops() / 1e9, "attention_gflops": attention / 1e9}
+    parts = gflops_by_part(network, SCORED_AT["camvid"])
+    return {"gflops": sum(parts.values()), "attention_gflops": parts[PRODUCTS]}
 
 
 STUDY = Study("bench.frm", tuple(runs()), TABLE, told, in_short, ROOT / "docs/frm.md", blocks)

@@ -9,7 +9,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from maskattn_kernels import cli
 from maskattn_kernels.segmentation.model import cost_parts
-from maskattn_kernels.segmentation.model.cost_parts import PARTS, cost_report, cost_table
+from maskattn_kernels.segmentation.model.cost_parts import (
+    PARTS,
+    cost_report,
+    cost_table,
+    gflops_by_part,
+)
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 
 ENCODER, REFINEMENT, LAYERS, PRODUCTS, DECODER = PARTS
@@ -40,6 +45,7 @@ def test_parts_add_up_to_what_torch_counts(made):
     image = torch.zeros(1, 3, *SIZE, dtype=torch.uint8)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         made(image)
+    assert sum(gflops_by_part(made, SIZE).values()) == pytest.approx(report.gflops, rel=1e-12)
     assert report.gflops == counter.get_total_flops() / 1e9 == 2 * report.gmacs
     parts = report.parts.values()
     assert sum(part.gflops for part in parts) == pytest.approx(report.gflops, rel=1e-12)

@@ -20,10 +20,10 @@ from maskattn_kernels.models import prepare_for_inference
 from maskattn_kernels.segmentation.model.cost import measure_cost
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 
-__all__ = ["CostReport", "PartCost", "cost_report", "cost_table"]
+__all__ = ["PARTS", "CostReport", "PartCost", "cost_report", "cost_table", "gflops_by_part"]
 
-DECODER = "decoder and heads"
-PARTS = ("encoder", "refinement", "attention: the rest", "attention: products", DECODER)
+LAYERS, PRODUCTS, DECODER = "attention: the rest", "attention: products", "decoder and heads"
+PARTS = ("encoder", "refinement", LAYERS, PRODUCTS, DECODER)
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,7 @@ def cost_report(
     device = next(network.parameters()).device
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8, generator=generator).to(device)
-    with FlopCounterMode(display=False) as counter:
-        flops = _spent(network, image, counter.get_total_flops)
+    gflops = gflops_by_part(network, size)
     times = dict.fromkeys(PARTS, 0.0)
     rounds = max(1, round(seconds / (cost.latency_ms / 1e3)))
     for _ in range(rounds):
@@ -116,11 +115,25 @@ def cost_report(
         milliseconds=cost.latency_ms,
         peak_memory_mb=_peak(ready, image),
         parts={
-            part: PartCost(flops[part] / 1e9, scale * times[part], parameters[part])
+            part: PartCost(gflops[part], scale * times[part], parameters[part])
             for part in PARTS
             if times[part]
         },
     )
+
+
+@torch.inference_mode()
+def gflops_by_part(network: SegmentationNetwork, size: tuple[int, int]) -> dict[str, float]:
+    """The GFLOPs of each part for one image, by its name in `PARTS`; see `CostReport`.
+
+    Args:
+        network: in eval mode.
+        size: height and width of the image.
+    """
+    image = torch.zeros(1, 3, *size, dtype=torch.uint8, device=next(network.parameters()).device)
+    with FlopCounterMode(display=False) as counter:
+        spent = _spent(network, image, counter.get_total_flops)
+    return {part: flops / 1e9 for part, flops in spent.items()}
 
 
 def cost_table(report: CostReport) -> str:
@@ -159,8 +172,8 @@ def _starts(network: nn.Module) -> Iterator[tuple[nn.Module, str]]:
         others = (attention.selector, attention.mask_head, attention.query_head)
         for module in (attention, *others):
             if module is not None:
-                yield module, "attention: the rest"
-        yield attention.core, "attention: products"
+                yield module, LAYERS
+        yield attention.core, PRODUCTS
 
 
 def _called(module: nn.Module) -> Iterator[nn.Module]:
