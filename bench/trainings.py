@@ -113,7 +113,8 @@ class Study:
 
     def train_one(self, run: Run) -> None:
         """Train and score a run in this process, and add its line to the table."""
-        from maskattn_kernels.benchmark.machine import git_commit, machine_facts
+        from maskattn_kernels.benchmark.machine import machine_facts
+        from maskattn_kernels.common.commit import git_commit
         from maskattn_kernels.segmentation.training.command import run as run_training
         from maskattn_kernels.segmentation.training.options import parse
 

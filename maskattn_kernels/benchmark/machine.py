@@ -5,14 +5,14 @@ import datetime
 import importlib.metadata
 import platform
 import re
-import subprocess
 from pathlib import Path
 
 import torch
 
 from maskattn_kernels import __version__, backends
+from maskattn_kernels.common.commit import git_commit
 
-__all__ = ["git_commit", "gpu_facts", "machine_facts"]
+__all__ = ["gpu_facts", "machine_facts"]
 
 #: CPU flags that decide which kernel tiers can run.
 X86_FLAGS = ("avx2", "fma", "avx512f", "avx512bw", "avx512_bf16", "avx512_fp16", "amx_bf16")
@@ -26,22 +26,6 @@ def _cpuinfo(key: str) -> str:
         return ""
     found = re.search(rf"^{key}\s*:\s*(.*)$", text, re.MULTILINE)
     return found.group(1).strip() if found else ""
-
-
-def git_commit(folder: Path) -> str | None:
-    """Commit of a checkout, with ``+`` if it has changes; None where there is no checkout."""
-    try:
-        commit = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return commit.stdout.strip() or None
 
 
 def gpu_facts() -> dict[str, object]:

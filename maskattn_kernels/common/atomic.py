@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Files that are either the whole old one or the whole new one, whenever the process is ended."""
+"""Files that are either the whole old one or the whole new one, whenever the process is ended; and
+folders that are whole or not there."""
 
 import contextlib
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from maskattn_kernels.common.errors import CommandError
 from maskattn_kernels.common.text import one_line
 
-__all__ = ["WriteError", "replace_file"]
+__all__ = ["WriteError", "new_folder", "replace_file"]
 
 
 _PROBES = 64  # of 64 KiB: more than a failed write leaves of a disk, and soon written
@@ -59,6 +61,45 @@ def replace_file(path: Path, write: Callable[[Path], object], *, durable: bool =
             temporary.unlink()
         old = "; the one from before is still good" if path.exists() else ""
         raise WriteError(f"cannot write {path}: {reason}{old}") from error
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside its place, to be filled; it is moved there where the context ends well.
+
+    Args:
+        folder: must not be there yet.
+
+    Raises:
+        ValueError: it is there.
+        WriteError: it cannot be made; nothing is left.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from maskattn_kernels.common.atomic import new_folder
+        >>> place = Path(tempfile.mkdtemp()) / "results"
+        >>> with new_folder(place) as temporary:
+        ...     _ = (temporary / "notes.txt").write_text("kept")
+        >>> [path.name for path in place.iterdir()]
+        ['notes.txt']
+    """
+    if folder.exists():
+        raise ValueError(f"out: expected a folder that is not there yet, got {folder}")
+    temporary = folder.with_name(f".{folder.name[:60]}.part")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            temporary.mkdir(parents=True)
+        except OSError as error:
+            raise WriteError(f"cannot write {folder}: {error.strerror}") from None
+        yield temporary
+        try:
+            os.replace(temporary, folder)
+        except OSError as error:
+            raise WriteError(f"cannot write {folder}: {error.strerror}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _reason(error: BaseException, temporary: Path) -> str:

@@ -27,6 +27,7 @@ __all__ = [
     "FORMAT",
     "WEIGHTS",
     "CheckpointError",
+    "digest",
     "hub_file",
     "in_half",
     "read_description",
@@ -78,7 +79,7 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], text: str) -> Non
     Raises:
         WriteError: it could not be written.
     """
-    header = {"maskattn": text, "sha256": _digest(tensors, text)}
+    header = {"maskattn": text, "sha256": digest(tensors, text)}
     whole = dict(tensors)
     replace_file(folder / WEIGHTS, lambda path: save_file(whole, path, metadata=header))
 
@@ -141,7 +142,7 @@ def read_network(file: Path, config: Any) -> SegmentationNetwork:
             )
     network = SegmentationNetwork(**config)
     tensors = _tensors(file)
-    if header.get("sha256") not in (None, _digest(tensors, header["maskattn"])):
+    if header.get("sha256") not in (None, digest(tensors, header["maskattn"])):
         raise CheckpointError(
             f"{file}: damaged: its content is not what was saved; copy it again, or take another"
         )
@@ -278,11 +279,16 @@ def _foreign(file: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"{file}: not saved by save_pretrained ({one_line(error)[:200]})")
 
 
-def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
-    """A digest of everything in the file: one changed bit makes another network of it."""
-    digest = hashlib.sha256(text.encode())
+def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    """SHA-256 of a network: one changed bit makes another network of it.
+
+    Args:
+        tensors: by name, on the CPU.
+        text: that describes them.
+    """
+    sha256 = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
-        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        sha256.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        sha256.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return sha256.hexdigest()

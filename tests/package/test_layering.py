@@ -25,6 +25,8 @@ SOURCES = sorted(
 TOLD = (
     "bench",
     "demo",
+    "onnx",
+    "openvino",
     "predict",
     "pretrained",
     "segmentation",
@@ -56,14 +58,14 @@ LAYERS = (
 WINGS = (
     ("data",),
     ("model",),
-    ("results", "tiling"),
+    ("results", "runtimes", "tiling"),
     ("reading",),
     ("infer",),
     ("checkpoint_files", "drift"),
     ("encoder_weights",),
     ("checkpoints",),
     ("scoring", "prediction"),
-    ("picking",),
+    ("export", "picking"),
     ("training",),
 )
 WING_RANK = {name: rank for rank, wings in enumerate(WINGS) for name in wings}

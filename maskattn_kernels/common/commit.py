@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`git_commit`: which state of the sources made a result."""
+
+import subprocess
+from pathlib import Path
+
+__all__ = ["git_commit"]
+
+
+def git_commit(folder: Path) -> str | None:
+    """Commit of a checkout, with ``+`` if it has changes; None where there is no checkout."""
+    try:
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() or None

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``maskattn export``: a checkpoint as a file for other runtimes, checked where it runs."""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maskattn_kernels import __version__
+from maskattn_kernels.common.atomic import new_folder
+from maskattn_kernels.common.command_line import Parser, fraction, positive
+from maskattn_kernels.common.commit import git_commit
+from maskattn_kernels.common.text import quoted
+from maskattn_kernels.models.selector_dial import Keep
+from maskattn_kernels.segmentation.checkpoint_files import digest, weights_file
+from maskattn_kernels.segmentation.checkpoints import Checkpoint, as_checkpoint
+from maskattn_kernels.segmentation.data.frame import as_size
+from maskattn_kernels.segmentation.export.checking import Check, check, read_images
+from maskattn_kernels.segmentation.export.graph import LAYOUTS, output_names
+from maskattn_kernels.segmentation.export.onnx_file import write_onnx
+from maskattn_kernels.segmentation.model.dialed import add_dial_arguments
+from maskattn_kernels.segmentation.runtimes import (
+    DESCRIPTION,
+    Exported,
+    RuntimeMissing,
+    runtimes_of,
+)
+
+__all__ = ["FORMATS", "export", "main"]
+
+FORMATS = {"onnx": ("fp32", "fp16")}
+"""The precisions of each format."""
+AGREEMENT = 0.999
+
+
+def export(
+    checkpoint: Checkpoint | str | Path,
+    out: str | Path,
+    size: int | tuple[int, int],
+    *,
+    format: str = "onnx",
+    batch: int | None = 1,
+    precision: str = "fp32",
+    layout: str = "nhwc",
+    labels_only: bool = False,
+    keep: Keep | None = None,
+    selector: str | None = None,
+    verify: str | Path | None = None,
+    min_agreement: float = AGREEMENT,
+) -> dict[str, Any]:
+    """Write a checkpoint as a file for other runtimes, with masks and preprocessing inside.
+
+    The file takes uint8 images and gives labels. It is run in every runtime that is installed, and
+    compared with the network in torch; where they differ, nothing is written.
+
+    Args:
+        checkpoint: a `Checkpoint`, or what `Checkpoint.from_pretrained` takes.
+        out: folder that is not there yet; gets the file and ``export.json``, which describes it.
+        size: height and width of the images. The masks keep a fixed number of tokens of it, so that
+            it is part of the file.
+        format: "onnx" = standard operators only.
+        batch: images of a call; None = any number.
+        precision: "fp32", or "fp16" = weights in float16, computed with in float32.
+        layout: of the images, "nhwc" or "nchw".
+        labels_only: without logits and maps of objects.
+        keep, selector: attend to other tokens, see `Checkpoint.with_masks`.
+        verify: folder of images to compare on, of which at most 64 are taken; None = the three
+            pictures of cells that come with the package.
+        min_agreement: share of pixels, 0 to 1, whose label must be the same.
+
+    Returns:
+        what is in ``export.json``; in "checks" the comparisons, in "notes" which were not made.
+
+    Raises:
+        ValueError: an argument is wrong, the folder is there, or a selector keeps no fixed number
+            of tokens.
+        Mismatch: too many labels differ.
+        ModuleNotFoundError: what writes the format is not installed.
+
+    Example:
+        >>> from maskattn_kernels.segmentation import export
+        >>> export("nuclei", "out/nuclei-onnx", 256, precision="fp8")
+        Traceback (most recent call last):
+        ValueError: precision: expected "fp32", "fp16" with the format "onnx", got "fp8"
+    """
+    size, out = as_size(size), Path(out)
+    for name, value, allowed in (("format", format, tuple(FORMATS)), ("layout", layout, LAYOUTS)):
+        if value not in allowed:
+            raise ValueError(f"{name}: expected one of {quoted(allowed)}, got {value!r}")
+    if precision not in FORMATS[format]:
+        raise ValueError(
+            f'precision: expected {quoted(FORMATS[format])} with the format "{format}", got '
+            f'"{precision}"'
+        )
+    if not 0 <= min_agreement <= 1:
+        raise ValueError(f"min_agreement: expected a number from 0 to 1, got {min_agreement}")
+    if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
+        raise ValueError(f"batch: expected a whole number from 1, or None, got {batch!r}")
+    with new_folder(out) as folder:
+        images = read_images(verify, size)
+        trained = as_checkpoint(checkpoint)
+        turned = trained.with_masks(keep, selector)
+        network = turned.network.cpu().eval()
+        names = output_names(network, labels_only)
+        description: dict[str, Any] = {
+            "format": 1,
+            "kind": format,
+            "file": f"model.{format}",
+            "precision": precision,
+            "size": list(size),
+            "batch": batch,
+            "layout": layout,
+            "outputs": list(names),
+            "checkpoint": None if isinstance(checkpoint, Checkpoint) else str(checkpoint),
+            "weights_sha256": digest(trained.network.state_dict()),
+            "licence": None if isinstance(checkpoint, Checkpoint) else _licence(checkpoint),
+            "classes": asdict(turned.classes),
+            "task": network.task,
+            "selector": network.config["selector"],
+            "keep": network.config["keep"],
+            "maskattn_kernels": __version__,
+            "commit": git_commit(Path(__file__).parent),
+        }
+        shape = (batch or 1, *size, 3) if layout == "nhwc" else (batch or 1, 3, *size)
+        write_onnx(
+            folder / description["file"],
+            network,
+            torch.zeros(shape, dtype=torch.uint8),
+            names,
+            layout,
+            dynamic_batch=batch is None,
+            half=precision == "fp16",
+            description=description,
+        )
+        _write(folder, description)
+        checks, notes = list[Check](), list[str]()
+        for runtime in runtimes_of(format):
+            try:
+                exported = Exported(folder, runtime)
+            except RuntimeMissing as missing:
+                notes.append(f"not checked in {runtime}: {missing}")
+                continue
+            checks.append(check(exported, network, images, min_agreement))
+        description |= {"checks": [asdict(found) for found in checks], "notes": notes}
+        _write(folder, description)
+    return description
+
+
+def _write(folder: Path, description: dict[str, Any]) -> None:
+    text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
+    (folder / DESCRIPTION).write_text(text, encoding="utf-8")
+
+
+def _licence(checkpoint: str | Path) -> str | None:
+    """What the card beside the weights says; None where it says nothing."""
+    card = weights_file(checkpoint).with_name("README.md")
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    found = re.search(r"^(?:licen[cs]e:|\| licen[cs]e \|)\s*([^|\n]+)", text, flags=re.M)
+    return found[1].strip() if found else None
+
+
+def _batch(text: str) -> int | None:
+    return None if text == "dynamic" else positive(text)
+
+
+def _side(text: str) -> int:
+    try:
+        return positive(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            "expected height and width in pixels, as masks keep a fixed number of tokens, got "
+            f"{text!r}"
+        ) from None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``maskattn export`` with the arguments ``argv``; returns the exit code."""
+    parser = Parser(prog="maskattn export", description="Write a checkpoint for other runtimes.")
+    add = parser.add_argument
+    add("checkpoint", help="folder as `maskattn train` leaves, hf:owner/name, or nuclei")
+    add("--out", type=Path, required=True, help="folder that is not there yet")
+    add("--size", type=_side, nargs=2, required=True, metavar=("H", "W"), help="of the images")
+    add("--format", choices=FORMATS, default="onnx", help="default onnx")
+    add(
+        "--batch",
+        type=_batch,
+        default=1,
+        metavar="N",
+        help="images of a call, or dynamic; default 1",
+    )
+    precisions = dict.fromkeys(p for allowed in FORMATS.values() for p in allowed)
+    add("--precision", choices=precisions, default="fp32", help="default fp32")
+    add("--layout", choices=LAYOUTS, default="nhwc", help="of the uint8 RGB images; default nhwc")
+    add("--labels_only", action="store_true", help="without logits and maps of objects")
+    add_dial_arguments(parser)
+    add("--verify", type=Path, metavar="DIR", help="images to compare on (default: three pictures "
+        "of cells that come with the package)")  # fmt: skip
+    add("--min_agreement", type=fraction, default=AGREEMENT, metavar="SHARE",
+        help=f"of the pixels must have the label of torch (default {AGREEMENT})")  # fmt: skip
+    given = parser.parse_args(argv)
+    made = export(
+        given.checkpoint,
+        given.out,
+        tuple(given.size),
+        format=given.format,
+        batch=given.batch,
+        precision=given.precision,
+        layout=given.layout,
+        labels_only=given.labels_only,
+        keep=given.keep,
+        selector=given.selector,
+        verify=given.verify,
+        min_agreement=given.min_agreement,
+    )
+    for found in made["checks"]:
+        print(Check(**found))
+    file = given.out / made["file"]
+    print(f"written: {file} ({file.stat().st_size / 1e6:.1f} MB)")
+    for note in made["notes"]:
+        print(f"note: {note}", file=sys.stderr)
+    return 0

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``maskattn export``: ONNX files with the masks inside give torch's results in other runtimes."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from maskattn_kernels import cli
+from maskattn_kernels.segmentation import Checkpoint, Classes, SegmentationNetwork, export
+from maskattn_kernels.segmentation.export import checking, command
+from maskattn_kernels.segmentation.export.onnx_file import half_weights
+from maskattn_kernels.segmentation.runtimes import Exported
+
+onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
+pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+
+SIZE = (32, 48)
+#: Networks and forms of files that together have every selector, head, layout and kind of batch.
+EXPORTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "learned masks, any batch": (
+        {"selector": "gumbel-topk", "num_heads": 2, "unselected": "mean"},
+        {"batch": None},
+    ),
+    "masks of windows": (
+        {"selector": "local", "sparsity": "qk", "task": "semantic"},
+        {"precision": "fp16"},
+    ),
+    "frm, entropy": (
+        {"arch": "frm", "preset": "tiny", "selector": "entropy", "objects": "distance"},
+        {"layout": "nchw", "batch": 2},
+    ),
+}
+
+
+def made(**config: Any) -> Checkpoint:
+    torch.manual_seed(0)
+    own = {} if config.get("arch") == "frm" else {"width": 4, "depth": 1}
+    network = SegmentationNetwork(3, [1], **own, **{"task": "panoptic", **config}).eval()
+    for head in network.coarse_heads:  # random heads are unsure everywhere alike
+        head.weight.data *= 20
+    classes = Classes(("a", "b", "c"), (False, True, False), ((0, 0, 0),) * 3, (0, 1, 2))
+    return Checkpoint(network, classes, SIZE)
+
+
+def pictures(count: int) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 3, *SIZE), dtype=torch.uint8)
+
+
+def plain() -> Checkpoint:
+    return made(selector="random", task="semantic")
+
+
+@pytest.fixture(autouse=True)
+def short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checking, "_SECONDS", 0.0)
+
+
+@pytest.fixture(scope="module")
+def plain_file(tmp_path_factory: Any) -> Path:
+    out = tmp_path_factory.mktemp("plain") / "out"
+    export(plain(), out, SIZE)
+    return out
+
+
+@pytest.fixture
+def no_work(plain_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports of `plain` copy a file that is there: writing one takes seconds."""
+    file = plain_file / "model.onnx"
+    monkeypatch.setattr(command, "write_onnx", lambda path, *_, **__: shutil.copy(file, path))
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_an_export_gives_the_outputs_of_torch_in_every_runtime(name: str, tmp_path: Path) -> None:
+    config, options = EXPORTS[name]
+    checkpoint, out = made(**config), tmp_path / "made"
+    half = options.get("precision") == "fp16"  # which are other weights
+    told = export(checkpoint, out, SIZE, min_agreement=0.99 if half else 0.999, **options)
+    here = [check["runtime"] for check in told["checks"]]
+    assert "onnxruntime" in here and len(here) + len(told["notes"]) == 2
+    assert all(c["images"] == 3 and c["ms"] > 0 and c["torch_ms"] > 0 for c in told["checks"])
+    assert json.loads((out / "export.json").read_text()) == json.loads(json.dumps(told))
+    assert sorted(path.name for path in out.iterdir()) == ["export.json", "model.onnx"]
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    check_description(told, onnx.load(out / "model.onnx"))
+    images = pictures(3)
+    for runtime in here:
+        outputs = Exported(out, runtime)(images)
+        for i, image in enumerate(images.split(1)):
+            with torch.inference_mode():
+                expected = checkpoint.network(image)
+            for output in set(told["outputs"]) - {"labels"}:
+                field = "semantic" if output == "logits" else output
+                found, right = getattr(outputs, field)[i], getattr(expected, field)[0]
+                assert torch.allclose(found, right, atol=0.05 if half else 1e-3), field
+
+
+def check_description(told: dict[str, Any], model: Any) -> None:
+    """The file describes itself, and has standard operators only."""
+    inside = json.loads({entry.key: entry.value for entry in model.metadata_props}["maskattn"])
+    outside = json.loads(json.dumps(told))
+    assert inside == {key: outside[key] for key in outside if key not in ("checks", "notes")}
+    assert inside["classes"]["names"] == ["a", "b", "c"] and len(inside["weights_sha256"]) == 64
+    assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
+    assert str(Path(__file__).parents[2]) not in str(model)  # no folder of this machine
+    shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
+    sides = (*SIZE, 3) if told["layout"] == "nhwc" else (3, *SIZE)
+    assert shape == [told["batch"] or 0, *sides]
+
+
+def test_half_weights_are_half_of_the_file(plain_file: Path) -> None:
+    model = onnx.load(plain_file / "model.onnx")
+    before = model.ByteSize()
+    half_weights(model)
+    onnx.checker.check_model(model)
+    assert model.ByteSize() < 0.7 * before  # the rest are small tensors and the graph
+    weight = next(w for w in model.graph.initializer if w.data_type == onnx.TensorProto.FLOAT16)
+    big = onnx.numpy_helper.from_array(np.full(weight.dims, 1e5, np.float32), "big")
+    model.graph.initializer.append(big)
+    with pytest.raises(ValueError, match=r"^precision: expected fp32, as big has values"):
+        half_weights(model)
+
+
+def test_other_labels_are_an_error_and_leave_nothing(
+    no_work: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = plain().network
+    torch.nn.init.normal_(other.body.head.weight)
+    monkeypatch.setattr(checking, "prepared", lambda *_: other)
+    with pytest.raises(checking.Mismatch, match=r"at least 99.9% of the pixels, got \d.*written$"):
+        export(plain(), tmp_path / "out", SIZE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_runtime_is_a_note(
+    no_work: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    told = export(plain(), tmp_path / "out", SIZE)
+    assert [check["runtime"] for check in told["checks"]] == ["onnxruntime"]
+    assert "pip install 'maskattn_kernels[openvino]'" in told["notes"][0]
+
+
+def test_smaller_images_are_padded_and_larger_ones_refused(plain_file: Path) -> None:
+    run = Exported(plain_file, "onnxruntime")
+    image = pictures(1)
+    image[..., 24:, :] = image[..., 40:] = 124
+    with torch.inference_mode():
+        expected = plain().network(image).semantic[..., :24, :40]
+    assert torch.allclose(run(image[..., :24, :40]).semantic, expected, atol=1e-3)
+    with pytest.raises(ValueError, match=r"^exported: .* 32 x 48 pixels, .* \(--tiles 32x48\)$"):
+        run(torch.zeros(1, 3, 33, 48, dtype=torch.uint8))
+
+
+def test_labels_are_the_highest_logits(plain_file: Path) -> None:
+    outputs = Exported(plain_file, "onnxruntime").batch(pictures(1))
+    assert outputs["labels"].dtype == np.uint8 and outputs["labels"].shape == (1, *SIZE)
+    assert (outputs["labels"] == outputs["logits"].argmax(1)).all()
+
+
+def test_a_file_of_labels_only_has_no_logits(tmp_path: Path) -> None:
+    export(made(selector="none", task="semantic"), tmp_path / "out", SIZE, labels_only=True)
+    run = Exported(tmp_path / "out", "onnxruntime")
+    assert list(run.batch(pictures(1))) == ["labels"]
+    with pytest.raises(ValueError, match=r"^exported: expected a file with logits, got one with"):
+        run(pictures(1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--size", "32"], "--size: expected 2 arguments"),
+        (["--size", "dynamic", "32"], "masks keep a fixed number of tokens, got 'dynamic'"),
+        (["--size", "0", "32"], "masks keep a fixed number of tokens, got '0'"),
+        (["--size", "32", "99999"], "size: expected a whole number from 1 to 16384"),
+        (["--size", "32", "32", "--batch", "0"], "--batch: expected a whole number from 1"),
+        (["--size", "32", "32", "--format", "coreml"], "--format: invalid choice: 'coreml'"),
+        (["--size", "32", "32", "--selector", "topk"], "there are none"),
+        (["--size", "32", "32", "--verify", "nowhere"], "verify: expected a folder of images"),
+        (["--size", "32", "32", "--out", "."], "out: expected a folder that is not there yet"),
+    ],
+)
+def test_wrong_arguments_are_one_line(
+    arguments: list[str], line: str, capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["export", "nuclei", "--out", "out", *arguments]
+    try:
+        code = cli.main(words)
+    except SystemExit as stop:
+        code = int(str(stop.code))
+    error = capsys.readouterr().err
+    assert code == 2 and line in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_selector_without_a_count_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^selector: expected one that keeps a fixed number"):
+        export(made(selector="threshold", task="semantic"), tmp_path / "out", SIZE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_writes_the_format_is_asked_for_by_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    out = tmp_path / "out"
+    assert cli.main(["export", "nuclei", "--size", "32", "32", "--out", str(out)]) == 1
+    line = "cannot run: onnxscript is not installed; pip install 'maskattn_kernels[onnx]'"
+    assert capsys.readouterr().err == f"maskattn export: {line}\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_tells_what_it_found(no_work: None, tmp_path: Path, capsys: Any) -> None:
+    plain().save_pretrained(tmp_path / "saved")
+    (tmp_path / "saved" / "README.md").write_text("---\nlicense: mit\n---\n")
+    out = tmp_path / "out"
+    words = ["export", str(tmp_path / "saved"), "--size", "32", "48", "--out", str(out)]
+    assert cli.main(words) == 0
+    printed = capsys.readouterr().out
+    assert "onnxruntime" in printed and "labels equal on 100.000% of the pixels" in printed
+    assert f"written: {out / 'model.onnx'} (" in printed
+    assert json.loads((out / "export.json").read_text())["licence"] == "mit"
