@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from maskattn_kernels.common.atomic import WriteError, replace_file
+from maskattn_kernels.common.atomic import WriteError, new_folder, replace_file
 
 
 @pytest.fixture
@@ -59,3 +59,23 @@ def test_files_have_the_mode_of_the_umask(umask, tmp_path):
         os.umask(before)
     modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in "ab"}
     assert modes == {0o666 & ~umask}
+
+
+def test_a_new_folder_is_whole_or_not_there(tmp_path: Path) -> None:
+    place = tmp_path / "results"
+    (tmp_path / ".results.part").mkdir()  # of a process that was killed
+    (tmp_path / ".results.part" / "old").touch()
+    with pytest.raises(KeyError), new_folder(place) as temporary:
+        (temporary / "half").touch()
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+    with new_folder(place) as temporary:
+        (temporary / "whole").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["results", "whole"]
+    refused = pytest.raises(ValueError, match=r"^out: expected a folder that is not there yet, got")
+    with refused, new_folder(place):
+        pass
+    (tmp_path / "file").touch()
+    impossible = pytest.raises(WriteError, match=r"^cannot write .*/results: Not a directory$")
+    with impossible, new_folder(tmp_path / "file" / "results"):
+        pass
