@@ -8,7 +8,11 @@ __all__ = ["git_commit"]
 
 
 def git_commit(folder: Path) -> str | None:
-    """Commit of a checkout, with ``+`` if it has changes; None where there is no checkout."""
+    """Commit of a checkout, with ``+`` if it has changes; None where there is no checkout.
+
+    Args:
+        folder: of the checkout, or in it.
+    """
     try:
         commit = subprocess.run(
             ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],

@@ -33,6 +33,7 @@ from maskattn_kernels.segmentation.model.prepared import (
 )
 from maskattn_kernels.segmentation.reading import Read, Reader, alike
 from maskattn_kernels.segmentation.results import Attended, Measured, Segmentation, Work
+from maskattn_kernels.segmentation.runtimes import Exported
 from maskattn_kernels.segmentation.tiling import Tiling, through_tiles
 
 __all__ = ["Pipeline", "SegmentOptions", "StreamOptions"]
@@ -58,9 +59,7 @@ class _Computed(NamedTuple):
     work: Work
 
 
-class StreamOptions(TypedDict, total=False):
-    """What `Checkpoint.segment_stream` takes beside images, see `Checkpoint.segment`."""
-
+class _Options(TypedDict, total=False):
     batch_size: int
     device: str | torch.device
     confidence: float
@@ -76,7 +75,16 @@ class StreamOptions(TypedDict, total=False):
     selector: str | None
 
 
-class SegmentOptions(StreamOptions, total=False):
+class StreamOptions(_Options, total=False):
+    """What `Checkpoint.segment_stream` takes beside images, see `Checkpoint.segment`.
+
+    And ``exported``, see `Pipeline`.
+    """
+
+    exported: Exported | None
+
+
+class SegmentOptions(_Options, total=False):
     """What `Checkpoint.segment` takes beside images."""
 
     attended: bool
@@ -104,6 +112,8 @@ class Pipeline:
         measured: whether to give `Segmentation.measured`.
         tta: "flip" = see `Mirrored`; None = the images as they are.
         tiling: how images are cut into tiles; None = each goes through the network as a whole.
+        exported: a file made of the network, which runs in its place; whole images then become
+            frames of its size. None = the network itself.
 
     What runs is a copy of the network made by `prepare_for_inference`. On a CPU, a batch goes
     through it in parts of as many images as `images_together` says.
@@ -130,6 +140,7 @@ class Pipeline:
         measured: bool = False,
         tta: str | None = None,
         tiling: Tiling | None = None,
+        exported: Exported | None = None,
     ) -> None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size: expected a whole number from 1, got {batch_size!r}")
@@ -138,7 +149,9 @@ class Pipeline:
                 raise ValueError(f"{name}: expected a number from 0 to 1, got {share!r}")
         self.device = torch_device(device)
         self.dtype = inference_dtype(precision, self.device)
-        ready = prepared(network.to(self.device).eval(), self.dtype, compile)
+        network.to(self.device).eval()
+        ready = prepared(network, self.dtype, compile) if exported is None else exported
+        size = size if exported is None else exported.size
         self.network = with_tta(ready, tta)
         self.trained = network
         self.classes, self.size = classes, size

@@ -38,6 +38,9 @@ class RuntimeMissing(CommandError):
 def runtimes_of(kind: str) -> tuple[str, ...]:
     """The runtimes that run a format.
 
+    Args:
+        kind: "onnx", "pt2" or "aoti".
+
     Example:
         >>> from maskattn_kernels.segmentation.runtimes import runtimes_of
         >>> runtimes_of("onnx")
@@ -58,6 +61,7 @@ class Exported(nn.Module):
         description: what ``export.json`` says.
         size: height and width of the images that the file takes.
         version: of the runtime.
+        name: of the runtime, with its version.
 
     Raises:
         ValueError: the folder is no export, or the runtime does not run its format or dtype.
@@ -88,6 +92,7 @@ class Exported(nn.Module):
         self.size: tuple[int, int] = (height, width)
         self.runtime = runtime
         self.version = torch.__version__ if runtime == "torch" else _version(runtime)
+        self.name = f"{runtime} {self.version}"
         self.run = _session(Path(folder) / self.description["file"], kind, runtime, dtype)
 
     def named(self, images: np.ndarray) -> dict[str, np.ndarray]:

@@ -66,12 +66,15 @@ class Check:
         )
 
 
-def read_images(folder: str | Path | None, size: tuple[int, int]) -> Tensor:
+def read_images(
+    folder: str | Path | None, size: tuple[int, int], argument: str = "verify"
+) -> Tensor:
     """Images of a folder, uint8 (n,3,H,W), at most 64, scaled to exactly a size.
 
     Args:
         folder: of images; None = the three pictures of cells that come with the package.
         size: height and width.
+        argument: that named the folder, for the error.
 
     Raises:
         DataError: there is no such folder, it holds no images, or one cannot be read.
@@ -79,7 +82,7 @@ def read_images(folder: str | Path | None, size: tuple[int, int]) -> Tensor:
     where = SHIPPED / "nuclei" if folder is None else Path(folder)
     files = list(islice(image_files(where).values(), _MOST)) if where.is_dir() else []
     if not files:
-        raise DataError(f"verify: expected a folder of images, got {folder}")
+        raise DataError(f"{argument}: expected a folder of images, got {folder}")
     frames = [whole_frame(as_sample(file, 0), size, "squeeze").image for file in files]
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous()
 

@@ -20,10 +20,19 @@ from maskattn_kernels.common.text import quoted
 from maskattn_kernels.models.selector_dial import Keep
 from maskattn_kernels.segmentation.checkpoint_files import digest, weights_file
 from maskattn_kernels.segmentation.checkpoints import Checkpoint, as_checkpoint
+from maskattn_kernels.segmentation.data.arguments import add_data_arguments, open_named
 from maskattn_kernels.segmentation.data.frame import as_size
+from maskattn_kernels.segmentation.data.opening import SPLITS
+from maskattn_kernels.segmentation.data.sample import SegmentationDataset
 from maskattn_kernels.segmentation.export.checking import Check, check, read_images
 from maskattn_kernels.segmentation.export.graph import LAYOUTS, output_names
+from maskattn_kernels.segmentation.export.int8 import MAX_DROP, accuracy, check_drop, quantise
 from maskattn_kernels.segmentation.export.onnx_file import write_onnx
+from maskattn_kernels.segmentation.export.programs import (
+    compile_program,
+    exported_program,
+    write_program,
+)
 from maskattn_kernels.segmentation.model.dialed import add_dial_arguments
 from maskattn_kernels.segmentation.runtimes import (
     DESCRIPTION,
@@ -34,7 +43,7 @@ from maskattn_kernels.segmentation.runtimes import (
 
 __all__ = ["FORMATS", "export", "main"]
 
-FORMATS = {"onnx": ("fp32", "fp16")}
+FORMATS = {"onnx": ("fp32", "fp16", "int8"), "pt2": ("fp32",), "aoti": ("fp32",)}
 """The precisions of each format."""
 AGREEMENT = 0.999
 
@@ -53,6 +62,9 @@ def export(
     selector: str | None = None,
     verify: str | Path | None = None,
     min_agreement: float = AGREEMENT,
+    calibrate: str | Path | None = None,
+    data: SegmentationDataset | None = None,
+    max_drop: float = MAX_DROP,
 ) -> dict[str, Any]:
     """Write a checkpoint as a file for other runtimes, with masks and preprocessing inside.
 
@@ -64,23 +76,31 @@ def export(
         out: folder that is not there yet; gets the file and ``export.json``, which describes it.
         size: height and width of the images. The masks keep a fixed number of tokens of it, so that
             it is part of the file.
-        format: "onnx" = standard operators only.
+        format: "onnx" = standard operators only; "pt2" = a program with our op for
+            `torch.export.load`; "aoti" = one compiled for this kind of processor, also for C++.
         batch: images of a call; None = any number.
-        precision: "fp32", or "fp16" = weights in float16, computed with in float32.
+        precision: "fp32"; "fp16" = weights in float16, computed with in float32; or "int8" =
+            convolutions in int8, see `quantise`.
         layout: of the images, "nhwc" or "nchw".
         labels_only: without logits and maps of objects.
         keep, selector: attend to other tokens, see `Checkpoint.with_masks`.
         verify: folder of images to compare on, of which at most 64 are taken; None = the three
             pictures of cells that come with the package.
-        min_agreement: share of pixels, 0 to 1, whose label must be the same.
+        min_agreement: share of pixels, 0 to 1, whose label must be the same; with int8 the score
+            counts in its place.
+        calibrate: folder of images for int8, of which at most 64 are taken.
+        data: labelled images on which the file is scored before and after int8.
+        max_drop: points of mIoU that int8 may cost.
 
     Returns:
-        what is in ``export.json``; in "checks" the comparisons, in "notes" which were not made.
+        what is in ``export.json``; in "checks" the comparisons, in "notes" which were not made, and
+        with int8 in "mIoU" the scores.
 
     Raises:
         ValueError: an argument is wrong, the folder is there, or a selector keeps no fixed number
             of tokens.
         Mismatch: too many labels differ.
+        LessAccurate: int8 costs more than ``max_drop``.
         ModuleNotFoundError: what writes the format is not installed.
 
     Example:
@@ -102,6 +122,8 @@ def export(
         raise ValueError(f"min_agreement: expected a number from 0 to 1, got {min_agreement}")
     if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
         raise ValueError(f"batch: expected a whole number from 1, or None, got {batch!r}")
+    if precision == "int8":
+        _check_int8(batch, calibrate, data)
     with new_folder(out) as folder:
         images = read_images(verify, size)
         trained = as_checkpoint(checkpoint)
@@ -111,7 +133,7 @@ def export(
         description: dict[str, Any] = {
             "format": 1,
             "kind": format,
-            "file": f"model.{format}",
+            "file": "model.onnx" if format == "onnx" else "model.pt2",
             "precision": precision,
             "size": list(size),
             "batch": batch,
@@ -128,17 +150,30 @@ def export(
             "commit": git_commit(Path(__file__).parent),
         }
         shape = (batch or 1, *size, 3) if layout == "nhwc" else (batch or 1, 3, *size)
-        write_onnx(
-            folder / description["file"],
-            network,
-            torch.zeros(shape, dtype=torch.uint8),
-            names,
-            layout,
-            dynamic_batch=batch is None,
-            half=precision == "fp16",
-            description=description,
-        )
+        file, image = folder / description["file"], torch.zeros(shape, dtype=torch.uint8)
+        if format == "onnx":
+            half, dynamic = precision == "fp16", batch is None
+            write_onnx(
+                file,
+                network,
+                image,
+                names,
+                layout,
+                dynamic_batch=dynamic,
+                half=half,
+                description=description,
+            )
+        else:
+            program = exported_program(network, image, names, layout, batch is None)
+            write = {"pt2": write_program, "aoti": compile_program}[format]
+            write(file, program, description)
         _write(folder, description)
+        if data is not None and calibrate is not None and precision == "int8":
+            exact = accuracy(turned, data, folder)
+            quantise(file, network, read_images(calibrate, size, "calibrate"), layout)
+            scores = {"fp32": exact, "int8": accuracy(turned, data, folder)}
+            check_drop(exact, scores["int8"], max_drop)
+            description["mIoU"], min_agreement = scores, 0.0
         checks, notes = list[Check](), list[str]()
         for runtime in runtimes_of(format):
             try:
@@ -150,6 +185,15 @@ def export(
         description |= {"checks": [asdict(found) for found in checks], "notes": notes}
         _write(folder, description)
     return description
+
+
+def _check_int8(batch: int | None, calibrate: object, data: object) -> None:
+    if batch not in (1, None):
+        raise ValueError(f"batch: expected 1 or dynamic with int8, got {batch}")
+    if calibrate is None:
+        raise ValueError("calibrate: expected a folder of images with int8, got none")
+    if data is None:
+        raise ValueError("data: expected labelled images with int8, for its cost in mIoU, got none")
 
 
 def _write(folder: Path, description: dict[str, Any]) -> None:
@@ -203,6 +247,11 @@ def main(argv: Sequence[str]) -> int:
         "of cells that come with the package)")  # fmt: skip
     add("--min_agreement", type=fraction, default=AGREEMENT, metavar="SHARE",
         help=f"of the pixels must have the label of torch (default {AGREEMENT})")  # fmt: skip
+    add("--calibrate", type=Path, metavar="DIR", help="images for int8")
+    add_data_arguments(parser, required=False)
+    add("--split", default="val", choices=SPLITS, help="of --data, to score int8 on; default val")
+    add("--max_drop", type=float, default=MAX_DROP, metavar="POINTS",
+        help=f"of mIoU that int8 may cost (default {MAX_DROP})")  # fmt: skip
     given = parser.parse_args(argv)
     made = export(
         given.checkpoint,
@@ -217,7 +266,12 @@ def main(argv: Sequence[str]) -> int:
         selector=given.selector,
         verify=given.verify,
         min_agreement=given.min_agreement,
+        calibrate=given.calibrate,
+        data=open_named(given, given.split) if given.data else None,
+        max_drop=given.max_drop,
     )
+    if "mIoU" in made:
+        print("mIoU {fp32:.2f} in float32, {int8:.2f} in int8".format(**made["mIoU"]))
     for found in made["checks"]:
         print(Check(**found))
     file = given.out / made["file"]

@@ -94,6 +94,7 @@ def inference_cost(
     precision: str = "float32",
     compile: bool = False,
     tta: str | None = None,
+    exported: nn.Module | None = None,
 ) -> Cost:
     """Measure a network as `Checkpoint.segment` runs it.
 
@@ -102,11 +103,12 @@ def inference_cost(
         size: height and width of the frames.
         trained_size: of those that it was trained on.
         batch_size, precision, compile, tta: as in `Checkpoint.segment`.
+        exported: what runs in place of the network; None = the network.
     """
     dtype = inference_dtype(precision, next(network.parameters()).device)
     together = images_together(batch_size, network, size, dtype, trained_size)
-    ready = with_tta(prepared(network, dtype, compile), tta)
-    return measure_cost(with_tta(network, tta), size, together, ready)
+    ready = prepared(network, dtype, compile) if exported is None else exported
+    return measure_cost(with_tta(network, tta), size, together, with_tta(ready, tta))
 
 
 def _median(network: nn.Module, images: torch.Tensor, seconds: float) -> float:

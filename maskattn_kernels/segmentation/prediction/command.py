@@ -15,6 +15,7 @@ import torch
 from maskattn_kernels.common.command_line import Parser, count, fraction, positive, torch_device
 from maskattn_kernels.common.progress import Progress
 from maskattn_kernels.models.selector_dial import Keep
+from maskattn_kernels.segmentation.checkpoint_files import digest
 from maskattn_kernels.segmentation.checkpoints import Checkpoint, as_checkpoint
 from maskattn_kernels.segmentation.data.errors import DataError, told
 from maskattn_kernels.segmentation.data.frame import as_size
@@ -28,6 +29,7 @@ from maskattn_kernels.segmentation.model.prepared import (
 )
 from maskattn_kernels.segmentation.prediction.frames import frames
 from maskattn_kernels.segmentation.prediction.writing import Writer
+from maskattn_kernels.segmentation.runtimes import RUNTIMES, Exported
 from maskattn_kernels.segmentation.tiling import OVERLAP, add_tile_arguments
 
 __all__ = ["main", "predict", "summary_text"]
@@ -53,6 +55,8 @@ def predict(
     hybrid: float | None = None,
     keep: Keep | None = None,
     selector: str | None = None,
+    runtime: str = "torch",
+    exported: str | Path | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
     """Segment a source of images, and write the results into a folder.
@@ -82,6 +86,9 @@ def predict(
         device: to compute on; "auto" = a GPU if there is one. The network stays there.
         precision, compile, tta, min_score, tiles, overlap, hybrid, keep, selector: as in
             `Checkpoint.segment`.
+        runtime: that runs the network: "torch"; or "onnxruntime" or "openvino", with ``exported``.
+        exported: folder that `export` has made of this checkpoint, whose file runs in place of the
+            network. Whole images are fitted into its size; what is missing is filled with grey.
         progress: called with the number of images that are done, after each image.
 
     Returns:
@@ -115,12 +122,18 @@ def predict(
     """
     place = torch_device(device)
     images = frames(source, recursive=recursive)
-    loaded = as_checkpoint(checkpoint).with_masks(keep, selector)
+    trained = as_checkpoint(checkpoint)
+    loaded = trained.with_masks(keep, selector)
+    file = _opened(trained, runtime, exported, inference_dtype(precision, place))
+    for option, value in (("compile", compile or None), ("keep", keep), ("selector", selector)):
+        if file is not None and value is not None:
+            raise ValueError(f"{option}: expected none with an exported file, got {value!r}")
     start, stop = time.perf_counter(), None
     shown, failed = _spread(panels, images.count, limit), list[str]()
     shapes: Counter[tuple[int, int]] = Counter()
     computed = of = 0
-    drift = drift_of(loaded.reference, whole=tiles is None and hybrid is None)
+    known = loaded.reference if file is None else None  # a file gives no features
+    drift = drift_of(known, whole=tiles is None and hybrid is None)
     results = loaded.segment_stream(
         islice(images, limit),
         batch_size=batch_size,
@@ -135,6 +148,7 @@ def predict(
         overlap=overlap,
         hybrid=hybrid,
         measured=drift is not None,
+        exported=file,
     )
     writer = Writer(
         Path(out),
@@ -172,7 +186,9 @@ def predict(
         precision=precision,
         compile=compile,
         tta=tta,
+        exported=file,
     )
+    masks = loaded.network.config if file is None else file.description
     summary = {
         "source": str(source),
         "checkpoint": None if isinstance(checkpoint, Checkpoint) else str(checkpoint),
@@ -186,8 +202,10 @@ def predict(
         "compiled": compile,
         "tta": tta,
         "min_score": min_score,
-        "selector": loaded.network.config["selector"],
-        "keep": loaded.network.config["keep"],
+        "runtime": f"torch {torch.__version__}" if file is None else file.name,
+        "exported": None if exported is None else str(exported),
+        "selector": masks["selector"],
+        "keep": masks["keep"],
         "size": list(size),
         "tiles": {"computed": computed, "of": of},
         "drift": None if drift is None else drift.report(),
@@ -198,6 +216,23 @@ def predict(
     if stop is not None:
         raise type(stop)(f"stopped after {writer.count} images; their results are in {out}")
     return summary
+
+
+def _opened(
+    checkpoint: Checkpoint, runtime: str, folder: str | Path | None, dtype: torch.dtype
+) -> Exported | None:
+    """The exported file in a ``folder``, if it was made of the ``checkpoint``; None without one."""
+    if folder is None:
+        if runtime != "torch":
+            raise ValueError(
+                f'exported: expected the folder of a `maskattn export` with the runtime "{runtime}"'
+                ", got none"
+            )
+        return None
+    exported = Exported(folder, runtime, dtype)
+    if exported.description["weights_sha256"] != digest(checkpoint.network.state_dict()):
+        raise ValueError(f"exported: expected a file made of this checkpoint, got {folder}")
+    return exported
 
 
 def _spread(panels: int, count: int | None, limit: int | None) -> Collection[int]:
@@ -221,7 +256,7 @@ def summary_text(summary: dict[str, Any]) -> str:
         f"{summary['images']} images, {summary['images_per_second']:.1f} images/s end to end "
         f"({summary['share_of_network_rate']:.0%} of the network alone)",
         f"network at {summary['size'][0]} x {summary['size'][1]} on {summary['device']} "
-        f"in {summary['precision']}{', compiled' * summary['compiled']}"
+        f"in {summary['precision']}{', compiled' * summary['compiled']} by {summary['runtime']}"
         f"{', with the mirrored image' if summary['tta'] else ''}: "
         f"{network['latency_ms']:.1f} ms for one image (median), "
         f"{network['images_per_second']:.1f} images/s in batches, "
@@ -263,6 +298,9 @@ def main(argv: Sequence[str]) -> int:
     add_dial_arguments(parser)
     add_score_argument(parser)
     add_tile_arguments(parser)
+    add("--runtime", choices=RUNTIMES, default="torch", help="that runs it (default torch)")
+    add("--exported", type=Path, metavar="DIR", help="what `maskattn export` has made of the "
+        "checkpoint, for the runtime")  # fmt: skip
     add("--hybrid", type=fraction, metavar="SHARE", help="the image at low resolution, and then "
         "this share of its tiles, where it is least sure, again")  # fmt: skip
     given = parser.parse_args(argv)
@@ -286,6 +324,8 @@ def main(argv: Sequence[str]) -> int:
             hybrid=given.hybrid,
             keep=given.keep,
             selector=given.selector,
+            runtime=given.runtime,
+            exported=given.exported,
             progress=lambda done: progress.show(f"{done} images"),
         )
     print(summary_text(summary))

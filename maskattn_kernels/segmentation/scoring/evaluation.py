@@ -16,6 +16,7 @@ from maskattn_kernels.segmentation.data.frame import Frame
 from maskattn_kernels.segmentation.data.sample import Sample, SegmentationDataset
 from maskattn_kernels.segmentation.model.grouping import Panoptic
 from maskattn_kernels.segmentation.results import Segmentation
+from maskattn_kernels.segmentation.runtimes import Exported
 from maskattn_kernels.segmentation.scoring.metrics import SegmentationMetrics
 from maskattn_kernels.segmentation.tiling import OVERLAP
 
@@ -43,6 +44,7 @@ def evaluate(
     selector: str | None = None,
     measured: bool = False,
     each: Callable[[Segmentation], object] | None = None,
+    exported: Exported | None = None,
 ) -> dict[str, Scores]:
     """Score a checkpoint on a labelled data set.
 
@@ -57,6 +59,7 @@ def evaluate(
         precision, compile, tta, min_score, tiles, overlap, hybrid, keep, selector, measured: as in
             `Checkpoint.segment`.
         each: called with each result after it was scored.
+        exported: a file made of the checkpoint, which runs in place of its network.
 
     Returns:
         ``{"network size": scores, "original size": scores}``. The first compares at the size of
@@ -97,6 +100,7 @@ def evaluate(
         overlap=overlap,
         hybrid=hybrid,
         measured=measured,
+        exported=exported,
     )
     for found in results:
         tally.add(found)

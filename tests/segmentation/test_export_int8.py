@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Exports in int8: quantised where they should be, and scored before they are kept."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from maskattn_kernels import cli
+from maskattn_kernels.segmentation import Checkpoint, SegmentationNetwork, export, open_dataset
+from maskattn_kernels.segmentation.checkpoint_files import SHIPPED
+from maskattn_kernels.segmentation.export import checking, command
+from maskattn_kernels.segmentation.export.int8 import LessAccurate
+
+onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
+pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+SIZE = (32, 32)
+
+
+def made() -> Checkpoint:
+    torch.manual_seed(0)
+    classes = open_dataset("digit-scenes", split="val", count=1).classes
+    network = SegmentationNetwork(
+        len(classes), task="semantic", selector="topk", width=4, depth=1
+    ).eval()
+    return Checkpoint(network, classes, SIZE)
+
+
+def test_convolutions_are_quantised_and_the_cost_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checking, "_SECONDS", 0.0)
+    data = open_dataset("digit-scenes", split="val", count=2)
+    told = export(
+        *(made(), tmp_path / "out", SIZE),
+        precision="int8",
+        calibrate=SHIPPED / "nuclei",
+        data=data,
+        max_drop=100.0,
+    )
+    assert sorted(told["mIoU"]) == ["fp32", "int8"]
+    assert all(0 <= score <= 100 for score in told["mIoU"].values())
+    assert told["checks"][0]["labels_equal"] > 0.5
+    model = onnx.load(tmp_path / "out" / "model.onnx")
+    exact, quantised = [], []
+    for node in model.graph.node:
+        if node.op_type == "Conv":
+            (quantised if "DequantizeLinear" in node.input[1] else exact).append(node.input[1])
+    assert len(quantised) > 8
+    # The mask heads, whose logits choose the tokens, and the heads, whose logits choose the class.
+    heads = [name for name in exact if "mask_head" in name or "query_head" in name]
+    assert len(heads) == 4 and len(exact) == 6
+    inputs = model.graph.input[0].type.tensor_type
+    assert inputs.elem_type == onnx.TensorProto.UINT8
+    assert {entry.key for entry in model.metadata_props} >= {"maskattn"}
+
+
+def test_a_loss_of_accuracy_is_an_error_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([70.0, 69.4])
+    monkeypatch.setattr(command, "accuracy", lambda *_: next(scores))
+    monkeypatch.setattr(command, "quantise", lambda *_: None)
+    config = Path(command.__file__)
+    monkeypatch.setattr(command, "write_onnx", lambda path, *_, **__: shutil.copy(config, path))
+    data = open_dataset("digit-scenes", split="val", count=1)
+    with pytest.raises(LessAccurate, match=r"got 0\.60 \(69\.40 in place of 70\.00\); nothing was"):
+        export(
+            *(made(), tmp_path / "out", SIZE),
+            precision="int8",
+            calibrate=SHIPPED / "nuclei",
+            data=data,
+        )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "calibrate: expected a folder of images with int8, got none"),
+        (["--calibrate", "nowhere"], "data: expected labelled images with int8"),
+        (["--calibrate", "nowhere", "--batch", "4"], "batch: expected 1 or dynamic with int8"),
+        (["--format", "pt2"], 'precision: expected "fp32" with the format "pt2", got "int8"'),
+    ],
+)
+def test_what_int8_asks_for_is_one_line(
+    arguments: list[str], line: str, capsys: Any, tmp_path: Path
+) -> None:
+    out = ["--size", "32", "32", "--out", str(tmp_path / "out"), "--precision", "int8"]
+    assert cli.main(["export", "nuclei", *out, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert line in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
