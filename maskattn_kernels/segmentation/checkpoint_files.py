@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The file of a checkpoint: found, written, and read in bounded time and memory.
+"""The files of a checkpoint: found, written, and read in bounded time and memory.
 
 ``model.safetensors`` holds the weights, and in its header a JSON text that describes the network,
 and a digest of all of it. Nothing in it is trusted: the shapes that the text describes are compared
@@ -22,6 +22,7 @@ from torch import Tensor
 from maskattn_kernels.common.atomic import replace_file
 from maskattn_kernels.common.text import one_line
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
+from maskattn_kernels.segmentation.model_card import CARD, is_unedited, write_card
 
 __all__ = [
     "FORMAT",
@@ -35,10 +36,10 @@ __all__ = [
     "shipped_names",
     "upload",
     "weights_file",
-    "write_weights",
+    "write_checkpoint",
 ]
 
-WEIGHTS, FORMAT = "model.safetensors", 2
+WEIGHTS, CONFIG, FORMAT = "model.safetensors", "config.json", 2
 SHIPPED = Path(__file__).parent / "shipped"  # checkpoints that are part of the package
 HUB = "hf:"
 HUB_SECONDS = 10  # until an answer
@@ -68,20 +69,30 @@ def in_half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return half
 
 
-def write_weights(folder: Path, tensors: Mapping[str, Tensor], text: str) -> None:
-    """Write the file into a ``folder``; what was there before stays good until it is whole.
+def write_checkpoint(
+    folder: Path, tensors: Mapping[str, Tensor], description: dict[str, Any], half: bool
+) -> None:
+    """Write a folder; what was there before stays good until the new weights are whole.
 
     Args:
         folder: made if it is not there.
-        tensors: on the CPU, contiguous.
-        text: JSON that describes the network.
+        tensors: of the network, by name.
+        description: of the network, for JSON.
+        half: as in `Checkpoint.save_pretrained`.
 
     Raises:
         WriteError: it could not be written.
+        CheckpointError: with ``half``, a weight is too large for float16.
     """
-    header = {"maskattn": text, "sha256": digest(tensors, text)}
-    whole = dict(tensors)
+    whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    if half:
+        whole = in_half(whole)
+    text = json.dumps(description, indent=2, allow_nan=False)
+    header = {"maskattn": text, "sha256": digest(whole, text)}
     replace_file(folder / WEIGHTS, lambda path: save_file(whole, path, metadata=header))
+    replace_file(folder / CONFIG, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+    numbers = sum(t.numel() for t in whole.values())
+    write_card(folder, description, numbers, "float16" if half else "float32")
 
 
 def read_description(file: Path) -> dict[str, Any]:
@@ -235,6 +246,8 @@ def hub_file(name: str, file: str) -> Path:
 def upload(folder: str, repo: str, private: bool, token: str | None) -> str:
     """Upload a folder to the Hugging Face hub; returns its address there.
 
+    A card there that somebody has written or edited stays.
+
     Args:
         folder: to upload.
         repo, private, token: as in `Checkpoint.push_to_hub`.
@@ -247,10 +260,26 @@ def upload(folder: str, repo: str, private: bool, token: str | None) -> str:
 
     try:
         huggingface_hub.create_repo(repo, private=private, token=token, exist_ok=True)
-        done = huggingface_hub.upload_folder(repo_id=repo, folder_path=folder, token=token)
+        kept = [CARD] if _has_card_of_its_own(repo, token) else None
+        done = huggingface_hub.upload_folder(
+            repo_id=repo, folder_path=folder, token=token, ignore_patterns=kept
+        )
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise RuntimeError(f"push_to_hub({repo!r}): {one_line(error)}") from None
     return str(done)
+
+
+def _has_card_of_its_own(repo: str, token: str | None) -> bool:
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        card = huggingface_hub.hf_hub_download(repo, CARD, token=token)
+    except LocalEntryNotFoundError:  # the hub did not answer
+        raise
+    except EntryNotFoundError:
+        return False
+    return not is_unedited(Path(card))
 
 
 def _opened(file: Path) -> tuple[dict[str, str], dict[str, list[int]]]:

@@ -2,13 +2,12 @@
 """`Checkpoint`: a trained network, ready to use, in a folder that is safe to load.
 
 The folder holds ``model.safetensors`` (weights, and in its header the constructor's arguments, the
-classes and the scores) and ``config.json`` (a copy of that header for people). Neither can hold
-code. One file carries everything that is read back, so no ending of the process can leave weights
-of one network beside the description of another.
+classes and the scores), ``config.json`` (a copy of that header for people) and ``README.md`` (a
+model card). None can hold code. One file carries everything that is read back, so no ending of the
+process can leave weights of one network beside the description of another.
 """
 
 import copy
-import json
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -21,18 +20,16 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack  # comes with torch; Python's own is of 3.11
 
-from maskattn_kernels.common.atomic import replace_file
 from maskattn_kernels.common.text import one_line
 from maskattn_kernels.models.selector_dial import Keep
 from maskattn_kernels.segmentation.checkpoint_files import (
     FORMAT,
     CheckpointError,
-    in_half,
     read_description,
     read_network,
     upload,
     weights_file,
-    write_weights,
+    write_checkpoint,
 )
 from maskattn_kernels.segmentation.data.errors import DataError
 from maskattn_kernels.segmentation.data.frame import FrameKind, as_frame_kind, as_size
@@ -46,8 +43,6 @@ from maskattn_kernels.segmentation.results import Segmentation
 from maskattn_kernels.segmentation.tiling import OVERLAP, Tiling
 
 __all__ = ["Checkpoint", "CheckpointError", "as_checkpoint"]
-
-CONFIG = "config.json"
 
 
 @dataclass(init=False)
@@ -133,6 +128,8 @@ class Checkpoint:
     ) -> None:
         """Write the folder; what was there before stays good until the new one is whole.
 
+        A model card, README.md, is written too, unless there is one that somebody has edited.
+
         Args:
             folder: made if it is not there.
             state: weights to save in place of the network's own, under the same names, as the
@@ -145,11 +142,7 @@ class Checkpoint:
             CheckpointError: with ``half``, a weight is too large for float16.
         """
         tensors = self.network.state_dict() if state is None else state
-        plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-        text = json.dumps(self.description(), indent=2, allow_nan=False)
-        folder = Path(folder)
-        write_weights(folder, in_half(plain) if half else plain, text)
-        replace_file(folder / CONFIG, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+        write_checkpoint(Path(folder), tensors, self.description(), half)
 
     def segment_stream(
         self,
@@ -379,6 +372,8 @@ class Checkpoint:
 
     def push_to_hub(self, repo: str, *, private: bool = False, token: str | None = None) -> str:
         """Upload the checkpoint to the Hugging Face hub; returns its address there.
+
+        The model card is a new one, but for a card on the hub that somebody has edited: it stays.
 
         Args:
             repo: ``owner/name``; made if it is not there.

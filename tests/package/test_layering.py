@@ -58,7 +58,7 @@ LAYERS = (
 WINGS = (
     ("data",),
     ("model",),
-    ("results", "runtimes", "tiling"),
+    ("model_card", "results", "runtimes", "tiling"),
     ("reading",),
     ("infer",),
     ("checkpoint_files", "drift"),

@@ -278,20 +278,6 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         tiny_checkpoint(tmp_path / "file" / "mine")
 
 
-def test_push_to_hub_uploads_the_folder(tmp_path, monkeypatch):
-    seen = {}
-
-    def upload(repo_id, folder_path, token):
-        seen[repo_id] = sorted(path.name for path in Path(folder_path).iterdir())
-        return f"https://hub/{repo_id}"
-
-    monkeypatch.setattr("huggingface_hub.create_repo", lambda *a, **k: None)
-    monkeypatch.setattr("huggingface_hub.upload_folder", upload)
-    checkpoint = tiny_checkpoint(tmp_path)
-    assert checkpoint.push_to_hub("me/mine") == "https://hub/me/mine"
-    assert seen == {"me/mine": ["config.json", "model.safetensors"]}
-
-
 def test_weights_go_into_a_network_for_other_classes():
     trained = SegmentationNetwork(5, things=[3, 4], width=4, depth=2)
     other = SegmentationNetwork(3, task="semantic", width=4, depth=2)
