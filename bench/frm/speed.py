@@ -19,7 +19,6 @@ from bench.frm.tables import MASKED, SPEED, WAYS
 from maskattn_kernels.benchmark.machine import machine_facts
 from maskattn_kernels.benchmark.timing import race
 from maskattn_kernels.models import prepare_for_inference
-from maskattn_kernels.segmentation.model.cost import gflops_of
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 
 SIZES = ((360, 480), (1024, 2048))
@@ -56,8 +55,7 @@ def measure(
     """A row for each way: milliseconds, and how many times as long as with selected places."""
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8, generator=generator)
-    networks = {way: network_of(way, preset) for way in WAYS}
-    ready = {way: prepare_for_inference(made, dtype) for way, made in networks.items()}
+    ready = {way: prepare_for_inference(network_of(way, preset), dtype) for way in WAYS}
     check({way: made(image).semantic.float() for way, made in ready.items()}, dtype)
 
     def call(way: str) -> Callable[[], object]:
@@ -65,7 +63,7 @@ def measure(
 
     found = race({way: call(way) for way in WAYS}, seconds, focus=WAYS)
     rows: list[dict[str, object]] = []
-    for way, made in networks.items():
+    for way in WAYS:
         timing = found.timing(way)
         rows.append(
             {
@@ -77,7 +75,6 @@ def measure(
                 "high_ms": 1e3 * timing.high,
                 "rounds": timing.rounds,
                 "times_masked": found.ratio(way, MASKED),
-                "gflops": gflops_of(made, size),
             }
         )
     return rows

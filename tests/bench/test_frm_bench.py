@@ -94,7 +94,6 @@ def test_all_ways_are_timed_and_agree(dtype, monkeypatch, tmp_path):
     rows = speed.measure((64, 96), dtype, seconds=0.0, preset="tiny")
     assert [row["way"] for row in rows] == list(tables.WAYS)
     assert all(row["ms"] > 0 for row in rows) and rows[0]["times_masked"] == 1.0
-    assert rows[2]["gflops"] > rows[0]["gflops"]
     monkeypatch.setattr(tables, "SPEED", tmp_path / "speed.json")
     tables.SPEED.write_text(json.dumps({"rows": rows}))
     precision = str(dtype).removeprefix("torch.")

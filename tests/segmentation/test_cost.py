@@ -81,6 +81,14 @@ def test_products_are_those_of_the_selected_tokens():
     assert dense == pytest.approx(16 * found)
 
 
+def test_torchs_own_attention_is_counted_too():
+    ours, theirs = (
+        gflops_by_part(network(arch="frm", preset="tiny", selector="none", core=core), SIZE)
+        for core in ("sparse", "sdpa")
+    )
+    assert ours == theirs and ours[PRODUCTS] > 0
+
+
 def test_attention_in_the_encoder_counts_as_attention():
     parts = cost_report(network(**NETWORKS["unet"]), SIZE, seconds=0.0).parts
     assert REFINEMENT not in parts

@@ -5,6 +5,7 @@ import statistics
 import sys
 import time
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ from maskattn_kernels.segmentation.model.prepared import (
     prepared,
 )
 
-__all__ = ["Cost", "gflops_of", "inference_cost", "measure_cost", "peak_memory"]
+__all__ = ["Cost", "flop_counter", "gflops_of", "inference_cost", "measure_cost", "peak_memory"]
 
 _SLOW = 10  # times the seconds that a measurement may take
 
@@ -80,9 +81,23 @@ def measure_cost(
 def gflops_of(network: nn.Module, size: tuple[int, int]) -> float:
     """GFLOPs of a ``network`` for one image of a ``size``, height and width, as in `Cost`."""
     image = torch.zeros(1, 3, *size, dtype=torch.uint8, device=next(network.parameters()).device)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         network(image)
     return counter.get_total_flops() / 1e9
+
+
+def flop_counter() -> FlopCounterMode:
+    """torch's counter, which also counts torch's own attention on CPUs."""
+    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return FlopCounterMode(display=False, custom_mapping={on_cpu: _attention_flops})
+
+
+def _attention_flops(
+    query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *rest: Any, **out: Any
+) -> int:
+    """Two products of 2 D operations for each pair, by the shapes (B,H,N,D) that torch gives."""
+    batch, heads, queries, _ = query
+    return 2 * batch * heads * queries * key[2] * (key[3] + value[3])
 
 
 def inference_cost(

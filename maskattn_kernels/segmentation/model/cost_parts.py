@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from maskattn_kernels.common.peak_memory import Unmeasurable, gpu_peak_growth, peak_growth
 from maskattn_kernels.models import prepare_for_inference
-from maskattn_kernels.segmentation.model.cost import measure_cost
+from maskattn_kernels.segmentation.model.cost import flop_counter, measure_cost
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 
 __all__ = ["PARTS", "CostReport", "PartCost", "cost_report", "cost_table", "gflops_by_part"]
@@ -131,7 +130,7 @@ def gflops_by_part(network: SegmentationNetwork, size: tuple[int, int]) -> dict[
         size: height and width of the image.
     """
     image = torch.zeros(1, 3, *size, dtype=torch.uint8, device=next(network.parameters()).device)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         spent = _spent(network, image, counter.get_total_flops)
     return {part: flops / 1e9 for part, flops in spent.items()}
 
