@@ -6,6 +6,7 @@ from torch import Tensor
 
 from maskattn_kernels.op_table import OPS
 from maskattn_kernels.ops import in_plain_code
+from maskattn_kernels.torch_compat import direct
 
 __all__ = ["first_above", "highest_of_rows"]
 
@@ -32,9 +33,9 @@ def highest_of_rows(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
         and type(scores) is Tensor
         and scores.is_cpu
         and scores.dtype is torch.float32
-        and "cpu" in OPS
+        and _OP is not None
     ):
-        mask, border = torch.ops.maskattn.cpu_select_highest(scores, count)
+        mask, border = direct(_OP)(scores, count)
         return mask, border
     # topk and not kthvalue, which exporters to ONNX do not know.
     border = scores.topk(count, dim=1, sorted=False).values.amin(1, keepdim=True)
@@ -53,5 +54,6 @@ def _fake(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return scores.new_empty(scores.shape, dtype=torch.bool), scores.new_empty((len(scores), 1))
 
 
-if "cpu" in OPS:
-    torch.library.register_fake("maskattn::cpu_select_highest", _fake)
+_OP = torch.ops.maskattn.cpu_select_highest.default if "cpu" in OPS else None
+if _OP is not None:
+    torch.library.register_fake(_OP, _fake)

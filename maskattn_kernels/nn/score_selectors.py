@@ -105,9 +105,12 @@ class TopKSelector(ScoreSelector):
 
     def choose(self, logits: Tensor) -> Selection:
         count = tokens_kept(self.keep, self.min_keep, logits.shape[1] * logits.shape[2])
-        logits = logits - logits.mean((1, 2), keepdim=True)
         mask, border = highest(logits, count)
-        return _selection(mask, logits - border)
+        gate = logits - border
+        if gate.requires_grad:  # by any such number: the border moves with all logits
+            mean = logits.mean((1, 2), keepdim=True)
+            gate = gate - (mean - mean.detach())
+        return _selection(mask, gate)
 
 
 class LocalTopKSelector(ScoreSelector):
