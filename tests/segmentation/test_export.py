@@ -15,6 +15,7 @@ from maskattn_kernels import cli
 from maskattn_kernels.segmentation import Checkpoint, Classes, SegmentationNetwork, export
 from maskattn_kernels.segmentation.export import checking, command
 from maskattn_kernels.segmentation.export.onnx_file import half_weights
+from maskattn_kernels.segmentation.export.tensorrt import tensorrt_faults, with_types_of_tensorrt
 from maskattn_kernels.segmentation.runtimes import Exported
 
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
@@ -83,7 +84,7 @@ def test_an_export_gives_the_outputs_of_torch_in_every_runtime(name: str, tmp_pa
     half = options.get("precision") == "fp16"  # which are other weights
     told = export(checkpoint, out, SIZE, min_agreement=0.99 if half else 0.999, **options)
     here = [check["runtime"] for check in told["checks"]]
-    assert "onnxruntime" in here and len(here) + len(told["notes"]) == 2
+    assert "onnxruntime" in here and len(here) + len(told["notes"]) == 2  # none of TensorRT
     assert all(c["images"] == 3 and c["ms"] > 0 and c["torch_ms"] > 0 for c in told["checks"])
     assert json.loads((out / "export.json").read_text()) == json.loads(json.dumps(told))
     assert sorted(path.name for path in out.iterdir()) == ["export.json", "model.onnx"]
@@ -227,3 +228,35 @@ def test_the_command_tells_what_it_found(no_work: None, tmp_path: Path, capsys: 
     assert "onnxruntime" in printed and "labels equal on 100.000% of the pixels" in printed
     assert f"written: {out / 'model.onnx'} (" in printed
     assert json.loads((out / "export.json").read_text())["licence"] == "mit"
+
+
+def test_what_tensorrt_would_refuse_is_told() -> None:
+    """Types and limits of its documented list; the exports above have no such note."""
+    make, kind = onnx.helper.make_node, onnx.TensorProto
+    nodes = [
+        make("TopK", ["scores", "count"], ["values", "places"], sorted=0),
+        make("CumSum", ["places", "axis"], ["sums"]),
+        make("Clip", ["sums", "axis", "count"], ["clipped"]),
+        make("BitShift", ["clipped", "axis"], ["shifted"], direction="LEFT"),
+    ]
+    tensors = [
+        onnx.numpy_helper.from_array(np.array([4096]), "count"),
+        onnx.numpy_helper.from_array(np.array(1), "axis"),
+    ]
+    scores = onnx.helper.make_tensor_value_info("scores", kind.FLOAT, [1, 16384])
+    clipped = onnx.helper.make_tensor_value_info("clipped", kind.INT64, [1, 4096])
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "made", [scores], [clipped], tensors),
+        opset_imports=[onnx.helper.make_opsetid("", 20)],
+    )
+    topk = (
+        'TopK of 4096 tokens, at most 3839 can be; the selector "local" and a lower keep need fewer'
+    )
+    shift = "it has no operator BitShift"
+    whole = ["CumSum takes no int64", "Clip takes no int64"]
+    assert tensorrt_faults(model) == ["TopK must be sorted", topk, *whole, shift]
+    with_types_of_tensorrt(model)
+    assert tensorrt_faults(model) == [topk, shift]
+    assert [node.op_type for node in model.graph.node][1:] == [
+        *("Cast", "CumSum", "Cast", "Max", "Min", "BitShift")
+    ]

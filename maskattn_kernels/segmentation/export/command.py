@@ -33,6 +33,7 @@ from maskattn_kernels.segmentation.export.programs import (
     exported_program,
     write_program,
 )
+from maskattn_kernels.segmentation.export.tensorrt import faults_of
 from maskattn_kernels.segmentation.model.dialed import add_dial_arguments
 from maskattn_kernels.segmentation.runtimes import (
     DESCRIPTION,
@@ -175,6 +176,8 @@ def export(
             check_drop(exact, scores["int8"], max_drop)
             description["mIoU"], min_agreement = scores, 0.0
         checks, notes = list[Check](), list[str]()
+        if format == "onnx":
+            notes += [f"TensorRT would refuse the file: {fault}" for fault in faults_of(file)]
         for runtime in runtimes_of(format):
             try:
                 exported = Exported(folder, runtime)

@@ -58,6 +58,7 @@ class ImageToLabels(nn.Module):
         self.network, self.names, self.layout = network, names, layout
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        image = image.to(torch.float32) / 255  # first: few runtimes have more operators on uint8
         if self.layout == "nhwc":
             image = image.permute(0, 3, 1, 2)
         outputs: Outputs = self.network(image)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from maskattn_kernels.models.lowering import lowered
 from maskattn_kernels.segmentation.export.graph import ImageToLabels
+from maskattn_kernels.segmentation.export.tensorrt import with_types_of_tensorrt
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 
 __all__ = ["METADATA", "OPSET", "half_weights", "write_onnx"]
@@ -73,6 +74,7 @@ def write_onnx(
             verbose=False,
         )
     model = onnx.load(path)
+    with_types_of_tensorrt(model)
     if half:
         half_weights(model)
     model.producer_name = "maskattn_kernels"
