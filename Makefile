@@ -2,6 +2,9 @@
 PYTHON ?= python3
 # The torch to install where .venv has none; one that is there is never touched.
 TORCH ?= torch==2.13.0
+# For the tests of integrations: the torchvision of that torch, and libraries that depend on torch.
+TORCHVISION ?= torchvision==0.28.0
+LIBRARIES := build/integrations
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -13,7 +16,7 @@ SANITIZE_TESTS ?= -k '(cpu or rows) and not past_int32' tests/ops/test_masked_at
   tests/ops/test_token_index.py tests/kernels/test_hostile_calls.py tests/ops/test_biases.py tests/nn/test_rows.py
 
 .DEFAULT_GOAL := help
-.PHONY: help preflight build test demo bench docs lint sanitize wheel clean
+.PHONY: help preflight build test integrations demo bench docs lint sanitize wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -22,6 +25,11 @@ test: lint ## set up .venv, build, lint, and run every test
 	$(BIN)/pytest -n 2
 	$(BIN)/python -c "import triton" 2>/dev/null || { echo "no triton for this platform: its kernels are not tested"; exit 0; }; \
 	  TRITON_INTERPRET=1 $(BIN)/pytest -n 2 -k triton tests
+
+integrations: $(VENV)/.dev ## run the tests with transformers, timm, diffusers and smp, kept apart in build/
+	$(PIP) install -q --target $(LIBRARIES) --upgrade --no-deps $(TORCHVISION) \
+	  diffusers regex segmentation-models-pytorch timm tokenizers transformers
+	PYTHONPATH=$(LIBRARIES) HF_HUB_OFFLINE=1 $(BIN)/pytest tests/integrations tests/nn/test_encoders.py
 
 demo: $(VENV)/.built ## set up .venv, build, and compare dense with masked attention on photographs: out/demo/
 	$(BIN)/maskattn demo --out out/demo
