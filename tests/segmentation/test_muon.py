@@ -103,7 +103,26 @@ def test_hidden_convolutions_of_the_network() -> None:
     names = {id(p): name for name, p in layers.named_parameters()}
     found = {names[id(weight)] for weight in hidden_convolutions(layers)}
     assert "unet.stem.conv2.weight" in found and "objects.0.weight" in found
-    assert "unet.stem.conv1.weight" not in found and "unet.head.weight" not in found
+    assert "unet.stem.conv1.weight" not in found
+    outputs = {"unet.head.weight", "objects.3.weight", "coarse_heads.0.weight"}
+    assert outputs <= set(names.values()) and not outputs & found
+
+
+def test_1x1_convolutions_are_hidden_and_depthwise_ones_are_not() -> None:
+    """Most of FRMNet's weights are the former; 19 classes are as many as channels elsewhere."""
+    layers = SegmentationNetwork(19, task="semantic", arch="frm", preset="tiny")
+    found = {id(weight) for weight in hidden_convolutions(layers)}
+    kinds = {
+        name: (module.kernel_size, module.groups > 1, id(module.weight) in found)
+        for name, module in layers.named_modules()
+        if isinstance(module, nn.Conv2d) and "mask_head" not in name and "query_head" not in name
+    }
+    outputs = {id(layer) for m in (layers, layers.body) for layer in m.output_layers()}
+    assert not any(hidden for _, depthwise, hidden in kinds.values() if depthwise)
+    left_out = {name for name, (_, depthwise, hidden) in kinds.items() if not depthwise | hidden}
+    assert left_out == {"frm.encoder.stem.0"} | {
+        name for name, module in layers.named_modules() if id(module) in outputs
+    }
 
 
 def test_not_with_sharded_weights() -> None:

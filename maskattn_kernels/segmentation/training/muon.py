@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`Muon`: orthogonal steps for the 3x3 convolutions, AdamW for everything else."""
+"""`Muon`: orthogonal steps for the hidden convolutions, AdamW for everything else."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,22 +11,30 @@ __all__ = ["Muon", "hidden_convolutions"]
 
 
 def hidden_convolutions(network: nn.Module) -> list[nn.Parameter]:
-    """The weights of ``network`` for Muon: convolutions above 1x1 that do not read the image.
+    """The weights of ``network`` for Muon: convolutions between the image and the outputs.
 
-    Not those of depthwise convolutions, which are a filter for each channel and no matrix.
+    Not those of depthwise convolutions, which are a filter for each channel and no matrix, nor
+    those of the layers that ``output_layers()`` of a module returns.
 
     Example:
         >>> from torch import nn
         >>> from maskattn_kernels.segmentation.training.muon import hidden_convolutions
         >>> layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1))
+        >>> layers.output_layers = lambda: (layers[-1],)
         >>> [tuple(weight.shape) for weight in hidden_convolutions(layers)]
         [(8, 8, 3, 3)]
     """
+    outputs = {
+        id(weight)
+        for module in network.modules()
+        for layer in getattr(module, "output_layers", tuple)()
+        for weight in layer.parameters()
+    }
     image_channels = 3
     return [
         p
         for p in network.parameters()
-        if p.ndim == 4 and p.shape[2:].numel() > 1 and p.shape[1] not in (1, image_channels)
+        if p.ndim == 4 and p.shape[1] not in (1, image_channels) and id(p) not in outputs
     ]
 
 

@@ -20,8 +20,8 @@ class OptimizerOptions:
     """Muon or AdamW, with a warm-up and then half a cosine down to zero.
 
     Attributes:
-        name: "muon" = orthogonal steps for the 3x3 convolutions and AdamW for the rest, see `Muon`;
-            "adamw" = AdamW for all.
+        name: "muon" = orthogonal steps for the hidden convolutions and AdamW for the rest, see
+            `Muon`; "adamw" = AdamW for all.
         lr: AdamW's highest learning rate.
         muon_lr: Muon's; a quarter of it is the default where a network is fine-tuned.
         mask_rate: how many times ``lr`` the learning rate of the mask heads is. The features that
