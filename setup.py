@@ -58,8 +58,16 @@ def missing_cuda() -> str:
         return "built with MASKATTN_BUILD=cpu"
     if MODE == "auto" and not torch_cuda():
         return "torch had no CUDA at build time: MASKATTN_BUILD=cuda builds it all the same"
-    if not shutil.which(os.environ.get("CUDACXX", "nvcc")):
+    nvcc = shutil.which(os.environ.get("CUDACXX", "nvcc"))
+    if not nvcc:
         return "no nvcc: install the CUDA toolkit of torch's version, or set CUDACXX"
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    version, wanted = re.search(r"release (\d+)\.\d+", said), torch_cuda()
+    if version and wanted and version[1] != wanted.split(".")[0]:
+        return (
+            f"nvcc is of CUDA {version[1]}, torch of CUDA {wanted}: a driver that runs one may not "
+            "run the other; set CUDACXX to the nvcc of torch's CUDA"
+        )
     return ""
 
 

@@ -121,3 +121,8 @@ def onednn_linear(
 def cpu_has_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16: AVX512-BF16 or AMX."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def driver_cuda() -> int:
+    """The CUDA version of the NVIDIA driver, as 13020 for 13.2; only in a torch with CUDA."""
+    return torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]

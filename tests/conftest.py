@@ -31,6 +31,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests that run on a GPU: `-m gpu` selects them and nothing else."""
+    for item in items:
+        target = getattr(item, "callspec", None) and item.callspec.params.get("target")
+        if isinstance(target, Target) and target.device == "cuda":
+            item.add_marker("gpu")
+
+
 @pytest.fixture(autouse=True)
 def nan_filled_allocations() -> Iterator[None]:
     """torch.empty and friends return NaN, so that an entry that was never written is seen."""

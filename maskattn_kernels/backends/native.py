@@ -10,12 +10,14 @@ for `backends()` and for the error of a call that asks for the backend.
 
 import ctypes
 import json
+import re
 from pathlib import Path
 
 import torch
 
 from maskattn_kernels.backends.base import SCHEMAS, Backend, kernel_limits, too_old
 from maskattn_kernels.problem import Problem
+from maskattn_kernels.torch_compat import driver_cuda
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -114,15 +116,27 @@ class CudaBackend(Backend):
             return [f"needs an NVIDIA GPU, and torch {torch.__version__} is built without CUDA"]
         if not torch.cuda.is_available():
             return [*self._library.not_loaded, f"torch {torch.__version__} finds no GPU"]
-        return self._library.not_loaded + too_old()
+        return self._library.not_loaded + too_old() + _driver_too_old(self.build())
 
     def reasons(self, problem: Problem) -> list[str]:
         why = list(self._library.not_loaded) if self._library else []
         if problem.device_type != "cuda" or not self._library:
             why.append(f"runs on tensors on an NVIDIA GPU, got {problem.device_type}")
         else:
-            why += too_old()
+            why += too_old() + _driver_too_old(self.build())
         return why + kernel_limits(problem)
 
     def build(self) -> dict[str, str]:
         return self._library.build_info() if self._library else {}
+
+
+def _driver_too_old(build: dict[str, str]) -> list[str]:
+    """Why the driver runs nothing that this CUDA compiled; empty when it does."""
+    nvcc = re.search(r"nvcc (\d+)", build.get("compiler", ""))
+    if nvcc is None:
+        return []
+    driver = driver_cuda() // 1000
+    if int(nvcc[1]) <= driver:
+        return []
+    cure = f"build it with CUDA {driver}, or update the driver"
+    return [f"the CUDA library is built with CUDA {nvcc[1]}, the driver has CUDA {driver}: {cure}"]

@@ -20,6 +20,14 @@ SHARED_MEMORY = {  # bytes that one program may have
     "sm_100": 232_448, "sm_103": 232_448, "sm_120": 101_376, "sm_121": 101_376,
     "gfx90a": 65_536, "gfx942": 65_536, "gfx950": 65_536,
 }  # fmt: skip
+# What a processor holds: bytes of shared memory (1 KiB of each block's is not its own), threads,
+# blocks.
+PROCESSOR = {
+    "sm_80": (167_936, 2048, 32), "sm_86": (102_400, 1536, 16), "sm_87": (167_936, 1536, 16),
+    "sm_89": (102_400, 1536, 24), "sm_90": (233_472, 2048, 32), "sm_100": (233_472, 2048, 32),
+    "sm_103": (233_472, 2048, 32), "sm_120": (102_400, 1536, 24), "sm_121": (102_400, 1536, 24),
+}  # fmt: skip
+REGISTERS, REGISTERS_AT_A_TIME = 65_536, 256  # of a processor; given to a warp in such steps
 # Chips without entries of their own take those of the chip they resemble most.
 RELATIVES = {
     "sm_86": "sm_80", "sm_87": "sm_80", "sm_89": "sm_80", "sm_103": "sm_100", "sm_120": "sm_80",
@@ -283,6 +291,31 @@ def shared_memory(kernel: str, config: Config, bits: int, head_dim: int, arch: s
     if kernel == "short":
         tiles, scores = tiles + block_n, scores + 2048
     return tiles * row + scores
+
+
+def blocks_of_processor(arch: str, registers: int, warps: int, shared: int) -> int:
+    """How many blocks of a kernel an NVIDIA processor runs at a time.
+
+    One block alone leaves the tensor cores idle whenever it does anything else.
+
+    Args:
+        arch: one of PROCESSOR.
+        registers: of a thread.
+        warps: of a block.
+        shared: bytes of shared memory of a block.
+
+    Example:
+        >>> blocks_of_processor("sm_90", 152, 8, 65_536), blocks_of_processor("sm_90", 128, 8, 0)
+        (1, 2)
+    """
+    memory, threads, blocks = PROCESSOR[arch]
+    of_warp = -(-registers * 32 // REGISTERS_AT_A_TIME) * REGISTERS_AT_A_TIME
+    return min(
+        blocks,
+        threads // (32 * warps),
+        REGISTERS // (of_warp * warps),
+        memory // (shared + 1024),
+    )
 
 
 _forced: dict[str, Config] = {}

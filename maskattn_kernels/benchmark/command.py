@@ -11,8 +11,9 @@ import torch
 
 from maskattn_kernels.benchmark import report, suite
 from maskattn_kernels.benchmark.cases import DTYPES
-from maskattn_kernels.benchmark.machine import gpu_facts
-from maskattn_kernels.benchmark.tune import tune_tiles
+from maskattn_kernels.benchmark.machine import machine_facts
+from maskattn_kernels.benchmark.rows import save
+from maskattn_kernels.benchmark.tune import entries, entry_case, read_shortlist, tune_tiles
 from maskattn_kernels.common.command_line import Parser, positive, some_of, writable_folder
 from maskattn_kernels.common.extras import missing_package
 from maskattn_kernels.common.steps import print_step
@@ -60,6 +61,14 @@ def make_parser() -> Parser:
         help="default: a GPU if there is one",
     )
     add("--tune", action="store_true", help="measure the tiles of the Triton kernels on this GPU")
+    add(
+        "--tiles",
+        type=Path,
+        metavar="JSON",
+        help="with --tune: the tiles to measure, as tools/gpu_kernels.py lists them (default all)",
+    )
+    add("--plan", action="store_true", help="print what would be measured, and measure nothing")
+    add("--no-plots", action="store_true", help="write the JSON alone")
     add("--threads", type=positive, help="default: as many as torch chooses")
     add(
         "--resume",
@@ -82,15 +91,34 @@ def main(argv: Sequence[str]) -> int:
     given = make_parser().parse_args(argv)
     out = writable_folder(given.out)
     suite.set_threads(given.threads)
+    if given.plan:
+        return print_plan(given.tune, given.grid, given.dtype, given.device)
     if (given.tune or given.device == "cuda") and not torch.cuda.is_available():
         wanted = "--tune" if given.tune else "--device cuda"
         raise ValueError(f"{wanted} needs a GPU, and torch sees none")
     if given.tune:
-        return tune(given.dtype)
-    return bench(given.grid, given.dtype, given.device, out, given.resume)
+        return tune(given.dtype, given.tiles, out)
+    return bench(given.grid, given.dtype, given.device, out, given.resume, not given.no_plots)
 
 
-def bench(grid: str, dtypes: Sequence[str], device: str, out: Path, earlier: Path | None) -> int:
+def print_plan(tunes: bool, grid: str, dtypes: Sequence[str], device: str) -> int:
+    """Print a line for each measurement that a run would make."""
+    if tunes:
+        labels = [entry_case(*entry).name for entry in entries(dtypes)]
+    else:
+        labels = [step.label for step in suite.plan(grid, dtypes, device)]
+    print("\n".join([*labels, f"{len(labels)} measurements"]))
+    return 0
+
+
+def bench(
+    grid: str,
+    dtypes: Sequence[str],
+    device: str,
+    out: Path,
+    earlier: Path | None,
+    with_plots: bool,
+) -> int:
     """Run a grid, or continue an earlier run; print the report; leave JSON and plots."""
     steps = suite.plan(grid, dtypes, device)
     if earlier is None:
@@ -110,9 +138,9 @@ def bench(grid: str, dtypes: Sequence[str], device: str, out: Path, earlier: Pat
         raise KeyboardInterrupt(f"interrupted{kept}") from None
     print(report.text(results))
     print(f"\nwritten: {path}")
-    if NO_PLOTS:
+    if with_plots and NO_PLOTS:
         print(f"no plots: {NO_PLOTS}", file=sys.stderr)
-    else:
+    elif with_plots:
         for picture in plots.plot_all(results, path.with_suffix("")):
             print(f"written: {picture}")
     wrong = any("wrong" in row for section in suite.SECTIONS for row in results[section])
@@ -137,12 +165,18 @@ def outcome(row: dict[str, Any]) -> str:
     return text
 
 
-def tune(dtypes: Sequence[str]) -> int:
-    """Print lines for the table of tiles, measured on this GPU, as soon as each is known."""
-    facts = gpu_facts()
+def tune(dtypes: Sequence[str], tiles: Path | None, out: Path) -> int:
+    """Print lines for the table of tiles, measured on this GPU; each goes into a JSON as well."""
+    listed = read_shortlist(tiles) if tiles is not None else None
+    facts = machine_facts("cuda")
+    path = suite.result_path(out, "tiles", facts)
     print(f"# {facts['gpu']}, {facts['gpu_arch']}, triton {facts['triton']}", flush=True)
-    for ranking in tune_tiles(tuple(dtypes)):
+    rows: list[dict[str, Any]] = []
+    for ranking in tune_tiles(tuple(dtypes), listed):
+        rows.append(ranking.row())
+        save({"machine": facts, "tiles": rows}, path)
         print(f"{ranking.kernel} {ranking.bits}: {ranking.line()}", flush=True)
         for tile, reason in ranking.failed.items():
             print(f"#   {tuple(tile)}: {reason}", flush=True)
+    print(f"written: {path}")
     return 0

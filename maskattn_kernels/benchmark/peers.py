@@ -46,7 +46,11 @@ EAGER_LIMIT_BYTES = 4 * 2**30
 #: From this number of scores on it takes seconds and is measured at one keep ratio only.
 EAGER_SLOW_SCORES, EAGER_SLOW_KEEPS = 2**27, (0.25,)
 #: The cases with FlexAttention, which is compiled for each: (N, D, B) on the CPU, and keep.
-FLEX_CPU_SHAPES, FLEX_KEEP = ((4096, 64, 1), (1024, 128, 1)), 0.25
+FLEX_SHAPES = {
+    "cpu": ((4096, 64, 1), (1024, 128, 1)),
+    "cuda": ((4096, 64, 8), (1024, 128, 8)),
+}
+FLEX_KEEP = 0.25
 
 
 def ours(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:
@@ -54,6 +58,15 @@ def ours(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> 
     query_mask = mask if mode == "qk" else None
     gqa = query.shape[1] != key.shape[1]
     return masked_attention(query, key, value, key_mask=mask, query_mask=query_mask, enable_gqa=gqa)
+
+
+def ours_cuda(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:
+    """This package with the backend `cuda`, which calls on a GPU take only if asked."""
+    query_mask = mask if mode == "qk" else None
+    return masked_attention(
+        query, key, value, key_mask=mask, query_mask=query_mask, backend="cuda",
+        enable_gqa=query.shape[1] != key.shape[1],
+    )  # fmt: skip
 
 
 def masked_sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:
@@ -190,7 +203,8 @@ class FlexPeer(Peer):
         if on_cpu and case.trains:
             raise Unsupported("FlexAttention has no backward on the CPU")
         shape = (case.tokens, case.head_dim, case.batch)
-        if case.keep != FLEX_KEEP or (on_cpu and shape not in FLEX_CPU_SHAPES):
+        other_mode = case.mode != "k" and not on_cpu
+        if case.keep != FLEX_KEEP or shape not in FLEX_SHAPES[case.device] or other_mode:
             raise Unsupported("compiling takes about 10 s for each case; measured in a few")
         try:
             variant = self.prepare(inputs.mask, case.mode)
@@ -200,18 +214,27 @@ class FlexPeer(Peer):
         return (variant,)
 
 
-class VarlenPeer(Peer):
-    """FlashAttention over packed sequences."""
+class GpuPeer(Peer):
+    """What only some installations have, and some GPUs run."""
 
     def candidates(self, case: Case, inputs: Inputs) -> Sequence[Attention]:
-        if case.device != "cuda" or case.dtype == "float32":
-            raise Unsupported("FlashAttention needs a GPU, and float16 or bfloat16")
+        if case.device != "cuda":
+            raise Unsupported("needs a GPU")
         try:
             for variant in self.variants:
                 make_call(variant, case, inputs)()
         except Exception as error:  # this torch lacks it, or it does not know this GPU
             raise Unsupported(f"does not run here: {_first_line(error)}") from error
         return self.variants
+
+
+class VarlenPeer(GpuPeer):
+    """FlashAttention over packed sequences."""
+
+    def candidates(self, case: Case, inputs: Inputs) -> Sequence[Attention]:
+        if case.device != "cuda" or case.dtype == "float32":
+            raise Unsupported("FlashAttention needs a GPU, and float16 or bfloat16")
+        return super().candidates(case, inputs)
 
 
 def _first_line(error: Exception) -> str:
@@ -229,10 +252,11 @@ FLEX = FlexPeer("flex", "FlexAttention, mask built before", prepare=flex)
 FLEX_MASK = FlexPeer("flex+mask", "FlexAttention with its mask", prepare=flex_with_mask)
 VARLEN = VarlenPeer("varlen", "gather + varlen FlashAttention + scatter", (varlen,), waits=True)
 VARLEN_NO_WAIT = VarlenPeer("varlen-nw", "varlen FlashAttention, nothing waits", (varlen_no_wait,))
+OURS_CUDA = GpuPeer("cuda", "maskattn_kernels, backend cuda", (ours_cuda,))
 #: The peers of a quick run, of the grid, of the grid on a GPU, and of the sweep over keep ratios.
 QUICK_PEERS = (OURS, GATHER, SDPA, EAGER)
 PEERS = (*QUICK_PEERS, FLEX, FLEX_MASK)
-GPU_PEERS = (*PEERS, VARLEN, VARLEN_NO_WAIT)
+GPU_PEERS = (*PEERS, OURS_CUDA, VARLEN, VARLEN_NO_WAIT)
 SWEEP_PEERS = (*QUICK_PEERS, DENSE)
 #: The peers of few queries: those that do not hold a copy of the keys for each query head.
 FEW_PEERS = (OURS, GATHER, SDPA)

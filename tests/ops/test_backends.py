@@ -11,7 +11,7 @@ import torch
 from harness import RanOps, Target
 
 from maskattn_kernels import backends, explain, masked_attention
-from maskattn_kernels.backends import BACKENDS, choose
+from maskattn_kernels.backends import BACKENDS, choose, native
 from maskattn_kernels.backends.base import Backend
 from maskattn_kernels.op_table import OPS
 from maskattn_kernels.problem import Problem
@@ -230,6 +230,15 @@ WITH_CUDA = """
     record = next(r for r in maskattn_kernels.backends() if r.name == "cuda")
     print(record.available, *record.reasons, sep="|")
 """
+
+
+@pytest.mark.parametrize(("nvcc", "words"), [("12.9", ""), ("13.0", ""), ("14.1", "CUDA 14")])
+def test_a_driver_older_than_the_cuda_library_is_a_reason(nvcc, words, monkeypatch) -> None:
+    """The first launch would fail, and `backends()` would have promised it."""
+    monkeypatch.setattr(native, "driver_cuda", lambda: 13020)
+    why = native._driver_too_old({"compiler": f"nvcc {nvcc}.48, GNU 14.2"})
+    assert bool(why) == bool(words) and words in "".join(why)
+    assert native._driver_too_old({}) == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -1,17 +1,36 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Random calls against the oracle. A failure is repeated by its own name:
 pytest "tests/ops/test_sweep.py::test_random_call[123]"; MASKATTN_SWEEP=3000 runs more of them.
+
+On the CPU the calls are shared among the targets; on a GPU each backend gets all of them.
 """
 
 import os
 import random
+from dataclasses import replace
 
 import pytest
 from cases import Case
-from harness import TARGETS, TRITON_TARGETS, Target, activate, check_against_oracle, is_slow
+from harness import (
+    CUDA_TARGETS,
+    TARGETS,
+    TRITON_TARGETS,
+    Target,
+    activate,
+    check_against_oracle,
+    is_slow,
+)
 
 SEEDS = range(int(os.environ.get("MASKATTN_SWEEP", "300")))
-FAST_TARGETS = [t for t in TARGETS if not is_slow(t)]
+FAST_TARGETS = [t for t in TARGETS if t.device == "cpu" and not is_slow(t)]
+GPU_TARGETS = [
+    [t for t in targets if t.device == "cuda"] for targets in (TRITON_TARGETS, CUDA_TARGETS)
+]
+GPU_CALLS = [
+    (targets[seed % len(targets)], seed) for targets in GPU_TARGETS if targets for seed in SEEDS
+]
+# Triton compiles a kernel for each head_dim: these stand for all others of the same padded width.
+HEAD_DIMS = (1, 8, 16, 32, 46, 64, 80, 128, 200, 256)
 INTERPRETED_TARGETS = [t for t in TRITON_TARGETS if is_slow(t)]
 INTERPRETED_SEEDS = range(int(os.environ.get("MASKATTN_SWEEP", "8")))
 
@@ -45,6 +64,15 @@ def test_random_call(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     target = FAST_TARGETS[seed % len(FAST_TARGETS)]
     activate(target, monkeypatch)
     check_against_oracle(target, random_case(seed))
+
+
+def gpu_case(seed: int) -> Case:
+    return replace(random_case(seed), head_dim=HEAD_DIMS[seed % len(HEAD_DIMS)])
+
+
+@pytest.mark.parametrize(("target", "seed"), GPU_CALLS, ids=str, indirect=["target"])
+def test_random_call_on_a_gpu(target: Target, seed: int) -> None:
+    check_against_oracle(target, gpu_case(seed))
 
 
 @pytest.mark.parametrize("seed", INTERPRETED_SEEDS)

@@ -125,3 +125,26 @@ def test_the_libraries_need_no_python(checkout: Path, configure: Callable[[Path]
     cache = (checkout / "build" / "CMakeCache.txt").read_text()
     assert "Python_INCLUDE_DIR" not in cache, "CMake looked for Python's headers"
     assert os.fspath(checkout) in commands
+
+
+@pytest.mark.parametrize(
+    ("nvcc", "torch_cuda", "words"),
+    [
+        ("12.9", "13.0", "nvcc is of CUDA 12, torch of CUDA 13.0"),
+        ("13.1", "13.0", ""),
+        ("13.1", None, ""),
+    ],
+)
+def test_an_nvcc_of_another_cuda_than_torchs_builds_nothing(
+    nvcc: str, torch_cuda: str | None, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    monkeypatch.setenv("MASKATTN_BUILD", "cuda")
+    compiler = tmp_path / "nvcc"
+    compiler.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {nvcc}, V{nvcc}.48'\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CUDACXX", str(compiler))
+    setup = runpy.run_path(str(ROOT / "setup.py"))
+    monkeypatch.setitem(setup["missing_cuda"].__globals__, "torch_cuda", lambda: torch_cuda)
+    why = setup["missing_cuda"]()
+    assert why.startswith(words) and bool(why) == bool(words)
