@@ -6,6 +6,7 @@ from maskattn_kernels._version import __version__
 from maskattn_kernels.autograd_functions import MaskedAttentionFunction
 from maskattn_kernels.explanation import backends, explain
 from maskattn_kernels.functional import masked_attention
+from maskattn_kernels.graphs import warm_up
 from maskattn_kernels.swap import SwapReport, swap_attention, unswap_attention
 from maskattn_kernels.token_index import TokenIndex, select_tokens
 
@@ -20,4 +21,5 @@ __all__ = [
     "select_tokens",
     "swap_attention",
     "unswap_attention",
+    "warm_up",
 ]

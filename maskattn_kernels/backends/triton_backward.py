@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The backward pass, in three launches without atomics, hence bitwise repeatable.
+"""The backward pass, in three or four launches without atomics, hence bitwise repeatable.
 
     p_ij = exp(s_ij - lse_i)     delta_i = <dout_i, out_i> - dlse_i
     ds_ij = p_ij (<dout_i, v_j> - delta_i)
@@ -10,8 +10,9 @@
   lse by place in the index, so that the other kernels read both in memory order. A query that sees
   no key has lse -inf; it is written as +inf here, which makes all its p exactly 0.
 - `dkdv_kernel`: one program owns BLOCK_N selected keys of one kv head. They stay, the selected
-  queries of all heads of the group stream by. Few keys under many queries fill a chip only as far
-  as batch and kv heads go: this pass is not split over queries.
+  queries of all heads of the group stream by. Few keys under many queries would leave most of a
+  chip idle: then SPLITS programs share the queries, each writes its own sums into a workspace, and
+  `combine_keys_kernel` adds them up in their order.
 - `dq_kernel`: one program owns BLOCK_M selected queries of one head; the selected keys stream by.
 
 The last two also own the zeros among their block of original rows (`triton_index`). p is computed
@@ -34,20 +35,21 @@ from maskattn_kernels.backends.triton_index import (
 )
 
 
-@triton.jit(do_not_specialize=["nq"])
+@triton.jit(do_not_specialize=["batch_heads", "heads", "nq"])
 def delta_kernel(
     dout,  # (B, Hq, Nq, D)
     dlse,  # (B, Hq, Nq) float32
     out,
-    lse,  # (B, Hq, Nq) float32, contiguous
-    deltas,  # (B, Hq, Nq) float32, by place in the index
-    lses,  # (B, Hq, Nq) float32, by place in the index, in units of UNIT
+    lse,  # (B, Hq, Nq) float32
+    deltas,  # (2, B, Hq, Nq) float32, by place in the index: delta, and lse in units of UNIT
     query_index,
     query_counts,
     dout_strides,
     dlse_strides,
     out_strides,
+    lse_strides,
     query_index_strides,
+    batch_heads,  # B * Hq
     heads,
     nq,
     HAS_QUERY_INDEX: tl.constexpr,
@@ -68,7 +70,8 @@ def delta_kernel(
     if first < query_count:
         places = first + tl.arange(0, BLOCK_M)
         rows, counts = selected_rows(query_index, places, query_count, nq, HAS_QUERY_INDEX)
-        lse_rows = tl.load(lse + bh.to(tl.int64) * nq + rows, mask=counts, other=float("-inf"))
+        lse += b * lse_strides[0] + h * lse_strides[1]
+        lse_rows = tl.load(lse + rows * lse_strides[2], mask=counts, other=float("-inf"))
         sees_keys = lse_rows != float("-inf")
         mask = tile_mask(sees_keys, columns, D, D_PAD)
         dout += b * dout_strides[0] + h * dout_strides[1]
@@ -83,10 +86,10 @@ def delta_kernel(
         in_index = places < query_count
         tl.store(deltas + target, delta, mask=in_index)
         lse_units = tl.where(sees_keys, lse_rows * UNIT, float("inf"))
-        tl.store(lses + target, lse_units, mask=in_index)
+        tl.store(deltas + nq.to(tl.int64) * batch_heads + target, lse_units, mask=in_index)
 
 
-@triton.jit(do_not_specialize=["nq", "nk"])
+@triton.jit(do_not_specialize=["batch_heads", "kv_heads", "group", "nq", "nk"])
 def dkdv_kernel(
     dout,  # (B, Hq, Nq, D)
     q,  # (B, Hq, Nq, D)
@@ -94,14 +97,15 @@ def dkdv_kernel(
     v,  # (B, Hkv, Nk, D)
     key_bias,  # (B, Hkv, Nk) float32
     deltas,  # as delta_kernel writes them
-    lses,
-    dk,  # (B, Hkv, Nk, D)
+    dk,  # (B, Hkv, Nk, D); with SPLITS > 1 part_dk of combine_keys_kernel, and so on
     dv,
     dbias,  # (B, Hkv, Nk) float32, contiguous
     query_index,
     query_counts,
     key_index,
     key_counts,
+    scale,
+    score_scale,  # scale * UNIT
     dout_strides,
     q_strides,
     k_strides,
@@ -111,15 +115,15 @@ def dkdv_kernel(
     dv_strides,
     query_index_strides,
     key_index_strides,
+    batch_heads,  # B * Hq
     kv_heads,
     group,
     nq,
     nk,
-    scale,
-    score_scale,  # scale * UNIT
     HAS_QUERY_INDEX: tl.constexpr,
     HAS_KEY_INDEX: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    SPLITS: tl.constexpr,
     UNIT: tl.constexpr,
     PRECISION: tl.constexpr,
     D: tl.constexpr,
@@ -129,18 +133,25 @@ def dkdv_kernel(
 ):
     blocks = tl.cdiv(nk, BLOCK_N)
     pid = tl.program_id(0)
-    first, bh = (pid % blocks) * BLOCK_N, pid // blocks
+    first, split = (pid % blocks) * BLOCK_N, pid // blocks % SPLITS
+    bh = pid // blocks // SPLITS
     b, kv_h = (bh // kv_heads).to(tl.int64), (bh % kv_heads).to(tl.int64)
     columns = tl.arange(0, D_PAD)
+    lses = deltas + nq.to(tl.int64) * batch_heads
     if HAS_KEY_INDEX:
         key_index += b * key_index_strides[0] + kv_h * key_index_strides[1]
+    if SPLITS > 1:
+        part = split.to(tl.int64) * nk * (batch_heads // group)
+        dk, dv = dk + part * D, dv + part * D
+        if HAS_BIAS:
+            dbias += part
     dk += b * dk_strides[0] + kv_h * dk_strides[1]
     dv += b * dv_strides[0] + kv_h * dv_strides[1]
     if HAS_BIAS:
         dbias += bh.to(tl.int64) * nk
 
     key_count = count_of(key_counts, key_index_strides, b, kv_h, nk, HAS_KEY_INDEX)
-    if HAS_KEY_INDEX:
+    if HAS_KEY_INDEX and SPLITS == 1:
         rows, zero = unselected_rows(key_index, key_count, first, nk, BLOCK_N)
         nothing = tl.zeros((BLOCK_N, D_PAD), tl.float32)
         mask = tile_mask(zero, columns, D, D_PAD)
@@ -177,14 +188,17 @@ def dkdv_kernel(
             query_count = count_of(query_counts, query_index_strides, b, h, nq, HAS_QUERY_INDEX)
             q_head = q + b * q_strides[0] + h * q_strides[1]
             dout_head = dout + b * dout_strides[0] + h * dout_strides[1]
-            for start in range(0, query_count, BLOCK_M):
+            share = tl.cdiv(tl.cdiv(query_count, BLOCK_M), SPLITS) * BLOCK_M
+            begin = split * share
+            end = tl.minimum(begin + share, query_count)
+            for start in range(begin, end, BLOCK_M):
                 query_places = start + tl.arange(0, BLOCK_M)
-                in_index = query_places < query_count
+                in_index = query_places < end
                 lse = tl.load(
                     lses + places_of_head + query_places, mask=in_index, other=float("inf")
                 )
                 delta = tl.load(deltas + places_of_head + query_places, mask=in_index, other=0.0)
-                queries, _ = selected_rows(index, query_places, query_count, nq, HAS_QUERY_INDEX)
+                queries, _ = selected_rows(index, query_places, end, nq, HAS_QUERY_INDEX)
                 q_mask = tile_mask(lse != float("inf"), columns, D, D_PAD)
                 q_tile = load_rows(q_head, queries, q_strides, columns, q_mask)
                 s = dot(
@@ -208,13 +222,16 @@ def dkdv_kernel(
                 dk_tile = dot(ds.to(q_tile.dtype), q_tile, dk_tile, PRECISION)
 
         kv_mask = tile_mask(is_key, columns, D, D_PAD)
-        store_rows(dk, keys, dk_strides, columns, dk_tile * scale, kv_mask)
-        store_rows(dv, keys, dv_strides, columns, dv_tile, kv_mask)
+        targets = keys
+        if SPLITS > 1:
+            targets = places.to(tl.int64)
+        store_rows(dk, targets, dk_strides, columns, dk_tile * scale, kv_mask)
+        store_rows(dv, targets, dv_strides, columns, dv_tile, kv_mask)
         if HAS_BIAS:
-            tl.store(dbias + keys, dbias_tile, mask=is_key)
+            tl.store(dbias + targets, dbias_tile, mask=is_key)
 
 
-@triton.jit(do_not_specialize=["nq", "nk"])
+@triton.jit(do_not_specialize=["batch_heads", "heads", "group", "nq", "nk"])
 def dq_kernel(
     dout,  # (B, Hq, Nq, D)
     q,  # (B, Hq, Nq, D)
@@ -222,12 +239,13 @@ def dq_kernel(
     v,  # (B, Hkv, Nk, D)
     key_bias,  # (B, Hkv, Nk) float32
     deltas,  # as delta_kernel writes them
-    lses,
     dq,  # (B, Hq, Nq, D)
     query_index,
     query_counts,
     key_index,
     key_counts,
+    scale,
+    score_scale,  # scale * UNIT
     dout_strides,
     q_strides,
     k_strides,
@@ -236,12 +254,11 @@ def dq_kernel(
     dq_strides,
     query_index_strides,
     key_index_strides,
+    batch_heads,  # B * Hq
     heads,
     group,
     nq,
     nk,
-    scale,
-    score_scale,  # scale * UNIT
     HAS_QUERY_INDEX: tl.constexpr,
     HAS_KEY_INDEX: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -258,6 +275,7 @@ def dq_kernel(
     b, h = (bh // heads).to(tl.int64), (bh % heads).to(tl.int64)
     kv_h = h // group
     columns = tl.arange(0, D_PAD)
+    lses = deltas + nq.to(tl.int64) * batch_heads
     if HAS_QUERY_INDEX:
         query_index += b * query_index_strides[0] + h * query_index_strides[1]
     if HAS_KEY_INDEX:

@@ -27,18 +27,23 @@ from maskattn_kernels.backends.machine_code import (
     read_cubin,
 )
 from maskattn_kernels.backends.triton_backward import delta_kernel, dkdv_kernel, dq_kernel
-from maskattn_kernels.backends.triton_forward import LOG2E, combine_kernel, fwd_kernel
+from maskattn_kernels.backends.triton_choices import SELECT_BLOCK, small_block
+from maskattn_kernels.backends.triton_combine import combine_kernel, combine_keys_kernel
+from maskattn_kernels.backends.triton_forward import LOG2E, fwd_kernel
 from maskattn_kernels.backends.triton_index import select_tokens_kernel
-from maskattn_kernels.backends.triton_launch import OPTIONS, SELECT_BLOCK, small_block
+from maskattn_kernels.backends.triton_plans import OPTIONS
 
 TILED = {"fwd": fwd_kernel, "short": fwd_kernel, "dkdv": dkdv_kernel, "dq": dq_kernel}
-SMALL = {"select_tokens": select_tokens_kernel, "combine": combine_kernel, "delta": delta_kernel}
+SMALL = {
+    "select_tokens": select_tokens_kernel, "combine": combine_kernel, "delta": delta_kernel,
+    "combine_keys": combine_keys_kernel,
+}  # fmt: skip
 
 # Types of what pointers point to; None is the dtype of query, key and value.
 POINTERS = (
     dict.fromkeys(("q", "k", "v", "out", "dout", "dq", "dk", "dv"))
-    | dict.fromkeys(("key_bias", "dbias", "lse", "lses", "deltas", "dlse"), "*fp32")
-    | dict.fromkeys(("part_out", "part_lse"), "*fp32")
+    | dict.fromkeys(("key_bias", "dbias", "lse", "deltas", "dlse"), "*fp32")
+    | dict.fromkeys(("part_out", "part_lse", "part_dk", "part_dv", "part_dbias"), "*fp32")
     | dict.fromkeys(("query_index", "query_counts", "key_index", "key_counts"), "*i32")
     | {"mask": "*u8", "indices": "*i32", "counts": "*i32"}
 )
@@ -118,7 +123,8 @@ def _target(arch: str) -> GPUTarget:
 def _constants(kernel: Any, job: Job) -> dict[str, Any]:
     values = {
         "HAS_QUERY_INDEX": True, "HAS_KEY_INDEX": True, "HAS_BIAS": True, "HAS_DLSE": True,
-        "SPLITS": 4 if job.kernel == "combine" else 1, "SHORT": 256 if job.kernel == "short" else 0,
+        "SPLITS": 4 if job.kernel.startswith("combine") else 1,
+        "SHORT": 256 if job.kernel == "short" else 0,
         "PRECISION": "tf32" if job.dtype == "tf32" else "ieee",
         "UNIT": LOG2E.value if job.dtype == "bf16" else 1.0,
         "D": job.head_dim, "D_PAD": tuning.head_dim_pad(job.head_dim),
@@ -209,7 +215,16 @@ def faults(report: Report) -> list[str]:
     )
 
 
-HEADER = f"kernel         arch    dtype    D  tile             shared {COLUMNS}"
+HEADER = f"kernel         arch    dtype    D  tile             shared blocks {COLUMNS}"
+
+
+def blocks(report: Report) -> int | str:
+    """How many blocks of it an NVIDIA processor runs at a time; one leaves its tensor cores idle
+    whenever it does anything else."""
+    job = report.job
+    if job.arch not in tuning.PROCESSOR:
+        return "-"
+    return tuning.blocks_of_processor(job.arch, report.registers, job.config.warps, report.shared)
 
 
 def line(report: Report) -> str:
@@ -218,5 +233,5 @@ def line(report: Report) -> str:
     tile = f"{job.config.block_m}x{job.config.block_n} w{job.config.warps} s{job.config.stages}"
     return (
         f"{job.kernel:14} {job.arch:7} {job.dtype:5} {job.head_dim:4}  {tile:15} "
-        f"{report.shared:7} {cells(report, faults(report))}"
+        f"{report.shared:7} {blocks(report):6} {cells(report, faults(report))}"
     )

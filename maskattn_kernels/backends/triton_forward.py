@@ -40,7 +40,7 @@ from maskattn_kernels.backends.triton_index import (
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
-@triton.jit(do_not_specialize=["nq", "nk"])
+@triton.jit(do_not_specialize=["batch_heads", "heads", "group", "nq", "nk"])
 def fwd_kernel(
     q,  # (B, Hq, Nq, D)
     k,  # (B, Hkv, Nk, D)
@@ -52,6 +52,7 @@ def fwd_kernel(
     query_counts,
     key_index,
     key_counts,
+    score_scale,  # scale * UNIT
     q_strides,  # of batch, head, token; the last dimension is contiguous
     k_strides,
     v_strides,
@@ -64,7 +65,6 @@ def fwd_kernel(
     group,  # query heads of one kv head
     nq,
     nk,
-    score_scale,  # scale * UNIT
     HAS_QUERY_INDEX: tl.constexpr,
     HAS_KEY_INDEX: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -162,66 +162,3 @@ def fwd_kernel(
             targets = places.to(tl.int64)
         store_rows(out, targets, out_strides, columns, acc, q_mask)
         tl.store(lse + targets, m / UNIT + tl.log(total), mask=counts)
-
-
-@triton.jit(do_not_specialize=["nq"])
-def combine_kernel(
-    part_out,  # (SPLITS, B, Hq, Nq, D) float32, by place in the index
-    part_lse,  # (SPLITS, B, Hq, Nq)
-    out,
-    lse,
-    query_index,
-    query_counts,
-    out_strides,
-    query_index_strides,
-    batch_heads,
-    heads,
-    nq,
-    HAS_QUERY_INDEX: tl.constexpr,
-    SPLITS: tl.constexpr,
-    D: tl.constexpr,
-    D_PAD: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-):
-    """The shares of SPLITS programs weighed by exp(lse), in their order; ownership as above."""
-    blocks = tl.cdiv(nq, BLOCK_M)
-    pid = tl.program_id(0)
-    first, bh = (pid % blocks) * BLOCK_M, pid // blocks
-    b, h = (bh // heads).to(tl.int64), (bh % heads).to(tl.int64)
-    columns = tl.arange(0, D_PAD)
-    if HAS_QUERY_INDEX:
-        query_index += b * query_index_strides[0] + h * query_index_strides[1]
-    out += b * out_strides[0] + h * out_strides[1]
-    lse += bh.to(tl.int64) * nq
-    part_lse += bh.to(tl.int64) * nq
-    part_out += bh.to(tl.int64) * nq * D
-    part = nq.to(tl.int64) * batch_heads
-
-    query_count = count_of(query_counts, query_index_strides, b, h, nq, HAS_QUERY_INDEX)
-    if HAS_QUERY_INDEX:
-        rows, zero = unselected_rows(query_index, query_count, first, nq, BLOCK_M)
-        nothing = tl.zeros((BLOCK_M, D_PAD), tl.float32)
-        mask = tile_mask(zero, columns, D, D_PAD)
-        store_rows(out, rows, out_strides, columns, nothing, mask)
-        tl.store(lse + rows, tl.full((BLOCK_M,), float("-inf"), tl.float32), mask=zero)
-
-    if first < query_count:
-        places = first + tl.arange(0, BLOCK_M)
-        rows, counts = selected_rows(query_index, places, query_count, nq, HAS_QUERY_INDEX)
-        mask = tile_mask(counts, columns, D, D_PAD)
-        m = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-        for split in range(SPLITS):
-            m = tl.maximum(m, tl.load(part_lse + split * part + places, mask=counts, other=0.0))
-        level = tl.where(m == float("-inf"), 0.0, m)
-        total = tl.zeros((BLOCK_M,), tl.float32)
-        acc = tl.zeros((BLOCK_M, D_PAD), tl.float32)
-        for split in range(SPLITS):
-            share = tl.load(part_lse + split * part + places, mask=counts, other=0.0)
-            weight = tl.exp2((share - level) * LOG2E)
-            tile = part_out + split * part * D + places.to(tl.int64)[:, None] * D
-            acc += weight[:, None] * tl.load(tile + columns[None, :], mask=mask, other=0.0)
-            total += weight
-        total = tl.where(total == 0.0, 1.0, total)
-        acc = acc / total[:, None]
-        store_rows(out, rows, out_strides, columns, acc, mask)
-        tl.store(lse + rows, m + tl.log(total), mask=counts)

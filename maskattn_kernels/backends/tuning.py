@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The one table of tile sizes of the Triton kernels, and the choice from it: pure, no triton here.
+"""The choice of tiles for the Triton kernels, and of how many programs share a block: pure, no
+triton here.
 
-An entry serves one kernel on some architectures, for one width of numbers and head_dim up to a
-size. Its configurations are in order of preference: one whose shared memory does not fit the chip
-is refused, with the reason, and the next one is taken. They are informed guesses; no measurement
-chose them yet. Nothing is tuned at a user's first call.
+Of an entry of `tile_table`, a configuration whose shared memory does not fit the chip is refused,
+with the reason, and the next one is taken. Nothing is tuned at a user's first call.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import NamedTuple
+
+from maskattn_kernels.backends.tile_table import _CDNA, TABLE, Config, Entry
 
 KERNELS = ("fwd", "dkdv", "dq")
 ARCHS = ("sm_80", "sm_90", "sm_100", "gfx942")  # those with entries of their own
@@ -34,238 +33,8 @@ RELATIVES = {
     "sm_121": "sm_80", "gfx90a": "gfx942", "gfx950": "gfx942",
 }  # fmt: skip
 MAX_SPLITS = 16
-KEY_BLOCKS_OF_A_SPLIT = 4  # at least, or the second launch costs more than it saves
-
-
-class Config(NamedTuple):
-    block_m: int  # queries of a tile
-    block_n: int  # keys of a tile
-    warps: int
-    stages: int
-
-
-@dataclass(frozen=True)
-class Entry:
-    kernel: str
-    archs: tuple[str, ...]
-    bits: int  # 16 for float16 and bfloat16, 32 for float32
-    head_dim: int  # up to
-    size: str  # "large", or "small": too few large tiles to fill the chip
-    configs: tuple[Config, ...]
-
-
-def _entries(
-    kernel: str, archs: tuple[str, ...], bits: int, rows: dict[tuple[int, str], tuple]
-) -> list[Entry]:
-    return [
-        Entry(kernel, archs, bits, head_dim, size, tuple(Config(*c) for c in configs))
-        for (head_dim, size), configs in rows.items()
-    ]
-
-
-_HOPPER = ("sm_90",)
-_BLACKWELL = ("sm_100",)
-_AMPERE = ("sm_80",)
-_CDNA = ("gfx942",)
-_INTERPRETER = ("interpreter",)  # small, so that small inputs have many tiles and ragged ones
-
-# Each configuration is (block_m, block_n, warps, stages). The first of each entry compiles without
-# spills with all options on, as `maskattn tiles` shows, with Triton 3.6, 3.7, 3.8 and 3.9 (but dkdv
-# in float32 at head_dim 128 on sm_80: two with 3.6); of those the largest are assumed best.
-TABLE: tuple[Entry, ...] = (
-    *_entries("fwd", _HOPPER, 16, {
-        (64, "large"): ((128, 64, 8, 3),),
-        (64, "small"): ((64, 64, 4, 3),),
-        (128, "large"): ((128, 64, 8, 3),),
-        (128, "small"): ((64, 64, 8, 3),),
-        (256, "large"): ((128, 32, 8, 2), (64, 32, 8, 2)),
-        (256, "small"): ((64, 32, 8, 2),),
-    }),
-    *_entries("fwd", _BLACKWELL, 16, {
-        (64, "large"): ((128, 64, 8, 3),),
-        (64, "small"): ((64, 64, 4, 3),),
-        (128, "large"): ((128, 64, 8, 3),),
-        (128, "small"): ((64, 64, 8, 3),),
-        (256, "large"): ((64, 64, 8, 2),),
-        (256, "small"): ((64, 64, 8, 2),),
-    }),
-    *_entries("fwd", _AMPERE, 16, {
-        (64, "large"): ((128, 64, 8, 3),),
-        (64, "small"): ((64, 64, 4, 2),),
-        (128, "large"): ((128, 32, 8, 3), (64, 32, 8, 3)),
-        (128, "small"): ((64, 64, 8, 2),),
-        (256, "large"): ((64, 32, 8, 2), (32, 32, 4, 2)),
-        (256, "small"): ((64, 32, 8, 2), (32, 32, 4, 2)),
-    }),
-    *_entries("fwd", _CDNA, 16, {
-        (64, "large"): ((128, 64, 4, 2), (64, 64, 4, 1)),
-        (64, "small"): ((64, 64, 4, 2),),
-        (128, "large"): ((128, 32, 4, 1), (64, 32, 4, 1)),
-        (128, "small"): ((64, 32, 4, 1),),
-        (256, "large"): ((64, 32, 8, 1), (32, 32, 4, 1)),
-        (256, "small"): ((32, 32, 4, 1),),
-    }),
-    *_entries("fwd", _HOPPER, 32, {
-        (64, "large"): ((32, 64, 8, 2),),
-        (64, "small"): ((16, 32, 8, 2),),
-        (128, "large"): ((32, 32, 8, 2),),
-        (128, "small"): ((16, 16, 4, 2),),
-        (256, "large"): ((16, 32, 8, 2), (16, 16, 8, 2)),
-        (256, "small"): ((16, 16, 4, 2),),
-    }),
-    *_entries("fwd", _BLACKWELL, 32, {
-        (64, "large"): ((32, 64, 8, 2),),
-        (64, "small"): ((16, 32, 4, 2),),
-        (128, "large"): ((16, 32, 8, 2),),
-        (128, "small"): ((16, 16, 4, 2),),
-        (256, "large"): ((16, 32, 8, 2), (16, 16, 8, 2)),
-        (256, "small"): ((16, 16, 4, 2),),
-    }),
-    *_entries("fwd", _AMPERE, 32, {
-        (64, "large"): ((64, 32, 8, 2),),
-        (64, "small"): ((16, 32, 4, 2),),
-        (128, "large"): ((32, 32, 8, 2),),
-        (128, "small"): ((16, 16, 4, 2),),
-        (256, "large"): ((16, 32, 8, 2), (16, 16, 8, 2)),
-        (256, "small"): ((16, 16, 4, 2),),
-    }),
-    *_entries("fwd", _CDNA, 32, {
-        (64, "large"): ((64, 32, 4, 1),),
-        (64, "small"): ((32, 32, 4, 1),),
-        (128, "large"): ((32, 32, 4, 1),),
-        (128, "small"): ((16, 32, 4, 1),),
-        (256, "large"): ((16, 16, 4, 1),),
-        (256, "small"): ((16, 16, 4, 1),),
-    }),
-    *_entries("dkdv", _HOPPER, 16, {
-        (64, "large"): ((64, 128, 8, 3),),
-        (64, "small"): ((64, 64, 4, 3),),
-        (128, "large"): ((32, 128, 8, 3),),
-        (128, "small"): ((32, 64, 8, 3),),
-        (256, "large"): ((32, 32, 8, 2),),
-        (256, "small"): ((32, 32, 8, 2),),
-    }),
-    *_entries("dkdv", _BLACKWELL, 16, {
-        (64, "large"): ((64, 128, 8, 3),),
-        (64, "small"): ((64, 64, 8, 3),),
-        (128, "large"): ((32, 64, 8, 3),),
-        (128, "small"): ((32, 64, 8, 3),),
-        (256, "large"): ((32, 32, 8, 2),),
-        (256, "small"): ((32, 32, 8, 2),),
-    }),
-    *_entries("dkdv", _AMPERE, 16, {
-        (64, "large"): ((32, 64, 8, 2),),
-        (64, "small"): ((32, 64, 8, 2),),
-        (128, "large"): ((64, 64, 8, 3), (32, 64, 8, 2)),
-        (128, "small"): ((32, 64, 8, 2),),
-        (256, "large"): ((32, 32, 8, 2), (16, 32, 8, 1)),
-        (256, "small"): ((32, 32, 8, 2), (16, 32, 8, 1)),
-    }),
-    *_entries("dkdv", _CDNA, 16, {
-        (64, "large"): ((64, 64, 4, 1),),
-        (64, "small"): ((32, 64, 4, 1),),
-        (128, "large"): ((32, 64, 4, 1), (32, 32, 4, 1)),
-        (128, "small"): ((32, 32, 4, 1),),
-        (256, "large"): ((16, 32, 8, 1), (16, 16, 4, 1)),
-        (256, "small"): ((16, 32, 8, 1), (16, 16, 4, 1)),
-    }),
-    *_entries("dkdv", _HOPPER, 32, {
-        (64, "large"): ((16, 64, 8, 2),),
-        (64, "small"): ((16, 16, 4, 2),),
-        (128, "large"): ((32, 16, 8, 2),),
-        (128, "small"): ((16, 16, 4, 2),),
-        (256, "large"): ((16, 16, 8, 2),),
-        (256, "small"): ((16, 16, 8, 2),),
-    }),
-    *_entries("dkdv", _BLACKWELL, 32, {
-        (64, "large"): ((16, 64, 8, 2),),
-        (64, "small"): ((16, 16, 4, 2),),
-        (128, "large"): ((16, 32, 8, 2),),
-        (128, "small"): ((16, 16, 4, 2),),
-        (256, "large"): ((16, 16, 8, 2),),
-        (256, "small"): ((16, 16, 8, 2),),
-    }),
-    *_entries("dkdv", _AMPERE, 32, {
-        (64, "large"): ((16, 32, 8, 2),),
-        (64, "small"): ((16, 32, 8, 2),),
-        (128, "large"): ((16, 32, 8, 2),),
-        (128, "small"): ((16, 32, 8, 2),),
-        (256, "large"): ((16, 16, 8, 2),),
-        (256, "small"): ((16, 16, 8, 2),),
-    }),
-    *_entries("dkdv", _CDNA, 32, {
-        (64, "large"): ((32, 32, 4, 1),),
-        (64, "small"): ((16, 32, 4, 1),),
-        (128, "large"): ((16, 16, 4, 1),),
-        (128, "small"): ((16, 16, 4, 1),),
-        (256, "large"): ((16, 16, 4, 1),),
-        (256, "small"): ((16, 16, 4, 1),),
-    }),
-    *_entries("dq", (*_HOPPER, *_BLACKWELL), 16, {
-        (64, "large"): ((128, 64, 8, 3),),
-        (64, "small"): ((64, 64, 4, 3),),
-        (128, "large"): ((128, 64, 8, 3),),
-        (128, "small"): ((64, 64, 4, 3),),
-        (256, "large"): ((64, 32, 8, 2),),
-        (256, "small"): ((64, 32, 8, 2),),
-    }),
-    *_entries("dq", _AMPERE, 16, {
-        (64, "large"): ((128, 32, 4, 3),),
-        (64, "small"): ((64, 32, 4, 3),),
-        (128, "large"): ((128, 32, 8, 3), (64, 32, 8, 2)),
-        (128, "small"): ((64, 64, 8, 3), (64, 32, 8, 2)),
-        (256, "large"): ((64, 32, 8, 2), (32, 16, 8, 2)),
-        (256, "small"): ((64, 32, 8, 2), (32, 16, 8, 2)),
-    }),
-    *_entries("dq", _CDNA, 16, {
-        (64, "large"): ((64, 64, 4, 1),),
-        (64, "small"): ((64, 32, 4, 1),),
-        (128, "large"): ((64, 32, 4, 1), (32, 32, 4, 1)),
-        (128, "small"): ((32, 32, 4, 1),),
-        (256, "large"): ((32, 16, 8, 1), (16, 16, 4, 1)),
-        (256, "small"): ((32, 16, 8, 1), (16, 16, 4, 1)),
-    }),
-    *_entries("dq", (*_HOPPER, *_BLACKWELL, *_AMPERE), 32, {
-        (64, "large"): ((64, 16, 4, 2),),
-        (64, "small"): ((32, 32, 8, 2),),
-        (128, "large"): ((32, 16, 4, 2),),
-        (128, "small"): ((32, 16, 4, 2),),
-        (256, "large"): ((16, 16, 4, 2),),
-        (256, "small"): ((16, 16, 4, 2),),
-    }),
-    *_entries("dq", _CDNA, 32, {
-        (64, "large"): ((32, 32, 4, 1),),
-        (64, "small"): ((32, 16, 4, 1),),
-        (128, "large"): ((16, 16, 4, 1),),
-        (128, "small"): ((16, 16, 4, 1),),
-        (256, "large"): ((16, 16, 4, 1),),
-        (256, "small"): ((16, 16, 4, 1),),
-    }),
-    *_entries("fwd", _INTERPRETER, 32, {
-        (256, "large"): ((64, 32, 1, 1),),
-        (256, "small"): ((32, 32, 1, 1),),
-    }),
-    *_entries("fwd", _INTERPRETER, 16, {
-        (256, "large"): ((64, 64, 1, 1),),
-        (256, "small"): ((32, 16, 1, 1),),
-    }),
-    *_entries("dkdv", _INTERPRETER, 32, {
-        (256, "large"): ((32, 64, 1, 1),),
-        (256, "small"): ((32, 32, 1, 1),),
-    }),
-    *_entries("dkdv", _INTERPRETER, 16, {
-        (256, "large"): ((64, 64, 1, 1),),
-        (256, "small"): ((16, 32, 1, 1),),
-    }),
-    *_entries("dq", _INTERPRETER, 32, {
-        (256, "large"): ((64, 32, 1, 1),),
-        (256, "small"): ((32, 32, 1, 1),),
-    }),
-    *_entries("dq", _INTERPRETER, 16, {
-        (256, "large"): ((64, 64, 1, 1),),
-        (256, "small"): ((32, 16, 1, 1),),
-    }),
-)  # fmt: skip
+BLOCKS_OF_A_SPLIT = 4  # at least, or the second launch costs more than it saves
+LIKELY_KEEP = 4  # of so many tokens under a mask one is expected to be selected
 
 
 def head_dim_pad(head_dim: int) -> int:
@@ -331,6 +100,11 @@ def forced(kernel: str, config: Config) -> Iterator[None]:
         del _forced[kernel]
 
 
+def forced_tiles() -> tuple[tuple[str, Config], ...]:
+    """What `forced` says now."""
+    return tuple(_forced.items()) if _forced else ()
+
+
 def choose_config(
     kernel: str,
     arch: str,
@@ -381,20 +155,45 @@ def refuse(
     return f"{tuple(config)} needs {needs} bytes of shared memory, the chip has {limit}"
 
 
+_BY_KIND: dict[tuple[str, str, int, str], list[Entry]] = {}
+for _entry in TABLE:
+    for _arch in _entry.archs:
+        _kind = (_entry.kernel, _arch, _entry.bits, _entry.size)
+        _BY_KIND.setdefault(_kind, []).append(_entry)
+
+
 def find_entry(kernel: str, arch: str, bits: int, head_dim: int, size: str) -> Entry:
-    for entry in TABLE:
-        key = (entry.kernel, entry.bits, entry.size)
-        if key == (kernel, bits, size) and arch in entry.archs and head_dim <= entry.head_dim:
+    for entry in _BY_KIND.get((kernel, arch, bits, size), ()):
+        if head_dim <= entry.head_dim:
             return entry
     raise RuntimeError(f"no entry for {kernel} on {arch}, {bits} bits, head_dim {head_dim}")
 
 
-def key_splits(programs: int, key_len: int, block_n: int, processors: int) -> int:
+def programs_at_a_time(
+    kernel: str, config: Config, bits: int, head_dim: int, arch: str, processors: int
+) -> int:
+    """How many programs of a tile the chip runs at a time, at least: each thread may have all the
+    registers that there are."""
+    if arch not in PROCESSOR:
+        return processors
+    shared = shared_memory(kernel, config, bits, head_dim, RELATIVES.get(arch, arch))
+    return processors * max(1, blocks_of_processor(arch, 255, config.warps, shared))
+
+
+def key_splits(programs: int, key_len: int, block_n: int, places: int) -> int:
     """Among how many programs the keys of a block of queries are shared, so that the chip fills.
 
-    A power of two, because every number is one more compilation.
+    A power of two, because every number is one more compilation. Programs and lengths are those
+    expected: how many tokens a mask selects is not known here.
     """
-    wanted = min(
-        processors // max(programs, 1), key_len // (KEY_BLOCKS_OF_A_SPLIT * block_n), MAX_SPLITS
-    )
+    return _splits(places // max(programs, 1), key_len // (BLOCKS_OF_A_SPLIT * block_n))
+
+
+def query_splits(programs: int, query_len: int, block_m: int, places: int) -> int:
+    """The same for the queries that stream by a block of keys in the backward pass."""
+    return key_splits(programs, query_len, block_m, places)
+
+
+def _splits(*limits: int) -> int:
+    wanted = min(*limits, MAX_SPLITS)
     return 1 << (wanted.bit_length() - 1) if wanted > 1 else 1

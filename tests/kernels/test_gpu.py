@@ -4,6 +4,8 @@
 The case table, isolation, strides, determinism and the random sweep run on the GPU's targets too.
 """
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -95,6 +97,33 @@ def test_graph_replayed_with_other_masks(target: Target, kind: type[Call], case:
         call.new_masks(seed)
         graph.replay()
         assert_equal(captured, call())
+
+
+COLD = """
+import sys, torch
+from maskattn_kernels import masked_attention, warm_up
+q, k, v = torch.randn(3, 2, 2, 300, 64, device="cuda", dtype=getattr(torch, sys.argv[2])).unbind()
+leaves = [t.requires_grad_() for t in (q, k, v)]
+call = {"key_mask": torch.rand(2, 300, device="cuda") < 0.5, "backend": sys.argv[1]}
+warm_up(q, k, v, **call)
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    out = masked_attention(q, k, v, **call)
+    grads = torch.autograd.grad(out, leaves, torch.ones_like(out))
+graph.replay()
+again = masked_attention(q, k, v, **call)
+assert torch.equal(out, again)
+for a, b in zip(grads, torch.autograd.grad(again, leaves, torch.ones_like(out))):
+    assert torch.equal(a, b)
+"""
+
+
+@pytest.mark.parametrize("target", GPU_TARGETS, ids=str)
+def test_the_first_call_after_a_warm_up_can_be_captured(target: Target) -> None:
+    """In a process of its own, which has loaded no kernel."""
+    words = [target.backend, str(target.dtype).removeprefix("torch.")]
+    run = subprocess.run([sys.executable, "-c", COLD, *words], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.parametrize(("kind", "case"), CALLS, ids=CALL_NAMES)

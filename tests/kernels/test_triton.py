@@ -95,6 +95,11 @@ def test_splits_fill_the_chip_and_no_more() -> None:
     assert tuning.key_splits(1, 10**5, 64, 132) == tuning.MAX_SPLITS
     assert tuning.key_splits(1, 600, 64, 132) == 2  # a split has KEY_BLOCKS_OF_A_SPLIT blocks
     assert tuning.key_splits(1, 100, 64, 132) == 1
+    assert tuning.query_splits(16, 1024, 32, 132) == 8  # of the reference network, one image
+    small, large = tuning.Config(64, 64, 4, 2), tuning.Config(128, 64, 8, 3)
+    assert tuning.programs_at_a_time("fwd", small, 16, 64, "sm_90", 132) == 264
+    assert tuning.programs_at_a_time("fwd", large, 16, 64, "sm_90", 132) == 132
+    assert tuning.programs_at_a_time("fwd", small, 16, 64, "gfx942", 304) == 304
 
 
 # The backend
@@ -152,6 +157,16 @@ def test_shared_keys(case: str, splits: int, monkeypatch: pytest.MonkeyPatch) ->
     check_against_oracle(Target("triton", torch.float32), BY_NAME[case])
 
 
+@interpreted
+@pytest.mark.parametrize("splits", [2, 8])
+@pytest.mark.parametrize("case", ["n97", "everything", "all_keys_bias", "keys_none_queries_0.5"])
+def test_shared_queries(case: str, splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same in the backward pass, where programs share the queries of a block of keys."""
+    make_strict(monkeypatch)
+    monkeypatch.setattr(tuning, "query_splits", lambda *args: splits)
+    check_against_oracle(Target("triton", torch.float32), BY_NAME[case])
+
+
 @every_target
 def test_index_entries_out_of_range_are_no_tokens(target: Target) -> None:
     """A GPU cannot raise for them without waiting; memory outside of a tensor stays untouched."""
@@ -191,10 +206,10 @@ GUARDED: list[mmap.mmap] = []  # kept, for a page given back may be read
 
 def guarded_calls(at_end: bool) -> None:
     """Everything that goes into and out of the kernels, at guard pages: a bad access kills."""
-    from maskattn_kernels.backends import triton_launch
+    from maskattn_kernels.backends import triton_plans
 
-    empty_result = triton_launch.empty_result
-    triton_launch.empty_result = lambda t: at_guard_page(empty_result(t), at_end)
+    allocate = triton_plans.allocate
+    triton_plans.allocate = lambda like, result: at_guard_page(allocate(like, result), at_end)
     for name in ("everything", "n17", "d3", "n1", "bias_normal", "heads_6_1_per_head"):
         for dtype in (torch.float32, torch.float16):
             x = make(BY_NAME[name], dtype, batch=1, query_len=37, key_len=35)

@@ -47,7 +47,7 @@ LAYERS = (
     ("autograd_functions",),
     ("ops",),
     ("functional",),
-    ("explanation", "distributed"),
+    ("explanation", "distributed", "graphs"),
     ("nn",),
     ("models", "swap"),
     ("benchmark", "segmentation"),

@@ -21,7 +21,7 @@ from unittest.mock import patch
 from repository import ROOT, SUPPORT
 
 from maskattn_kernels.backends import triton_ops
-from maskattn_kernels.backends.base import OPTIONAL_SCHEMAS, SCHEMAS
+from maskattn_kernels.backends.base import SCHEMAS
 from maskattn_kernels.backends.tuning import SHARED_MEMORY
 
 SOURCE = SUPPORT / "stub_cuda.c"
@@ -106,7 +106,7 @@ def _driver() -> Any:
 @cache
 def _ops_on_cpu_tensors() -> None:
     """The ops of the Triton backend get an implementation for the CPU, as in the interpreter."""
-    for name in (*SCHEMAS, *OPTIONAL_SCHEMAS):
+    for name in (*SCHEMAS, "infer"):
         triton_ops._LIBRARY.impl(f"triton_{name}", triton_ops._loading(name), "CPU")
 
 
@@ -122,15 +122,15 @@ def using(arch: str) -> Iterator[ctypes.CDLL]:
     library = _library()
     from triton.runtime import driver
 
-    from maskattn_kernels.backends import triton_launch
+    from maskattn_kernels.backends import triton_choices
 
-    chip = triton_launch.Chip(arch, ARCHS[arch], SHARED_MEMORY[arch])
+    chip = triton_choices.Chip(arch, ARCHS[arch], SHARED_MEMORY[arch])
     _ops_on_cpu_tensors()
     library.stub_forget()
     _driver().use(list(ARCHS).index(arch))
     with (
         patch.object(driver, "_active", _driver()),
-        patch.object(triton_launch, "_chip", lambda device: chip),
+        patch.object(triton_choices, "_gpu", lambda index: chip),
         patch.object(triton_ops, "INTERPRETED", True),  # so that CPU tensors are taken
     ):
         yield library
