@@ -103,6 +103,10 @@ def reason_to_hand_on(
         return "no mask"  # nothing to leave out, and GPUs have kernels made for that
     if attn_mask is not None and not _is_of_keys(attn_mask, query, key):
         return "mask of pairs"
+    if attn_mask is not None and not (
+        attn_mask.dtype is torch.bool or attn_mask.is_floating_point()
+    ):
+        return "mask dtype"
     batch, heads, queries, head_dim = query.shape
     _, kv_heads, keys, _ = key.shape
     dtype, device = query.dtype, query.device.type

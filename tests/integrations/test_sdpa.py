@@ -124,9 +124,13 @@ def test_reasons_are_told():
     )
 
 
-def test_bad_calls_raise_as_outside():
-    with replace_sdpa(), pytest.raises(RuntimeError, match="size"):
-        F.scaled_dot_product_attention(*qkv(), ROW[..., :3])
+@pytest.mark.parametrize("mask", [ROW[..., :3], ROW.long()], ids=["size", "dtype"])
+def test_bad_masks_raise_as_outside(mask):
+    with pytest.raises(RuntimeError) as outside:
+        F.scaled_dot_product_attention(*qkv(), mask)
+    with replace_sdpa(), pytest.raises(RuntimeError) as inside:
+        F.scaled_dot_product_attention(*qkv(), mask)
+    assert str(inside.value) == str(outside.value)
 
 
 def test_tokens_take_part_and_others_do_not():

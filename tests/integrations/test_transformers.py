@@ -4,6 +4,7 @@
 import pytest
 import torch
 
+from maskattn_kernels.integrations.sdpa import replace_sdpa
 from maskattn_kernels.integrations.transformers import register
 
 hf = pytest.importorskip("transformers", reason="needs the package transformers")
@@ -177,6 +178,20 @@ def test_padding_is_never_read():
             inputs_embeds=embeds.masked_fill(~KEPT.bool()[..., None], torch.nan), **kept
         ).last_hidden_state
     assert torch.equal(got[KEPT.bool()], right[KEPT.bool()])
+
+
+def test_replace_sdpa_selects_tokens_of_an_image_encoder():
+    """With transformers' own "sdpa", whose calls have no mask there."""
+    model = made("vit")
+    model.set_attn_implementation("sdpa")
+    tokens = torch.arange(17) % 4 == 0
+    with torch.no_grad():
+        right = model(**IMAGE).last_hidden_state
+        with replace_sdpa() as calls:
+            torch.testing.assert_close(model(**IMAGE).last_hidden_state, right)
+        with replace_sdpa(tokens) as some:
+            assert not torch.allclose(model(**IMAGE).last_hidden_state, right)
+    assert (calls.taken, some.with_tokens) == (2, 2)
 
 
 def test_models_beyond_sdpa_raise():
