@@ -67,7 +67,7 @@ def make_optimizer(
         >>> layers = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1))
         >>> optimizer, _ = make_optimizer(layers, OptimizerOptions(warmup=0.0), 9, [layers[0]])
         >>> [(len(group["params"]), group["lr"]) for group in optimizer.param_groups]
-        [(1, 0.0001), (1, 0.0001), (1, 0.001), (1, 0.001)]
+        [(1, 0.02), (1, 0.0001), (1, 0.0001), (1, 0.001)]
     """
     optimizer = Muon(
         _groups(network, options, trained), lr=options.lr, weight_decay=options.weight_decay
