@@ -27,8 +27,8 @@ from torch import Tensor
 from maskattn_kernels.benchmark.machine import machine_facts
 from maskattn_kernels.models import prepare_for_inference
 from maskattn_kernels.segmentation import Checkpoint, Classes, SegmentationNetwork, export
-from maskattn_kernels.segmentation.export.checking import read_images
-from maskattn_kernels.segmentation.export.int8 import quantise
+from maskattn_kernels.segmentation.exporting.checking import read_images
+from maskattn_kernels.segmentation.exporting.int8 import quantise
 from maskattn_kernels.segmentation.runtimes import Exported
 
 RESULTS = Path(__file__).resolve().parent / "results"

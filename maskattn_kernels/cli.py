@@ -65,7 +65,7 @@ COMMANDS = {
         "operations, time and memory of a network, and the share of its parts",
     ),
     "export": Command(
-        "segmentation.export.command", "onnx", "write a trained network for other runtimes"
+        "segmentation.exporting.command", "onnx", "write a trained network for other runtimes"
     ),
     "pick": Command(
         "segmentation.picking.command", "predict", "choose which images of a folder to label next"

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from maskattn_kernels import __version__, backends
-from maskattn_kernels.common.commit import git_commit
+from maskattn_kernels.common.commit import own_commit
 
 __all__ = ["gpu_facts", "machine_facts"]
 
@@ -56,7 +56,7 @@ def machine_facts(device: str = "cpu") -> dict[str, object]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "maskattn_kernels": __version__,
-        "commit": git_commit(Path(__file__).resolve().parents[2]),
+        "commit": own_commit(),
         "backends": [
             {
                 "name": b.name,

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`git_commit`: which state of the sources made a result."""
+"""Which state of the sources made a result."""
 
 import subprocess
 from pathlib import Path
 
-__all__ = ["git_commit"]
+__all__ = ["git_commit", "own_commit"]
 
 
 def git_commit(folder: Path) -> str | None:
@@ -25,3 +25,9 @@ def git_commit(folder: Path) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return commit.stdout.strip() or None
+
+
+def own_commit() -> str | None:
+    """As `git_commit`, of this package; None where it was installed from a wheel."""
+    root = Path(__file__).parents[2]  # of a wheel, site-packages, which may lie in another checkout
+    return git_commit(root) if (root / "pyproject.toml").is_file() else None

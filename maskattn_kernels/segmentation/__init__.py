@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         Sample,
         SegmentationDataset,
     )
-    from maskattn_kernels.segmentation.export.command import export
+    from maskattn_kernels.segmentation.exporting.command import export
     from maskattn_kernels.segmentation.model.network import SegmentationNetwork
     from maskattn_kernels.segmentation.picking.command import pick
     from maskattn_kernels.segmentation.prediction.command import predict
@@ -58,7 +58,7 @@ _PLACES = {
         "Segmentation": "results",
         "SegmentationDataset": "data.sample",
         "SegmentationNetwork": "model.network",
-        "export": "export.command",
+        "export": "exporting.command",
         "pick": "picking.command",
         "predict": "prediction.command",
     },

@@ -8,7 +8,7 @@ import pytest
 import torch
 from repository import ROOT
 
-from maskattn_kernels.segmentation.export import checking
+from maskattn_kernels.segmentation.exporting import checking
 
 for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
     pytest.importorskip(package, reason="the extras onnx and openvino are not installed")

@@ -65,7 +65,7 @@ WINGS = (
     ("encoder_weights",),
     ("checkpoints",),
     ("scoring", "prediction"),
-    ("export", "picking"),
+    ("exporting", "picking"),
     ("training",),
 )
 WING_RANK = {name: rank for rank, wings in enumerate(WINGS) for name in wings}

@@ -13,9 +13,9 @@ import torch
 
 from maskattn_kernels import cli
 from maskattn_kernels.segmentation import Checkpoint, Classes, SegmentationNetwork, export
-from maskattn_kernels.segmentation.export import checking, command
-from maskattn_kernels.segmentation.export.onnx_file import half_weights
-from maskattn_kernels.segmentation.export.tensorrt import tensorrt_faults, with_types_of_tensorrt
+from maskattn_kernels.segmentation.exporting import checking, command
+from maskattn_kernels.segmentation.exporting.onnx_file import half_weights
+from maskattn_kernels.segmentation.exporting.tensorrt import tensorrt_faults, with_types_of_tensorrt
 from maskattn_kernels.segmentation.runtimes import Exported
 
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")

@@ -15,7 +15,7 @@ import torch
 from repository import ROOT
 
 from maskattn_kernels.segmentation import Checkpoint, Classes, SegmentationNetwork, export
-from maskattn_kernels.segmentation.export import checking
+from maskattn_kernels.segmentation.exporting import checking
 
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")

@@ -11,8 +11,8 @@ import torch
 from maskattn_kernels import cli
 from maskattn_kernels.segmentation import Checkpoint, SegmentationNetwork, export, open_dataset
 from maskattn_kernels.segmentation.checkpoint_files import SHIPPED
-from maskattn_kernels.segmentation.export import checking, command
-from maskattn_kernels.segmentation.export.int8 import LessAccurate
+from maskattn_kernels.segmentation.exporting import checking, command
+from maskattn_kernels.segmentation.exporting.int8 import LessAccurate
 
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")

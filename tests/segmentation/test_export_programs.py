@@ -18,8 +18,8 @@ import maskattn_kernels
 from maskattn_kernels import backends, cli
 from maskattn_kernels.segmentation import Checkpoint, Classes, SegmentationNetwork, export, predict
 from maskattn_kernels.segmentation.checkpoint_files import digest
-from maskattn_kernels.segmentation.export import checking
-from maskattn_kernels.segmentation.export.programs import EXTRA_FILE
+from maskattn_kernels.segmentation.exporting import checking
+from maskattn_kernels.segmentation.exporting.programs import EXTRA_FILE
 from maskattn_kernels.segmentation.runtimes import Exported
 
 SIZE = (24, 32)
@@ -147,6 +147,7 @@ def test_predict_takes_onnx_files(tmp_path: Path) -> None:
         ({"runtime": "openvino", "exported": "file"}, r'^runtime: expected "torch" for .*"pt2"'),
         ({"exported": "file", "precision": "bfloat16"}, "^precision: expected float32 with the"),
         ({"exported": "file", "compile": True}, "^compile: expected none with an exported file"),
+        ({"exported": "file", "device": "meta"}, "^device: expected cpu with an exported file"),
         ({"exported": "file", "keep": 0.5}, "^keep: expected none with an exported file"),
         ({"exported": "other"}, "^exported: expected a file made of this checkpoint, got other$"),
     ],

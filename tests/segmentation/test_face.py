@@ -41,6 +41,12 @@ def brought_by(extra: str) -> set[str]:
     return {IMPORT_NAMES[name] for name in names if name in IMPORT_NAMES}
 
 
+def test_no_public_name_is_that_of_a_module() -> None:
+    """An import of the module would take the place of the name."""
+    modules = {path.stem for path in Path(segmentation.__file__).parent.iterdir()}
+    assert not modules & set(segmentation.__all__)
+
+
 def test_every_public_name_is_there_and_typed() -> None:
     assert list(segmentation.__all__) == sorted(
         segmentation.__all__, key=lambda n: (n != "VOID", n)

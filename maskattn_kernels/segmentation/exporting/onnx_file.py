@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from maskattn_kernels.models.lowering import lowered
-from maskattn_kernels.segmentation.export.graph import ImageToLabels
-from maskattn_kernels.segmentation.export.tensorrt import with_types_of_tensorrt
+from maskattn_kernels.segmentation.exporting.graph import (
+    ImageToLabels,
+    dynamic_shapes,
+    example_image,
+)
+from maskattn_kernels.segmentation.exporting.tensorrt import with_types_of_tensorrt
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 
 __all__ = ["METADATA", "OPSET", "half_weights", "write_onnx"]
@@ -25,28 +28,14 @@ OPSET = 20
 _LEAST = 64  # values of a weight that is worth a cast
 
 
-def write_onnx(
-    path: Path,
-    network: SegmentationNetwork,
-    image: Tensor,
-    names: tuple[str, ...],
-    layout: str,
-    *,
-    dynamic_batch: bool,
-    half: bool,
-    description: dict[str, Any],
-) -> None:
+def write_onnx(path: Path, network: SegmentationNetwork, description: dict[str, Any]) -> None:
     """Write a network as one file in ONNX.
 
     Args:
         path: of the file.
         network: in eval mode; its masks become part of the graph, see `lowered`.
-        image: uint8, of the shape of the input.
-        names: of the outputs, see `output_names`.
-        layout: of the image, in `LAYOUTS`.
-        dynamic_batch: whether batches have any size; else that of ``image``.
-        half: keep weights in float16, from which the graph makes float32: half the file.
-        description: kept in the metadata, as JSON.
+        description: as in ``export.json``, which says the form of the file and is kept in its
+            metadata as JSON. With "precision" "fp16", weights are in float16.
 
     Raises:
         ValueError: a selector cannot be lowered, or a weight is too large for float16.
@@ -55,27 +44,24 @@ def write_onnx(
     import onnx
     import onnxscript  # noqa: F401  # so that a missing one is told before the work
 
-    channels_first = image.permute(0, 3, 1, 2) if layout == "nhwc" else image
-    graph = ImageToLabels(lowered(network, channels_first[:1]), names, layout).eval()
-    if dynamic_batch and len(image) == 1:
-        image = torch.cat([image, image])  # a size of 1 would be taken for a constant
-    shapes = {"image": {0: torch.export.Dim("batch")}} if dynamic_batch else None
+    first = torch.zeros(1, 3, *description["size"], dtype=torch.uint8)
+    graph = ImageToLabels(lowered(network, first), description).eval()
     with _quiet(), torch.no_grad():
         torch.onnx.export(
             graph,
-            (image,),
+            (example_image(description),),
             path,
             input_names=["image"],
-            output_names=list(names),
+            output_names=description["outputs"],
             opset_version=OPSET,
-            dynamic_shapes=shapes,
+            dynamic_shapes=dynamic_shapes(description),
             dynamo=True,
             external_data=False,
             verbose=False,
         )
     model = onnx.load(path)
     with_types_of_tensorrt(model)
-    if half:
+    if description["precision"] == "fp16":
         half_weights(model)
     model.producer_name = "maskattn_kernels"
     # Names of the exporter, with the folders of this machine, are of no use elsewhere.

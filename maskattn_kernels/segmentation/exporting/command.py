@@ -10,12 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from maskattn_kernels import __version__
 from maskattn_kernels.common.atomic import new_folder
 from maskattn_kernels.common.command_line import Parser, fraction, positive
-from maskattn_kernels.common.commit import git_commit
+from maskattn_kernels.common.commit import own_commit
 from maskattn_kernels.common.text import quoted
 from maskattn_kernels.models.selector_dial import Keep
 from maskattn_kernels.segmentation.checkpoint_files import digest, weights_file
@@ -24,16 +22,12 @@ from maskattn_kernels.segmentation.data.arguments import add_data_arguments, ope
 from maskattn_kernels.segmentation.data.frame import as_size
 from maskattn_kernels.segmentation.data.opening import SPLITS
 from maskattn_kernels.segmentation.data.sample import SegmentationDataset
-from maskattn_kernels.segmentation.export.checking import Check, check, read_images
-from maskattn_kernels.segmentation.export.graph import LAYOUTS, output_names
-from maskattn_kernels.segmentation.export.int8 import MAX_DROP, accuracy, check_drop, quantise
-from maskattn_kernels.segmentation.export.onnx_file import write_onnx
-from maskattn_kernels.segmentation.export.programs import (
-    compile_program,
-    exported_program,
-    write_program,
-)
-from maskattn_kernels.segmentation.export.tensorrt import faults_of
+from maskattn_kernels.segmentation.exporting.checking import Check, check, read_images
+from maskattn_kernels.segmentation.exporting.graph import LAYOUTS, output_names
+from maskattn_kernels.segmentation.exporting.int8 import MAX_DROP, accuracy, check_drop, quantise
+from maskattn_kernels.segmentation.exporting.onnx_file import write_onnx
+from maskattn_kernels.segmentation.exporting.programs import compile_program, write_program
+from maskattn_kernels.segmentation.exporting.tensorrt import faults_of
 from maskattn_kernels.segmentation.model.dialed import add_dial_arguments
 from maskattn_kernels.segmentation.runtimes import (
     DESCRIPTION,
@@ -108,7 +102,7 @@ def export(
         >>> from maskattn_kernels.segmentation import export
         >>> export("nuclei", "out/nuclei-onnx", 256, precision="fp8")
         Traceback (most recent call last):
-        ValueError: precision: expected "fp32", "fp16" with the format "onnx", got "fp8"
+        ValueError: precision: expected "fp32", "fp16", "int8" with the format "onnx", got "fp8"
     """
     size, out = as_size(size), Path(out)
     for name, value, allowed in (("format", format, tuple(FORMATS)), ("layout", layout, LAYOUTS)):
@@ -130,7 +124,6 @@ def export(
         trained = as_checkpoint(checkpoint)
         turned = trained.with_masks(keep, selector)
         network = turned.network.cpu().eval()
-        names = output_names(network, labels_only)
         description: dict[str, Any] = {
             "format": 1,
             "kind": format,
@@ -139,7 +132,7 @@ def export(
             "size": list(size),
             "batch": batch,
             "layout": layout,
-            "outputs": list(names),
+            "outputs": list(output_names(network, labels_only)),
             "checkpoint": None if isinstance(checkpoint, Checkpoint) else str(checkpoint),
             "weights_sha256": digest(trained.network.state_dict()),
             "licence": None if isinstance(checkpoint, Checkpoint) else _licence(checkpoint),
@@ -148,26 +141,11 @@ def export(
             "selector": network.config["selector"],
             "keep": network.config["keep"],
             "maskattn_kernels": __version__,
-            "commit": git_commit(Path(__file__).parent),
+            "commit": own_commit(),
         }
-        shape = (batch or 1, *size, 3) if layout == "nhwc" else (batch or 1, 3, *size)
-        file, image = folder / description["file"], torch.zeros(shape, dtype=torch.uint8)
-        if format == "onnx":
-            half, dynamic = precision == "fp16", batch is None
-            write_onnx(
-                file,
-                network,
-                image,
-                names,
-                layout,
-                dynamic_batch=dynamic,
-                half=half,
-                description=description,
-            )
-        else:
-            program = exported_program(network, image, names, layout, batch is None)
-            write = {"pt2": write_program, "aoti": compile_program}[format]
-            write(file, program, description)
+        file = folder / description["file"]
+        write = {"onnx": write_onnx, "pt2": write_program, "aoti": compile_program}[format]
+        write(file, network, description)
         _write(folder, description)
         if data is not None and calibrate is not None and precision == "int8":
             exact = accuracy(turned, data, folder)
