@@ -160,6 +160,8 @@ def test_command_measures_a_checkpoint_at_its_own_size(capsys):
         (["--preset", "edge"], "--size: expected together with --preset"),
         (["--preset", "huge", "--size", "9", "9"], 'preset: expected one of "paper"'),
         (["--preset", "edge", "--size", "9", "9", "--set", "a=1"], "an option of a network"),
+        (["--preset", "edge", "--size", "9", "9", "--set", "arch=frm"], "an option of a network"),
+        (["--checkpoint", "nuclei", "--classes", "3"], "--classes, --set: expected with --preset"),
         (["--preset", "edge", "--size", "9", "9", "--set", "grid=8"], "grid: expected None, as"),
     ],
 )

@@ -26,10 +26,10 @@ def main(argv: Sequence[str]) -> int:
     )
     add = parser.add_argument
     add("--checkpoint", help="folder as `maskattn train` leaves, or hf:owner/name")
-    add("--arch", choices=ARCHITECTURES, default="unet", help="of a preset (default unet)")
+    add("--arch", choices=ARCHITECTURES, help="of a preset (default unet)")
     presets = "; ".join(f"{name}: {', '.join(a.presets)}" for name, a in ARCHITECTURES.items())
     add("--preset", help=presets)
-    add("--classes", type=positive, default=19, help="of a preset (default 19)")
+    add("--classes", type=positive, help="of a preset (default 19)")
     add("--set", type=key_value, action="append", default=[], metavar="KEY=VALUE",
         help="an option of a preset's network, such as grid=8; can be given again")  # fmt: skip
     add("--size", type=positive, nargs=2, metavar=("HEIGHT", "WIDTH"),
@@ -43,6 +43,8 @@ def main(argv: Sequence[str]) -> int:
     if (given.checkpoint is None) == (given.preset is None):
         parser.error("expected one of --checkpoint and --preset")
     if given.checkpoint is not None:
+        if given.arch or given.classes or given.set:
+            parser.error("--arch, --classes, --set: expected with --preset, not with --checkpoint")
         checkpoint = Checkpoint.from_pretrained(given.checkpoint)
         network, size = checkpoint.network, given.size or checkpoint.size
     else:
@@ -61,8 +63,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _of_preset(given: Namespace) -> SegmentationNetwork:
     options = {"task": "semantic", **dict(given.set)}
-    known = signature(SegmentationNetwork).parameters
+    known = signature(SegmentationNetwork).parameters.keys() - {"classes", "arch", "preset"}
     for name in options:
         if name not in known:
             raise ValueError(f"set: expected an option of a network, such as grid, got {name!r}")
-    return SegmentationNetwork(given.classes, arch=given.arch, preset=given.preset, **options)
+    arch, classes = given.arch or "unet", given.classes or 19
+    return SegmentationNetwork(classes, arch=arch, preset=given.preset, **options)
