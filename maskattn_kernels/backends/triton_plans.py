@@ -163,9 +163,14 @@ def call(
     plan = make(*inputs, *more)
     results = plan.first(inputs, scale)
     if len(_PLANS) >= MOST_PLANS:
-        _PLANS.clear()
+        forget()
     _PLANS[key] = plan
     return results
+
+
+def forget() -> None:
+    """The next call of each kind goes through the JIT again."""
+    _PLANS.clear()
 
 
 def _watched() -> bool:

@@ -108,7 +108,7 @@ def shortlist(
     Returns:
         at most ``most`` tiles, and why the others were dropped, by tile.
     """
-    from maskattn_kernels.backends import triton_compile
+    from maskattn_kernels.backends import triton_compile, triton_plans
 
     kernel, dtype, head_dim, _ = entry
     case = replace(entry_case(*entry), device="cpu")
@@ -117,6 +117,7 @@ def shortlist(
     ranks: dict[tuning.Config, tuple[bool, int]] = {}
     dropped = {}
     for tile in candidates(kernel, arch, BITS[dtype], head_dim, tuning.SHARED_MEMORY[arch]):
+        triton_plans.forget()
         function.device_caches.clear()  # after the call it holds this tile's kernel alone
         try:
             with tuning.forced(kernel, tile):

@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Measuring tiles: which are tried, what is printed, and, in the interpreter, the measurement."""
 
+import json
+from pathlib import Path
+
 import pytest
+import torch
 from harness import INTERPRETED
+from stub_driver import using
 
 from maskattn_kernels.backends.tuning import KERNELS, Config, choose_config, forced, refuse
 from maskattn_kernels.benchmark import tune
@@ -33,6 +38,38 @@ def test_a_forced_tile_is_taken_until_the_end() -> None:
         assert choose_config("dq", "sm_90", 16, 64, 10**6, 132) != (32, 32, 4, 2)
         raise KeyError
     assert choose_config("fwd", "sm_90", 16, 64, 10**6, 132) == usual
+
+
+def rows(tiles: list[Config]) -> list[dict]:
+    return [{"entry": ["dkdv", "bfloat16", 64, "small"], "tiles": tiles, "dropped": {}}]
+
+
+def test_a_shortlist_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "tiles.json"
+    path.write_text(json.dumps(rows([Config(64, 64, 4, 2)])))
+    listed = tune.read_shortlist(path)
+    assert listed == {("dkdv", "bfloat16", 64, "small"): [Config(64, 64, 4, 2)]}
+    assert set(listed) <= set(tune.entries(["bfloat16"]))
+    path.write_text("{}")
+    assert tune.read_shortlist(path) == {}
+    path.write_text('[{"tiles": 3}]')
+    with pytest.raises(ValueError, match=r"--tiles: .*expected a list of tools/gpu_kernels.py"):
+        tune.read_shortlist(path)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="Triton's interpreter compiles nothing")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: no need for a stub")
+def test_tiles_are_compiled_and_sifted_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    good, spills, broken = Config(32, 64, 4, 2), Config(64, 64, 4, 2), Config(24, 64, 4, 2)
+    monkeypatch.setattr(tune, "candidates", lambda *_: [spills, good, broken])
+    with using("sm_90"):
+        tiles, dropped = tune.shortlist(("dkdv", "bfloat16", 64, "small"), "sm_90")
+        none, others = tune.shortlist(("dkdv", "bfloat16", 64, "small"), "sm_90", most=0)
+    assert tiles == [good]
+    assert none == [] and others[str(tuple(good))] == "others are more likely"
+    assert "spills" in dropped[str(tuple(spills))]
+    assert dropped[str(tuple(broken))]
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1, as `make test` sets it")

@@ -22,7 +22,8 @@ DEFAULTS = [j for j in tiles.jobs() if j.default and (j.dtype == "bf16" or j.arc
 
 def name(job: Any) -> str:
     tile = f"{job.config.block_m}x{job.config.block_n}"
-    return f"{job.kernel}-{job.arch}-{job.dtype}-{job.head_dim}-{tile}"
+    kind = "-keys" if job.keys_alone else ""
+    return f"{job.kernel}{kind}-{job.arch}-{job.dtype}-{job.head_dim}-{tile}"
 
 
 @pytest.mark.parametrize("job", DEFAULTS, ids=name)
