@@ -6,6 +6,7 @@ ONNX Runtime and OpenVINO run ONNX files, torch the other formats.
 """
 
 import json
+import threading
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -185,9 +186,12 @@ def _openvino(path: Path, dtype: torch.dtype) -> Session:
         "PERFORMANCE_HINT": "LATENCY",
     }
     compiled = openvino.Core().compile_model(str(path), "CPU", settings)
-    request = compiled.create_infer_request()
+    own = threading.local()  # a request runs in one thread at a time
 
     def run(images: np.ndarray) -> list[np.ndarray]:
+        if not hasattr(own, "request"):
+            own.request = compiled.create_infer_request()
+        request = own.request
         request.infer({0: images}, share_inputs=True)
         return [request.get_output_tensor(i).data.copy() for i in range(len(compiled.outputs))]
 

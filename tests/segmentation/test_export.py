@@ -4,6 +4,7 @@
 import json
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,17 @@ def test_smaller_images_are_padded_and_larger_ones_refused(plain_file: Path) -> 
     assert torch.allclose(run(image[..., :24, :40]).semantic, expected, atol=1e-3)
     with pytest.raises(ValueError, match=r"^exported: .* 32 x 48 pixels, .* \(--tiles 32x48\)$"):
         run(torch.zeros(1, 3, 33, 48, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_threads_share_a_file(plain_file: Path, runtime: str) -> None:
+    """As `predict` calls it: two batches at a time."""
+    pytest.importorskip(runtime, reason=f"{runtime} is not installed")
+    run, images = Exported(plain_file, runtime), pictures(1)
+    expected = run.batch(images)["logits"]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(run.batch, [images] * 40))
+    assert all(np.allclose(made["logits"], expected, atol=1e-4) for made in results)
 
 
 def test_labels_are_the_highest_logits(plain_file: Path) -> None:

@@ -52,7 +52,7 @@ def test_convolutions_are_quantised_and_the_cost_is_measured(
     assert len(quantised) > 8
     # The mask heads, whose logits choose the tokens, and the heads, whose logits choose the class.
     heads = [name for name in exact if "mask_head" in name or "query_head" in name]
-    assert len(heads) == 4 and len(exact) == 6
+    assert len(heads) == 4 and len(exact) == 7  # and the one that reads the image
     inputs = model.graph.input[0].type.tensor_type
     assert inputs.elem_type == onnx.TensorProto.UINT8
     assert {entry.key for entry in model.metadata_props} >= {"maskattn"}
