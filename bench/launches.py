@@ -10,7 +10,6 @@ thread, the least of many repeats; a machine with other load gives the same with
 
 import argparse
 import datetime
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ sys.path.insert(0, str(ROOT / "tests" / "support"))
 from stub_driver import launches, using  # noqa: E402
 
 from maskattn_kernels.benchmark.machine import machine_facts  # noqa: E402
+from maskattn_kernels.benchmark.rows import save  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results"
 REPEATS, CALLS = 15, 200
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = given.out or RESULTS / f"{now:%Y%m%d-%H%M%S}-launches.json"
     calls = measure(given.arch)
     found = {"machine": machine_facts(), "arch": given.arch, "calls": calls}
-    out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    save(found, out)
     for name, row in calls.items():
         print(f"{name:26} {row['launches']} launches {row['seconds'] * 1e6:6.1f} us")
     print(f"written: {out}")

@@ -111,6 +111,7 @@ def page_blocks() -> dict[str, str]:
     return blocks(latest()) | {
         "inference": inference_table(newest),
         "overhead": overhead_table(max(RESULTS.glob("*-overhead.json"))),
+        "launches": launches_table(max(RESULTS.glob("*-launches.json"))),
         "other processors": others or "No other processor was measured.",
     }
 
@@ -132,6 +133,20 @@ def inference_table(path: Path) -> str:
     return (
         table(["network", "step", "CPU time", "of the network as it is"], lines)
         + f"\n\nMeasured on: {processor(machine)}. Run: {where}."
+    )
+
+
+def launches_table(path: Path) -> str:
+    """What a call of the Triton backend costs the host, and where it was measured."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    lines = [
+        [name, str(row["launches"]), duration(row["seconds"])]
+        for name, row in found["calls"].items()
+    ]
+    where = f"[`{path.name}`](../bench/results/{path.name})"
+    return (
+        table(["call", "launches", "time of the host"], lines)
+        + f"\n\nMeasured on: {processor(found['machine'])}. Run: {where}."
     )
 
 
