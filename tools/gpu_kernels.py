@@ -39,6 +39,9 @@ def prepare(cache: Path) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     for folder in ("tests/support", "tests/ops", "tests/kernels", ""):
         sys.path.insert(0, str(ROOT / folder))
+    from stub_driver import load
+
+    load()
 
 
 def calls_of_tests() -> Iterator[Callable[[], object]]:

@@ -20,10 +20,6 @@ from unittest.mock import patch
 
 from repository import ROOT, SUPPORT
 
-from maskattn_kernels.backends import triton_ops
-from maskattn_kernels.backends.base import SCHEMAS
-from maskattn_kernels.backends.tuning import SHARED_MEMORY
-
 SOURCE = SUPPORT / "stub_cuda.c"
 FOLDER = ROOT / "build" / "stub"
 ARCHS = {"sm_80": 108, "sm_90": 132, "sm_100": 148}  # as in stub_cuda.c: GPU 0, 1, 2
@@ -59,8 +55,11 @@ def build() -> Path:
 
 
 @cache
-def _library() -> ctypes.CDLL:
-    """The stub, loaded: by its soname it is what every later dlopen of libcuda.so.1 finds."""
+def load() -> ctypes.CDLL:
+    """The stub: by its soname it is what every later dlopen of libcuda.so.1 finds.
+
+    To be called before torch is imported where torch is built with CUDA, and may load the driver's.
+    """
     if "libcuda.so" in Path("/proc/self/maps").read_text():
         raise RuntimeError(
             "stub_driver: expected a process without libcuda, got one that loaded it"
@@ -76,7 +75,7 @@ def _library() -> ctypes.CDLL:
 @cache
 def _driver() -> Any:
     """A driver of Triton for the GPUs of the stub."""
-    library = _library()
+    library = load()
     from triton.backends.compiler import GPUTarget
     from triton.backends.nvidia.driver import CudaDriver, CudaLauncher, CudaUtils
 
@@ -106,6 +105,9 @@ def _driver() -> Any:
 @cache
 def _ops_on_cpu_tensors() -> None:
     """The ops of the Triton backend get an implementation for the CPU, as in the interpreter."""
+    from maskattn_kernels.backends import triton_ops
+    from maskattn_kernels.backends.base import SCHEMAS
+
     for name in (*SCHEMAS, "infer"):
         triton_ops._LIBRARY.impl(f"triton_{name}", triton_ops._loading(name), "CPU")
 
@@ -117,9 +119,12 @@ def using(arch: str) -> Iterator[ctypes.CDLL]:
     Raises:
         RuntimeError: another libcuda is loaded, or Triton runs in its interpreter.
     """
+    from maskattn_kernels.backends import triton_ops
+    from maskattn_kernels.backends.tuning import SHARED_MEMORY
+
     if triton_ops.INTERPRETED:
         raise RuntimeError("stub_driver: expected compiled kernels, got TRITON_INTERPRET")
-    library = _library()
+    library = load()
     from triton.runtime import driver
 
     from maskattn_kernels.backends import triton_choices
