@@ -86,14 +86,14 @@ class Run:
         row: what changes.
         seed: of weights, order and draws.
         changes: arguments of ``maskattn train`` beside those of base.yaml.
-        needs: names of runs that must be finished before.
+        teacher: name of the run to go on from, with what it predicts on all training images.
     """
 
     table: str
     row: str
     seed: int
     changes: tuple[str, ...]
-    needs: tuple[str, ...] = ()
+    teacher: str | None = None
 
     @property
     def name(self) -> str:
@@ -105,10 +105,19 @@ class Run:
         return self.table.partition("-")[0]
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of runs that must be finished before."""
+        return () if self.teacher is None else (self.teacher,)
+
+    @property
     def options(self) -> list[str]:
         """Arguments of ``maskattn train``."""
-        base = ["--config", str(HERE / f"{self.data}.yaml"), "--root", str(DATA / self.data)]
-        return [*base, *self.changes, f"--seed={self.seed}"]
+        options = ["--config", str(HERE / f"{self.data}.yaml"), "--root", str(DATA / self.data)]
+        options += [*self.changes, f"--seed={self.seed}"]
+        if self.teacher is not None:
+            options.append(f"--init_from={WORK / self.teacher / 'best'}")
+            options.append(f"--unlabelled={DATA / self.data / 'train' / 'images'}")
+        return options
 
 
 def small(size: str, encoder: str, masks: str, seed: int) -> Run:
@@ -125,9 +134,7 @@ def few(start: str, count: int | None, seed: int) -> Run:
     if start != "self":
         return Run("camvid-few", row, seed, (*changes, *ENCODERS[start]["128"]))
     teacher = f"camvid-few-pretrained-{count or 'all'}-seed{seed}"
-    images = DATA / "camvid" / "train" / "images"
-    taught = (f"--init_from={WORK / teacher / 'best'}", f"--unlabelled={images}")
-    return Run("camvid-few", row, seed, (*changes, *taught), (teacher,))
+    return Run("camvid-few", row, seed, changes, teacher)
 
 
 def runs() -> Iterator[Run]:
