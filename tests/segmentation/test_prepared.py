@@ -167,7 +167,7 @@ def test_commands_take_a_precision_and_tell_it(
     out = tmp_path / "out"
     arguments = [str(images), "--checkpoint", str(tmp_path / "checkpoint"), "--out", str(out)]
     assert prediction.main([*arguments, "--panels", "0", "--precision", "bfloat16"]) == 0
-    assert " in bfloat16: " in capsys.readouterr().out
+    assert " in bfloat16 by torch " in capsys.readouterr().out
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["precision"], summary["compiled"]) == ("bfloat16", False)
     assert CLASSES.names == checkpoint.classes.names
