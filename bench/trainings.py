@@ -199,10 +199,10 @@ def parser_of(study: Study, description: str) -> tuple[argparse.ArgumentParser, 
     return parser, commands
 
 
-def command_line(study: Study, description: str, argv: Sequence[str] | None) -> int:
+def command_line(study: Study, description: str) -> int:
     """The whole command of a study that has no commands of its own; its exit status."""
     parser, _ = parser_of(study, description)
-    given = parser.parse_args(argv)
+    given = parser.parse_args()
     try:
         return execute(study, given)
     except ValueError as error:

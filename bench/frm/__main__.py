@@ -24,9 +24,9 @@ from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 def told(run: Run, folder: Path) -> Record:
     """Scores and costs, also of the network masked afterwards if it was trained with all tokens."""
     checkpoint = Checkpoint.from_pretrained(folder / "best")
+    dataset = open_dataset("folder", DATA / run.data, "val")
     afterwards: list[Record] = []
     for selector, keep in MASKED_AFTERWARDS if attends_to_all(run) else ():
-        dataset = open_dataset("folder", DATA / run.data, "val")
         found = evaluate(checkpoint, dataset, batch_size=4, selector=selector, keep=keep)
         mean = found["original size"]["mean"]
         dial = checkpoint.with_masks(keep, selector)
@@ -45,4 +45,4 @@ STUDY = Study("bench.frm", tuple(runs()), TABLE, told, in_short, ROOT / "docs/fr
 
 
 if __name__ == "__main__":
-    sys.exit(command_line(STUDY, str(__doc__), None))
+    sys.exit(command_line(STUDY, str(__doc__)))

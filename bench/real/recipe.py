@@ -113,4 +113,4 @@ STUDY = Study(
 
 
 if __name__ == "__main__":
-    sys.exit(command_line(STUDY, str(__doc__), None))
+    sys.exit(command_line(STUDY, str(__doc__)))

@@ -100,7 +100,6 @@ def plan_bwd(
     )  # fmt: skip
     launches = [delta, dkdv]
     if splits > 1:
-        block = small_block(d)
         launches.append(
             Launch(
                 combine_keys_kernel, b * hkv * triton.cdiv(nk, block),
