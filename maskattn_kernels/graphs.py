@@ -14,6 +14,8 @@ __all__ = ["warm_up"]
 def warm_up(query: Tensor, key: Tensor, value: Tensor, **call: Any) -> None:
     """Runs a call once, forward and backward, so that a CUDA graph can capture it next.
 
+    Under `torch.no_grad()` it runs forward only.
+
     The first call of a kind compiles and loads its kernels, which a stream that is being captured
     may refuse. A kind is what shapes, strides and dtypes say: call it with the tensors that will be
     captured, or with others like them. It waits for the device; nothing of the results is kept.
@@ -42,8 +44,8 @@ def warm_up(query: Tensor, key: Tensor, value: Tensor, **call: Any) -> None:
     """
     with torch.no_grad():
         masked_attention(query, key, value, **call)
-    inputs = [t.detach().requires_grad_() for t in (query, key, value)]
-    with torch.enable_grad():
+    if torch.is_grad_enabled():
+        inputs = [t.detach().requires_grad_() for t in (query, key, value)]
         results = masked_attention(*inputs, **call)
         results = (results,) if isinstance(results, Tensor) else results
         torch.autograd.grad(results, inputs, [torch.zeros_like(t) for t in results])

@@ -35,6 +35,7 @@ from maskattn_kernels.torch_compat import (
     in_functorch,
     in_jit_trace,
 )
+from maskattn_kernels.validation import wants_gradients
 
 Selection = Tensor | TokenIndex | None  # a bool mask (B | 1, H | 1, N), its TokenIndex, or all
 
@@ -141,9 +142,7 @@ def _is_traced() -> bool:
 
 
 def _has_derivative(*inputs: Tensor | None) -> bool:
-    return in_forward_mode() or (
-        torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-    )
+    return in_forward_mode() or wants_gradients(*inputs)
 
 
 def _lists(

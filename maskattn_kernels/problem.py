@@ -23,3 +23,4 @@ class Problem(NamedTuple):
     head_dim: int
     dtype: torch.dtype  # of query, key and value
     device_type: str  # "cpu", "cuda", "meta", ...
+    gradients: bool = False  # whether autograd may ask for some

@@ -66,8 +66,15 @@ def validated(
         check_selection("query_mask", query_mask, batch, heads, query_len, device)
     if key_bias is not None:
         _check_key_bias(key_bias, batch, kv_heads, key_len, device)
-    problem = Problem(batch, heads, kv_heads, query_len, key_len, head_dim, dtype, device.type)
+    sizes = (batch, heads, kv_heads, query_len, key_len, head_dim)
+    gradients = wants_gradients(query, key, value, key_bias)
+    problem = Problem(*sizes, dtype, device.type, gradients)
     return problem, _checked_scale(scale, problem)
+
+
+def wants_gradients(*inputs: Tensor | None) -> bool:
+    """Whether autograd may ask for gradients of these inputs."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
 
 
 def _check_dense(name: str, t: Any) -> None:

@@ -10,7 +10,6 @@ is read by the cuobjdump of the CUDA toolkit or of triton.
 """
 
 import argparse
-import importlib.util
 import os
 import re
 import shutil
@@ -28,11 +27,13 @@ from maskattn_kernels.backends.machine_code import (
     cells,
     common_faults,
     count,
+    find_tool,
     read_cubin,
 )
 
 SOURCES = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
 ARCHS = ("sm_80", "sm_90", "sm_100", "sm_120")
+NO_CUOBJDUMP = "no cuobjdump: it comes with the CUDA toolkit and with triton"
 TILED = ("fwd_kernel", "dq_kernel", "dkdv_kernel")
 
 
@@ -50,16 +51,7 @@ def missing() -> str:
     """What is not here to compile and to look inside; empty if nothing."""
     if not shutil.which("nvcc"):
         return "no nvcc"
-    return (
-        "" if _tool("cuobjdump") else "no cuobjdump: it comes with the CUDA toolkit and with triton"
-    )
-
-
-def _tool(name: str) -> str | None:
-    triton = importlib.util.find_spec("triton")
-    folders = [Path(p) for p in triton.submodule_search_locations or []] if triton else []
-    wheels = [str(folder / "backends" / "nvidia" / "bin") for folder in folders]
-    return shutil.which(name) or shutil.which(name, path=os.pathsep.join(wheels))
+    return "" if find_tool("cuobjdump") else NO_CUOBJDUMP
 
 
 def compile_source(source: Path, arch: str, flags: tuple[str, ...] = ()) -> list[Kernel]:
@@ -75,7 +67,7 @@ def compile_source(source: Path, arch: str, flags: tuple[str, ...] = ()) -> list
             raise RuntimeError(f"{source.name} for {arch}: {run.stderr.strip()}")
         return [
             Kernel(arch=arch, name=_readable(symbol), **facts, **_addresses(code))
-            for symbol, code, facts in read_cubin(cubin, _tool("cuobjdump") or "cuobjdump")
+            for symbol, code, facts in read_cubin(cubin, find_tool("cuobjdump") or "cuobjdump")
         ]
 
 

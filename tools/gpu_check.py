@@ -36,6 +36,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / "build" / "triton"
+FA4_CACHE = ROOT / "build" / "fa4_kernels"
 PYTHON = [sys.executable]
 PYTEST = [*PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 GPU_TESTS = ["-m", "gpu"]
@@ -55,10 +56,12 @@ for tokens, head_dim in ((16384, 64), (4096, 128)):
 torch.cuda.synchronize()
 """
 FACTS = """
-import importlib.util, json, platform
+import importlib.metadata, importlib.util, json, platform
 import torch
 found = {"python": platform.python_version(), "torch": torch.__version__}
 found["cuda"] = torch.version.cuda
+if any(importlib.metadata.distributions(name="flash-attn-4")):
+    found["flash-attn-4"] = importlib.metadata.version("flash-attn-4")
 if importlib.util.find_spec("triton"):
     import triton
     found["triton"] = triton.__version__
@@ -106,7 +109,7 @@ def stages(out: Path, arch: str) -> list[list[Step]]:
 
     few = ["tests/ops/test_masked_attention.py", "-k", "n65"]
     rest = [f"tests/{folder}" for folder in ("ops", "nn", "kernels")]
-    done = ("ops/test_masked_attention", "ops/test_sweep", "kernels/test_gpu")
+    done = ("ops/test_masked_attention", "ops/test_sweep", "kernels/test_gpu", "kernels/test_fa4")
     rest += [f"--ignore=tests/{name}.py" for name in done]
     build = [*PYTHON, *"-m pip install -q --no-build-isolation --no-deps -e .".split()]
     one_call = ["--cache", str(CACHE.parent / "rehearsal"), "--processes", "1", "--calls", "1"]
@@ -123,6 +126,7 @@ def stages(out: Path, arch: str) -> list[list[Step]]:
         [measured("small", 200, "--device", "cuda", "--grid", "small")],
         [tests("sweep", 150, "tests/ops/test_sweep.py", environment={"MASKATTN_SWEEP": SWEEP})],
         [tests("rest", 90, *rest)],
+        [tests("fa4", 90, "tests/kernels/test_fa4.py")],
         [tests("memcheck", 90, *few, before=[*sanitizer, "memcheck"], processes=1)],
         [tests("racecheck", 90, *few, before=[*sanitizer, "racecheck"], processes=1)],
         [Step("candidates", 200, [*kernels, "--only", "tiles"], [*kernels, "--help"])],
@@ -132,7 +136,7 @@ def stages(out: Path, arch: str) -> list[list[Step]]:
     ]  # fmt: skip
 
 
-DEFAULT = "build,kernels,cases,gpu,small,sweep,rest,memcheck,racecheck,candidates,tune"
+DEFAULT = "build,kernels,cases,gpu,small,sweep,rest,fa4,memcheck,racecheck,candidates,tune"
 
 
 def versions() -> dict[str, object]:
@@ -187,6 +191,8 @@ def run(step: Step, command: list[str], limit: float, log: Path) -> dict[str, ob
     start = time.monotonic()
     paths = os.pathsep.join((str(ROOT), str(ROOT / "tests" / "support")))
     more = {"PYTHONUNBUFFERED": "1", "PYTHONPATH": paths, "TRITON_CACHE_DIR": str(CACHE)}
+    more["FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED"] = "1"
+    more["FLASH_ATTENTION_CUTE_DSL_CACHE_DIR"] = str(FA4_CACHE)
     with log.open("wb") as stream:
         try:
             status = subprocess.run(

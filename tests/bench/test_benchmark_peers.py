@@ -2,6 +2,8 @@
 """The peers of the benchmark give the right answer, or say why they leave; the oracle is right."""
 
 import math
+import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -98,9 +100,24 @@ def test_varlen_takes_the_right_rows(variant, mode, monkeypatch):
     test_ragged_masks(variant, mode)
 
 
+@pytest.mark.parametrize("variant", [peers.fa4_varlen, peers.fa4_varlen_no_wait])
+@pytest.mark.parametrize("mode", ["k", "qk"])
+def test_fa4_takes_the_right_rows(variant, mode, monkeypatch):
+    def function(q, k, v, *, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k):
+        return varlen_attn(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k), None
+
+    package, cute = ModuleType("flash_attn"), ModuleType("flash_attn.cute")
+    cute.flash_attn_varlen_func = function
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", cute)
+    test_ragged_masks(variant, mode)
+
+
 def test_varlen_says_why_it_leaves():
     with pytest.raises(peers.Unsupported, match="needs a GPU, and float16"):
         peers.VARLEN.candidates(TINY, make_inputs(TINY))
+    with pytest.raises(peers.Unsupported, match="needs a GPU, and float16"):
+        peers.FA4.candidates(TINY, make_inputs(TINY))
 
 
 @pytest.mark.parametrize("bad", [1e-3, math.nan])

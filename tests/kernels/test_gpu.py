@@ -22,6 +22,8 @@ GPU_TARGETS = [
     for backend in ("triton", "cuda")
     for dtype in (torch.float32, torch.bfloat16)
 ]
+FA4 = Target("fa4", torch.bfloat16, device="cuda")  # computes no gradients
+FORWARD_TARGETS = [*GPU_TARGETS, FA4]
 CASE = Case("gpu", heads=2, query_len=300, key_len=300, bias="normal", keys=0.4, queries=0.5)
 SHORT = replace(CASE, query_len=200, key_len=200)  # one launch, where no gradient is wanted
 REPEATS = 1000
@@ -72,8 +74,21 @@ class Inference(Call):
         return {"out": out, "lse": lse}
 
 
-CALLS = [(Call, CASE), (Inference, CASE), (Inference, SHORT)]
-CALL_NAMES = ["training", "inference", "short-inference"]
+CALLS = {
+    "training": (Call, CASE),
+    "inference": (Inference, CASE),
+    "short-inference": (Inference, SHORT),
+}
+CALLS_ON_TARGETS = [
+    pytest.param(target, *CALLS[name], id=f"{target}-{name}")
+    for target in FORWARD_TARGETS
+    for name in CALLS
+    if target is not FA4 or name != "training"
+]
+KINDS_ON_TARGETS = [
+    pytest.param(target, Inference if target is FA4 else Call, id=str(target))
+    for target in FORWARD_TARGETS
+]
 
 
 def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
@@ -81,8 +96,7 @@ def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
         assert torch.equal(t, b[name]), name
 
 
-@pytest.mark.parametrize(("kind", "case"), CALLS, ids=CALL_NAMES)
-@pytest.mark.parametrize("target", GPU_TARGETS, ids=str)
+@pytest.mark.parametrize(("target", "kind", "case"), CALLS_ON_TARGETS)
 def test_graph_replayed_with_other_masks(target: Target, kind: type[Call], case: Case) -> None:
     """Captured once; every replay answers the masks that are there then."""
     call = kind(target, case)
@@ -126,8 +140,7 @@ def test_the_first_call_after_a_warm_up_can_be_captured(target: Target) -> None:
     assert run.returncode == 0, run.stderr
 
 
-@pytest.mark.parametrize(("kind", "case"), CALLS, ids=CALL_NAMES)
-@pytest.mark.parametrize("target", GPU_TARGETS, ids=str)
+@pytest.mark.parametrize(("target", "kind", "case"), CALLS_ON_TARGETS)
 def test_nothing_waits_for_the_gpu(target: Target, kind: type[Call], case: Case) -> None:
     call = kind(target, case)
     call()
@@ -138,24 +151,24 @@ def test_nothing_waits_for_the_gpu(target: Target, kind: type[Call], case: Case)
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("target", GPU_TARGETS, ids=str)
-def test_a_thousand_repeats(target: Target) -> None:
-    call = Call(target)
+@pytest.mark.parametrize(("target", "kind"), KINDS_ON_TARGETS)
+def test_a_thousand_repeats(target: Target, kind: type[Call]) -> None:
+    call = kind(target)
     first = {name: t.clone() for name, t in call().items()}
     for _ in range(REPEATS):
         assert_equal(call(), first)
 
 
-@pytest.mark.parametrize("target", GPU_TARGETS, ids=str)
-def test_streams_and_threads(target: Target) -> None:
+@pytest.mark.parametrize(("target", "kind"), KINDS_ON_TARGETS)
+def test_streams_and_threads(target: Target, kind: type[Call]) -> None:
     """Eight threads, each on a stream of its own."""
-    right = Call(target)()
+    right = kind(target)()
     torch.cuda.synchronize()
 
     def on_a_stream(_: int) -> None:
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
-            call = Call(target)
+            call = kind(target)
             for _ in range(8):
                 result = call()
         stream.synchronize()
@@ -165,7 +178,7 @@ def test_streams_and_threads(target: Target) -> None:
         list(pool.map(on_a_stream, range(16)))
 
 
-@pytest.mark.parametrize("target", GPU_TARGETS, ids=str)
+@pytest.mark.parametrize("target", FORWARD_TARGETS, ids=str)
 def test_tensors_of_the_last_device(target: Target) -> None:
     """The launch goes where the tensors are, not to the current device."""
     if torch.cuda.device_count() < 2:
@@ -177,7 +190,7 @@ def test_tensors_of_the_last_device(target: Target) -> None:
     assert torch.equal(there.cpu(), here.cpu())
 
 
-@pytest.mark.parametrize("target", GPU_TARGETS, ids=str)
+@pytest.mark.parametrize("target", FORWARD_TARGETS, ids=str)
 def test_offsets_beyond_int32(target: Target) -> None:
     """The last batch item lies 2**31 numbers behind the first."""
     tokens, head_dim = 64, 64

@@ -11,7 +11,7 @@ import torch
 from harness import RanOps, Target
 
 from maskattn_kernels import backends, explain, masked_attention
-from maskattn_kernels.backends import BACKENDS, choose, native
+from maskattn_kernels.backends import BACKENDS, choose, fa4_ops, native
 from maskattn_kernels.backends.base import Backend
 from maskattn_kernels.op_table import OPS
 from maskattn_kernels.problem import Problem
@@ -36,7 +36,7 @@ def run_python(code: str, **env: str) -> str:
 
 def test_records_in_order_of_preference() -> None:
     records = backends()
-    assert [r.name for r in records] == ["cpu", "triton", "cuda", "reference"]
+    assert [r.name for r in records] == ["cpu", "triton", "cuda", "fa4", "reference"]
     for record in records:
         assert record.available != bool(record.reasons)
         assert all("\n" not in reason for reason in record.reasons)
@@ -205,12 +205,12 @@ OUT_OF_TREE = """
 def test_backend_from_outside() -> None:
     """Registered, it is chosen, explained, differentiated and compiled as those of the package."""
     lines = run_python(OUT_OF_TREE).splitlines()
-    names = "('cpu', 'triton', 'cuda', 'reference')"
+    names = "('cpu', 'triton', 'cuda', 'fa4', 'reference')"
     assert lines[0] == "TypeError: backend: expected a Backend, got str"
     assert lines[1].startswith("ValueError: backend: expected the ops maskattn::doubled_select_")
     assert lines[2] == f"ValueError: backend: expected None or one of {names}, got 'nothing'"
     assert lines[3].startswith("ValueError: backend: expected a name other than ('cpu', ")
-    assert lines[4] == "['cpu', 'triton', 'cuda', 'doubled', 'reference']"
+    assert lines[4] == "['cpu', 'triton', 'cuda', 'fa4', 'doubled', 'reference']"
     assert lines[5] == "same gradients"
 
 
@@ -221,6 +221,41 @@ def test_cuda_says_why_not() -> None:
     q = torch.randn(1, 1, 4, 8)
     with pytest.raises(NotImplementedError, match=r"'cuda' cannot run this call: .*got cpu"):
         masked_attention(q, q, q, backend="cuda")
+
+
+def test_fa4_that_is_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fa4_ops, "INSTALLED", False)
+    monkeypatch.setattr(fa4_ops, "MISSING", fa4_ops.missing(False))
+    q = torch.randn(1, 1, 4, 16, dtype=torch.bfloat16)
+    with pytest.raises(NotImplementedError) as caught:
+        masked_attention(q, q, q, backend="fa4")
+    why = "flash_attn is not installed; pip install 'maskattn_kernels[fa4]'"
+    assert str(caught.value).startswith(f"backend: 'fa4' cannot run this call: {why}; ")
+    assert "\n" not in str(caught.value)
+    record = next(record for record in backends() if record.name == "fa4")
+    assert not record.available and record.reasons[0] == why and record.build == {}
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "major", "words"),
+    [
+        (64, 9, ""),
+        (240, 9, ""),
+        (46, 9, "a multiple of 16, got 46"),
+        (256, 10, ""),
+        (144, 10, "up to 128, or 256, on this GPU, got 144"),
+    ],
+)
+def test_head_dims_of_fa4(head_dim: int, major: int, words: str) -> None:
+    problem = Problem(1, 1, 1, 4, 4, head_dim, torch.float16, "cuda")
+    why = fa4_ops.limits(problem, major)
+    assert bool(why) == bool(words) and words in "".join(why)
+
+
+def test_other_limits_of_fa4() -> None:
+    problem = Problem(8, 4, 2, 4, 2**27, 64, torch.float32, "cuda", gradients=True)
+    numbers, rows, gradients = fa4_ops.limits(problem, 9)
+    assert "got torch.float32" in numbers and "2^31" in rows and "torch.no_grad()" in gradients
 
 
 WITH_CUDA = """

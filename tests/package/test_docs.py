@@ -26,7 +26,7 @@ FACES = (
     "maskattn_kernels.segmentation",
 )
 INTERNAL = ("benchmark", "demo", "flops", "ops", "torch_compat")
-NEEDS_TRITON = ("triton_", "tiles")  # modules that can only be imported where it is installed
+NEED_MORE = ("fa4_", "tiles", "triton_")  # modules that need triton or flash-attn-4
 SAME_ARGUMENTS = "Takes the arguments of `"
 
 
@@ -35,7 +35,7 @@ def modules() -> Iterator[ModuleType]:
     yield maskattn_kernels
     for found in pkgutil.walk_packages(maskattn_kernels.__path__, "maskattn_kernels."):
         part, own = found.name.split(".")[1], found.name.rpartition(".")[2]
-        if part not in INTERNAL and not own.startswith(("_", *NEEDS_TRITON)):
+        if part not in INTERNAL and not own.startswith(("_", *NEED_MORE)):
             module = importlib.import_module(found.name)
             if hasattr(module, "__all__"):
                 yield module
