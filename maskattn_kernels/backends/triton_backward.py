@@ -127,6 +127,7 @@ def dkdv_kernel(
     UNIT: tl.constexpr,
     PRECISION: tl.constexpr,
     D: tl.constexpr,
+    D_READ: tl.constexpr,  # of the rows of dout, q, k and v: D, or more where zeros follow
     D_PAD: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -170,7 +171,7 @@ def dkdv_kernel(
             key_bias += b * bias_strides[0] + kv_h * bias_strides[1]
             bias = tl.load(key_bias + keys * bias_strides[2], mask=is_key, other=0.0) * UNIT
             takes_part = is_key & (bias != float("-inf"))
-        kv_mask = tile_mask(takes_part, columns, D, D_PAD)
+        kv_mask = tile_mask(takes_part, columns, D_READ, D_PAD)
         k += b * k_strides[0] + kv_h * k_strides[1]
         v += b * v_strides[0] + kv_h * v_strides[1]
         k_tile = load_rows(k, keys, k_strides, columns, kv_mask)
@@ -199,7 +200,7 @@ def dkdv_kernel(
                 )
                 delta = tl.load(deltas + places_of_head + query_places, mask=in_index, other=0.0)
                 queries, _ = selected_rows(index, query_places, end, nq, HAS_QUERY_INDEX)
-                q_mask = tile_mask(lse != float("inf"), columns, D, D_PAD)
+                q_mask = tile_mask(lse != float("inf"), columns, D_READ, D_PAD)
                 q_tile = load_rows(q_head, queries, q_strides, columns, q_mask)
                 s = dot(
                     k_tile, tl.trans(q_tile), tl.zeros((BLOCK_N, BLOCK_M), tl.float32), PRECISION
@@ -265,6 +266,7 @@ def dq_kernel(
     UNIT: tl.constexpr,
     PRECISION: tl.constexpr,
     D: tl.constexpr,
+    D_READ: tl.constexpr,  # of the rows of dout, q, k and v: D, or more where zeros follow
     D_PAD: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -300,7 +302,7 @@ def dq_kernel(
         lse = tl.load(lses + of_head, mask=in_index, other=float("inf"))
         delta = tl.load(deltas + of_head, mask=in_index, other=0.0)
         queries, is_query = selected_rows(query_index, places, query_count, nq, HAS_QUERY_INDEX)
-        q_mask = tile_mask(lse != float("inf"), columns, D, D_PAD)
+        q_mask = tile_mask(lse != float("inf"), columns, D_READ, D_PAD)
         q += b * q_strides[0] + h * q_strides[1]
         dout += b * dout_strides[0] + h * dout_strides[1]
         q_tile = load_rows(q, queries, q_strides, columns, q_mask)
@@ -313,7 +315,7 @@ def dq_kernel(
             if HAS_BIAS:
                 bias = tl.load(key_bias + keys * bias_strides[2], mask=is_key, other=0.0)
                 is_key = is_key & (bias != float("-inf"))
-            kv_mask = tile_mask(is_key, columns, D, D_PAD)
+            kv_mask = tile_mask(is_key, columns, D_READ, D_PAD)
             k_tile = load_rows(k, keys, k_strides, columns, kv_mask)
             v_tile = load_rows(v, keys, v_strides, columns, kv_mask)
             s = dot(q_tile, tl.trans(k_tile), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION)

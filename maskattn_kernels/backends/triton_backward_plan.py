@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The plan of the backward pass: deltas, keys (and the sum of their shares), queries."""
+"""The plan of the backward pass: deltas, packed rows, keys (and the sum of their shares),
+queries."""
 
 import triton
 from torch import Tensor
@@ -10,7 +11,10 @@ from maskattn_kernels.backends.triton_backward import delta_kernel, dkdv_kernel,
 from maskattn_kernels.backends.triton_choices import (
     chip_of,
     config_for,
+    is_packed,
     numerics_of,
+    pack,
+    packed_width,
     programs_at_a_time,
     result_like,
     selection_of,
@@ -51,15 +55,13 @@ def plan_bwd(
     results = [result_like(query, fill), result_like(key, fill), result_like(value, fill), dbias]
     if empty:
         return Plan(results, 4, [])
-    dq_at, dk_at, dv_at, dbias_at, deltas_at, part_dk_at, part_dv_at, part_dbias_at = range(12, 20)
+    dq_at, dk_at, dv_at, dbias_at, deltas_at, dout_at, q_at, k_at, v_at = range(12, 21)
     queries = selection_of(query_indices, query_counts, 7)
     keys = selection_of(key_indices, key_counts, 9)
     bias_at = 11 if has_bias else ABSENT
-    chip, numerics, unit = chip_of(query.device), numerics_of(query, precision), unit_of(query)
+    chip, unit = chip_of(query.device), unit_of(query)
     do, q, k, v, o = (as_read(t) for t in (dout, query, key, value, out))
-    strides = tuple(t.stride()[:3] for t in (do, q, k, v))
     lists = (queries.indices, queries.counts, keys.indices, keys.counts)
-    read = (0, 2, 3, 4, bias_at, deltas_at)
     has = {
         "HAS_QUERY_INDEX": queries.given, "HAS_KEY_INDEX": keys.given, "HAS_BIAS": has_bias,
     }  # fmt: skip
@@ -78,6 +80,17 @@ def plan_bwd(
             "D": d, "D_PAD": tuning.head_dim_pad(d), "BLOCK_M": block,
         },
     )  # fmt: skip
+    launches = [delta]
+
+    read, strides, width = (0, 2, 3, 4), tuple(t.stride()[:3] for t in (do, q, k, v)), d
+    if is_packed((do, q, k, v), max(nk, nq * hq // hkv)):
+        of_queries, pack_queries = pack(do, q, (0, 2), queries, dout_at)
+        of_keys, pack_keys = pack(k, v, (3, 4), keys, k_at)
+        results += [of_queries, of_queries, of_keys, of_keys]
+        launches += [pack_queries, pack_keys]
+        read, width = (dout_at, q_at, k_at, v_at), packed_width(d)
+        strides = (of_queries.stride[:3],) * 2 + (of_keys.stride[:3],) * 2
+    numerics, inputs = numerics_of(query, width, precision), (*read, bias_at, deltas_at)
 
     config = config_for("dkdv", key, b * hkv * nk, chip)
     programs = b * hkv * triton.cdiv(nk, config.block_n)
@@ -87,18 +100,18 @@ def plan_bwd(
     splits = tuning.query_splits(busy, expected, config.block_m, at_a_time)
     targets, of_rows = (dk_at, dv_at, dbias_at), (results[1].stride[:3], results[2].stride[:3])
     if splits > 1:
-        rows = splits * b * hkv * nk
+        rows, part_at = splits * b * hkv * nk, 12 + len(results)
         results += [Result((rows * d,), (1,))] * 2 + [Result((rows if has_bias else 0,), (1,))]
-        targets, of_rows = (part_dk_at, part_dv_at, part_dbias_at), ((hkv * nk * d, nk * d, d),) * 2
+        targets, of_rows = (part_at, part_at + 1, part_at + 2), ((hkv * nk * d, nk * d, d),) * 2
     dkdv = Launch(
-        dkdv_kernel, programs * splits, (*read, *targets, *lists), (1.0, unit),
+        dkdv_kernel, programs * splits, (*inputs, *targets, *lists), (1.0, unit),
         (
             *strides, strides_of(key_bias), *of_rows, queries.strides, keys.strides,
             b * hq, hkv, hq // hkv, nq, nk,
         ),
         {**has, "SPLITS": splits, **numerics, **tile_of(config)},
     )  # fmt: skip
-    launches = [delta, dkdv]
+    launches.append(dkdv)
     if splits > 1:
         launches.append(
             Launch(
@@ -115,7 +128,7 @@ def plan_bwd(
     config = config_for("dq", query, b * hq * nq, chip)
     launches.append(
         Launch(
-            dq_kernel, b * hq * triton.cdiv(nq, config.block_m), (*read, dq_at, *lists),
+            dq_kernel, b * hq * triton.cdiv(nq, config.block_m), (*inputs, dq_at, *lists),
             (1.0, unit),
             (
                 *strides, strides_of(key_bias), results[0].stride[:3],

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the plans of both passes have in common: the chip, tiles, selections, numerics."""
+"""What the plans of both passes have in common: the chip, tiles, selections, packed rows,
+numerics."""
 
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+import triton
 from torch import Tensor
 
 from maskattn_kernels.backends import tuning
 from maskattn_kernels.backends.base import empty_result
 from maskattn_kernels.backends.triton_forward import LOG2E
-from maskattn_kernels.backends.triton_plans import ABSENT, INTERPRETED, Result, as_read
+from maskattn_kernels.backends.triton_pack import pack_kernel
+from maskattn_kernels.backends.triton_plans import ABSENT, INTERPRETED, Launch, Result, as_read
 
 # What one program of the small kernels owns: tokens of a mask, numbers of a tile.
 SELECT_BLOCK = 64 if INTERPRETED else 1024
@@ -60,14 +63,52 @@ def strides_of(per_token: Tensor | None) -> tuple[int, ...]:
     return per_token.stride() if per_token is not None else (0, 0, 0)
 
 
+def is_packed(streamed: tuple[Tensor, ...], readers: int) -> bool:
+    """Whether tensors are copied to packed rows before `readers` tokens read them: where their rows
+    are not such as Triton knows to start at multiples of 16 bytes."""
+    aligned = all(
+        t.data_ptr() % 16 == 0 and not any(s % 16 for s in t.stride()[:3]) for t in streamed
+    )
+    return readers > SHORT and not aligned
+
+
+def packed_width(head_dim: int) -> int:
+    """Numbers of a packed row: Triton knows the multiples of 16 among strides, and no others."""
+    return -(-head_dim // 16) * 16
+
+
+def pack(
+    a: Tensor, b: Tensor, places: tuple[int, int], selection: Selection, first_result: int
+) -> tuple[Result, Launch]:
+    """The packed rows of each of two tensors of one shape, and what writes them: to the results
+    `first_result` and the next one."""
+    batch, heads, n, d = a.shape
+    width, block = packed_width(d), small_block(d)
+    rows = (heads * n * width, n * width, width, 1)
+    launch = Launch(
+        pack_kernel, batch * heads * triton.cdiv(n, block),
+        (*places, first_result, first_result + 1, selection.indices, selection.counts), (),
+        (a.stride()[:3], b.stride()[:3], selection.strides, heads, n),
+        {
+            "HAS_INDEX": selection.given, "D": d, "D_READ": width,
+            "D_PAD": tuning.head_dim_pad(d), "BLOCK": block,
+        },
+    )  # fmt: skip
+    return Result((batch, heads, n, width), rows, a.dtype), launch
+
+
 def unit_of(t: Tensor) -> float:
     """The unit of scores, see `triton_forward`."""
     return 1.0 if t.dtype is torch.float32 else LOG2E.value
 
 
-def numerics_of(t: Tensor, precision: str) -> dict[str, Any]:
+def numerics_of(t: Tensor, width: int, precision: str) -> dict[str, Any]:
+    """`width` is that of the rows that are read, packed or not."""
     d = t.shape[-1]
-    return {"D": d, "D_PAD": tuning.head_dim_pad(d), "UNIT": unit_of(t), "PRECISION": precision}
+    return {
+        "D": d, "D_READ": width, "D_PAD": tuning.head_dim_pad(d),
+        "UNIT": unit_of(t), "PRECISION": precision,
+    }  # fmt: skip
 
 
 def precision_of(dtype: torch.dtype) -> str:

@@ -27,26 +27,31 @@ from maskattn_kernels.backends.machine_code import (
     read_cubin,
 )
 from maskattn_kernels.backends.triton_backward import delta_kernel, dkdv_kernel, dq_kernel
-from maskattn_kernels.backends.triton_choices import SELECT_BLOCK, small_block
+from maskattn_kernels.backends.triton_choices import SELECT_BLOCK, packed_width, small_block
 from maskattn_kernels.backends.triton_combine import combine_kernel, combine_keys_kernel
 from maskattn_kernels.backends.triton_forward import LOG2E, fwd_kernel
 from maskattn_kernels.backends.triton_index import select_tokens_kernel
+from maskattn_kernels.backends.triton_pack import pack_kernel
 from maskattn_kernels.backends.triton_plans import OPTIONS
 
 TILED = {"fwd": fwd_kernel, "short": fwd_kernel, "dkdv": dkdv_kernel, "dq": dq_kernel}
 SMALL = {
     "select_tokens": select_tokens_kernel, "combine": combine_kernel, "delta": delta_kernel,
-    "combine_keys": combine_keys_kernel,
+    "combine_keys": combine_keys_kernel, "pack": pack_kernel,
 }  # fmt: skip
 
 # Types of what pointers point to; None is the dtype of query, key and value.
 POINTERS = (
-    dict.fromkeys(("q", "k", "v", "out", "dout", "dq", "dk", "dv"))
+    dict.fromkeys(("q", "k", "v", "out", "dout", "dq", "dk", "dv", "a", "b"))
+    | dict.fromkeys(("packed_a", "packed_b"))
     | dict.fromkeys(("key_bias", "dbias", "lse", "deltas", "dlse"), "*fp32")
     | dict.fromkeys(("part_out", "part_lse", "part_dk", "part_dv", "part_dbias"), "*fp32")
     | dict.fromkeys(("query_index", "query_counts", "key_index", "key_counts"), "*i32")
-    | {"mask": "*u8", "indices": "*i32", "counts": "*i32"}
+    | {"mask": "*u8", "indices": "*i32", "index": "*i32", "counts": "*i32"}
 )
+# What a kernel reads by packed rows where rows of head_dim numbers do not lie at multiples of 16.
+PACKED = {"fwd": ("k", "v"), "dkdv": ("dout", "q", "k", "v"), "dq": ("dout", "q", "k", "v")}
+ODD = 46  # a head_dim of such rows
 
 
 @dataclass(frozen=True)
@@ -86,12 +91,15 @@ def jobs(archs: tuple[str, ...] = tuning.ARCHS) -> Iterator[Job]:
                     if job.kernel == "dkdv" and job.default and dtype == "bf16":
                         # Rows of queries that lie side by side take more registers than lists.
                         kinds.append(replace(job, keys_alone=True))
+                    if job.default and dtype == "bf16" and tuning.head_dim_pad(ODD) == job.head_dim:
+                        kinds.append(replace(job, head_dim=ODD))
                     yield from (kind for kind in kinds if kind not in seen)
                     seen.update(kinds)
-    config = tuning.Config(small_block(128), 64, 4, 1)
     for arch in archs:
         for name in SMALL:
-            yield Job(name, arch, "bf16", 128, config, True)
+            head_dim = ODD if name == "pack" else 128
+            config = tuning.Config(small_block(head_dim), 64, 4, 1)
+            yield Job(name, arch, "bf16", head_dim, config, True)
 
 
 def _dtypes(bits: int, arch: str) -> tuple[str, ...]:
@@ -103,7 +111,7 @@ def _dtypes(bits: int, arch: str) -> tuple[str, ...]:
 def compile_job(job: Job) -> Report:
     """Compiles a kernel with all its options in use (indices, bias), or as the job says."""
     kernel = (TILED | SMALL)[job.kernel]
-    signature, attributes = _signature(kernel, job.dtype)
+    signature, attributes = _signature(kernel, job)
     if job.kernel == "short":  # masks in place of indices
         signature |= {"query_index": "*u8", "key_index": "*u8"}
     constants = {(kernel.arg_names.index(n),): v for n, v in _constants(kernel, job).items()}
@@ -132,13 +140,15 @@ def _constants(kernel: Any, job: Job) -> dict[str, Any]:
         "SHORT": 256 if job.kernel == "short" else 0,
         "PRECISION": "tf32" if job.dtype == "tf32" else "ieee",
         "UNIT": LOG2E.value if job.dtype == "bf16" else 1.0,
-        "D": job.head_dim, "D_PAD": tuning.head_dim_pad(job.head_dim),
-        "BLOCK": SELECT_BLOCK, "BLOCK_M": job.config.block_m, "BLOCK_N": job.config.block_n,
+        "D": job.head_dim, "D_READ": packed_width(job.head_dim),
+        "D_PAD": tuning.head_dim_pad(job.head_dim),
+        "HAS_INDEX": True, "BLOCK": job.config.block_m if job.kernel == "pack" else SELECT_BLOCK,
+        "BLOCK_M": job.config.block_m, "BLOCK_N": job.config.block_n,
     }  # fmt: skip
     return {p.name: values[p.name] for p in kernel.params if p.is_constexpr}
 
 
-def _signature(kernel: Any, dtype: str) -> tuple[dict[str, Any], dict[tuple[int, ...], Any]]:
+def _signature(kernel: Any, job: Job) -> tuple[dict[str, Any], dict[tuple[int, ...], Any]]:
     """Types of a kernel's arguments, and which are multiples of 16, as dense tensors have them.
 
     Without the latter a gather loads number by number, and no copy is asynchronous.
@@ -151,12 +161,14 @@ def _signature(kernel: Any, dtype: str) -> tuple[dict[str, Any], dict[tuple[int,
         if parameter.is_constexpr:
             signature[name] = "constexpr"
         elif name.endswith("strides"):
-            count = 4 if name.startswith(("query_index", "key_index")) else 3
+            count = 4 if "index" in name else 3
             signature[name] = ("i32",) * count
-            if POINTERS.get(name.removesuffix("_strides"), "") is None:
+            of = name.removesuffix("_strides")
+            in_chunks = job.head_dim % 16 == 0 or of in PACKED.get(job.kernel, ())
+            if POINTERS.get(of, "") is None and in_chunks:
                 attributes |= {(place, i): aligned for i in range(count)}
         elif name in POINTERS:
-            signature[name] = POINTERS[name] or ("*bf16" if dtype == "bf16" else "*fp32")
+            signature[name] = POINTERS[name] or ("*bf16" if job.dtype == "bf16" else "*fp32")
             attributes[place,] = aligned
         else:
             signature[name] = "fp32" if name in ("scale", "score_scale") else "i32"
@@ -214,7 +226,8 @@ def faults(report: Report) -> list[str]:
     return why + common_faults(
         report,
         # TF32 borrows the tiles of float32, and spills a little; its own tiles wait for a GPU.
-        spills=is_judged and job.dtype != "tf32",
+        # Where dk and dv are stored number by number, sm_80 keeps three words outside the loop.
+        spills=is_judged and job.dtype != "tf32" and (job.kernel, job.head_dim) != ("dkdv", ODD),
         tensor=is_judged and job.dtype != "fp32",
         copies=is_judged and job.arch.startswith("sm_"),
     )

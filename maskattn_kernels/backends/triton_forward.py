@@ -6,10 +6,10 @@
 
 One program owns BLOCK_M selected queries of one head, and the zeros among BLOCK_M original rows
 (`triton_index`). It gathers its queries once, then goes over the selected keys in blocks of
-BLOCK_N: rows of K and V are gathered straight from where they lie, as whole rows of D contiguous
-numbers, so nothing is packed or copied beforehand. Only the running maximum, sum and output of the
-online softmax (Milakov and Gimelshein, arXiv:1805.02867; the loop order is FlashAttention-2's,
-arXiv:2307.08691) stay in registers.
+BLOCK_N: rows of K and V are gathered straight from where they lie, as whole rows of contiguous
+numbers; nothing is copied beforehand but rows that cannot be read fast (`triton_pack`). Only the
+running maximum, sum and output of the online softmax (Milakov and Gimelshein, arXiv:1805.02867; the
+loop order is FlashAttention-2's, arXiv:2307.08691) stay in registers.
 
 Scores are kept in units of UNIT: log2(e) makes exp(s) a bare exp2, with scale and bias folded into
 one multiply-add; 1, for float32, keeps lse and score of a lone key equal to the last bit.
@@ -73,6 +73,7 @@ def fwd_kernel(
     UNIT: tl.constexpr,
     PRECISION: tl.constexpr,
     D: tl.constexpr,
+    D_READ: tl.constexpr,  # of the rows of k and v: D, or more where zeros follow
     D_PAD: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -135,7 +136,7 @@ def fwd_kernel(
         for start in range(begin, end, BLOCK_N):
             key_places = start + tl.arange(0, BLOCK_N)
             keys, is_key = selected_rows(key_list, key_places, end, nk, HAS_KEY_INDEX, SHORT)
-            kv_mask = tile_mask(is_key, columns, D, D_PAD)
+            kv_mask = tile_mask(is_key, columns, D_READ, D_PAD)
             k_tile = load_rows(k, keys, k_strides, columns, kv_mask)
             s = dot(q_tile, tl.trans(k_tile), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION)
             s = s * score_scale
@@ -143,7 +144,7 @@ def fwd_kernel(
                 bias = tl.load(key_bias + keys * bias_strides[2], mask=is_key, other=0.0)
                 s += (bias * UNIT)[None, :]
                 is_key = is_key & (bias != float("-inf"))
-                kv_mask = tile_mask(is_key, columns, D, D_PAD)
+                kv_mask = tile_mask(is_key, columns, D_READ, D_PAD)
             s = tl.where(is_key[None, :], s, float("-inf"))
 
             m_next = tl.maximum(m, tl.max(s, 1))

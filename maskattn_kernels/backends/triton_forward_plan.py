@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Plans of the forward pass: selection, attention, and the sum of shared keys."""
+"""Plans of the forward pass: selection, packed rows, attention, and the sum of shared keys."""
 
 import torch
 import triton
@@ -14,7 +14,10 @@ from maskattn_kernels.backends.triton_choices import (
     Selection,
     chip_of,
     config_for,
+    is_packed,
     numerics_of,
+    pack,
+    packed_width,
     programs_at_a_time,
     result_like,
     selection_of,
@@ -94,13 +97,13 @@ def plan_infer(
     lists: list[Result] = []
     listing: list[Launch] = []
     if not short:
-        # The index comes behind out, lse and the workspace of split keys.
+        # The index comes behind out, lse and the workspace of split keys and packed rows.
         if key_mask is not None:
-            lists, keys, listing = _list_tokens(key_mask, 4, first_result=10)
+            lists, keys, listing = _list_tokens(key_mask, 4, first_result=12)
         if shared:
             queries = keys
         elif query_mask is not None:
-            more, queries, again = _list_tokens(query_mask, 3, first_result=10 + len(lists))
+            more, queries, again = _list_tokens(query_mask, 3, first_result=12 + len(lists))
             lists, listing = lists + more, listing + again
     results, launches = _forward(
         query, key, value, key_bias, (0, 1, 2, 5 if key_bias is not None else ABSENT),
@@ -122,14 +125,14 @@ def _forward(
     short: int,
     first_result: int,
 ) -> tuple[list[Result | None], list[Launch]]:
-    """out, lse, and two tensors of workspace; and what writes them."""
+    """out, lse, and four tensors of workspace; and what writes them."""
     b, hq, nq, d = query.shape
     hkv, nk = key.shape[1:3]
     empty = b * hq * nq * d == 0 or nk == 0
     out = result_like(query, 0.0 if empty else None)
     lse = Result((b, hq, nq), (hq * nq, nq, 1), fill=-torch.inf if empty else None)
     if empty:
-        return [out, lse, None, None], []
+        return [out, lse, None, None, None, None], []
     chip = chip_of(query.device)
     # With few keys there is no loop to speak of: many small tiles, and none of them shared.
     config = config_for("fwd", query, b * hq * nq if nk > SHORT else 0, chip)
@@ -146,20 +149,27 @@ def _forward(
         parts = [Result((rows * d,), (1,)), Result((rows,), (1,))]
         target, target_strides = (first_result + 2, first_result + 3), (hq * nq * d, nq * d, d)
     q, k, v = as_read(query), as_read(key), as_read(value)
+    rows_of_keys, width, launches = (k.stride()[:3], v.stride()[:3]), d, []
+    packed: Result | None = None
+    if not short and is_packed((k, v), nq * hq // hkv):
+        at, width = first_result + 4, packed_width(d)
+        packed, launch = pack(k, v, places[1:3], keys, at)
+        launches.append(launch)
+        rows_of_keys, places = (packed.stride[:3],) * 2, (places[0], at, at + 1, places[3])
     fixed = (
-        q.stride()[:3], k.stride()[:3], v.stride()[:3], strides_of(key_bias), target_strides,
+        q.stride()[:3], *rows_of_keys, strides_of(key_bias), target_strides,
         queries.strides, keys.strides, b * hq, hq, hq // hkv, nq, nk,
     )  # fmt: skip
     constants = {
         "HAS_QUERY_INDEX": queries.given, "HAS_KEY_INDEX": keys.given,
         "HAS_BIAS": key_bias is not None, "SPLITS": splits, "SHORT": short,
-        **numerics_of(query, precision), **tile_of(config),
+        **numerics_of(query, width, precision), **tile_of(config),
     }  # fmt: skip
     index = (queries.indices, queries.counts, keys.indices, keys.counts)
     pointers = (*places, *target, *index)
-    launches = [
+    launches.append(
         Launch(fwd_kernel, programs * splits, pointers, (unit_of(query),), fixed, constants)
-    ]
+    )
     if splits > 1:
         block = small_block(d)
         launches.append(
@@ -173,7 +183,7 @@ def _forward(
                 },
             )
         )  # fmt: skip
-    return [out, lse, *parts], launches
+    return [out, lse, *parts, packed, packed], launches
 
 
 def _mask(mask: Tensor | None, place: int) -> Selection:

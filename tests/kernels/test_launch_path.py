@@ -131,20 +131,30 @@ def test_a_call_is_compiled_and_launched(arch: str, name: str, dtype: torch.dtyp
     forward = ["fwd", "combine"] if "combine" in kernels(training) else ["fwd"]
     assert len(forward) == 2 or name != "split_keys"
     listing = ["select_tokens"] * len(masks)
-    assert kernels(inference) == ([] if short else listing) + forward
+    is_packed = case.head_dim % 16 > 0
+    pack = ["pack"] * is_packed
+    assert kernels(inference) == ([] if short else listing + pack) + forward
     keys = ["dkdv", "combine_keys"] if "combine_keys" in kernels(training) else ["dkdv"]
     assert len(keys) == 2 or name != "split_queries"
-    assert kernels(training) == [*listing, *forward, "delta", *keys, "dq"]
+    assert kernels(training) == [*listing, *pack, *forward, "delta", *pack, *pack, *keys, "dq"]
     by_kernel = {launch.kernel.removesuffix("_kernel"): launch for launch in training}
-    given = [t.data_ptr() for t in inputs[:3]]  # the kernels get bias and lse in another form
+    q, k, v = (t.data_ptr() for t in inputs[:3])  # the kernels get bias and lse in another form
+    dout, dlse = x.dout.data_ptr(), x.dlse.data_ptr()
     dq, dk, dv = (t.data_ptr() for t in grads[:3])
-    assert by_kernel["fwd"].pointers()[:3] == given
+    read = [q, k, v, dout]
+    if is_packed:  # keys; queries and keys: each reads two tensors and writes two
+        packs = [launch.pointers()[:4] for launch in training if launch.kernel == "pack_kernel"]
+        assert [two[:2] for two in packs] == [[k, v], [dout, q], [k, v]]
+        assert by_kernel["fwd"].pointers()[:3] == [q, *packs[0][2:]]
+        read = packs[1][2:] + packs[2][2:]
+    else:
+        assert by_kernel["fwd"].pointers()[:3] == [q, k, v]
     results = {out.data_ptr()} if x.key_bias is not None else {out.data_ptr(), lse.data_ptr()}
     assert results <= set(by_kernel[forward[-1]].pointers())
-    assert {x.dout.data_ptr(), x.dlse.data_ptr()} <= set(by_kernel["delta"].pointers())
-    assert set(given) <= set(by_kernel["dkdv"].pointers())
+    assert {dout, dlse} <= set(by_kernel["delta"].pointers())
+    assert set(read) <= set(by_kernel["dkdv"].pointers())
     assert {dk, dv} <= set(by_kernel[keys[-1]].pointers())
-    assert {*given, dq} <= set(by_kernel["dq"].pointers())
+    assert {*read, dq} <= set(by_kernel["dq"].pointers())
     for launch in training:
         assert launch.gpu == list(ARCHS).index(arch)
         assert launch.threads % 32 == 0
