@@ -7,6 +7,7 @@ addresses and the scale. A `Plan` holds all of it. Its first run goes through Tr
 compiles; later ones hand the compiled kernel's own launcher what is new.
 """
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ INTERPRETED = not isinstance(select_tokens_kernel, triton.runtime.JITFunction)
 _KNOBS = triton.knobs.runtime
 MOST_PLANS = 4096  # then all are forgotten: shapes that change at every call fill no memory
 ABSENT = -1  # the place of no tensor
+ALIGNED = 128  # bytes at whose multiples pieces of workspace start
 # Asked for by name, because Triton warns that its default will change.
 OPTIONS = {"enable_fp_fusion": True}
 
@@ -33,6 +35,9 @@ class Result(NamedTuple):
     stride: tuple[int, ...]
     dtype: torch.dtype = torch.float32
     fill: float | None = None  # where nothing is launched that would write it
+
+    def bytes(self) -> int:
+        return math.prod(self.size) * self.dtype.itemsize
 
 
 class Launch:
@@ -80,6 +85,12 @@ class Plan:
         """The first `returned` of the results are the call's, the others are workspace; None keeps
         the place of one that this kind of call has no use for."""
         self.results, self.returned, self.launches = results, returned, launches
+        # A repeated call allocates its workspace at once: an allocation costs a microsecond.
+        self.offsets: list[int | None] = []
+        self.workspace = 0  # bytes
+        for piece in results[returned:]:
+            self.offsets.append(None if piece is None else self.workspace)
+            self.workspace += 0 if piece is None else -(-piece.bytes() // ALIGNED) * ALIGNED
         self.copied: list[int] = []  # places of inputs that are copied, see `as_read`
 
     def first(self, inputs: Sequence[Tensor | None], scale: float) -> list[Tensor]:
@@ -110,8 +121,14 @@ class Plan:
         copies = [given[place].contiguous() for place in self.copied]
         for place, copy in zip(self.copied, copies, strict=True):
             addresses[place] = copy.data_ptr()
-        made: list[Any] = [None if r is None else allocate(like, r) for r in self.results]
-        addresses += [None if t is None else t.data_ptr() for t in made]
+        made = [allocate(like, r) for r in self.results[: self.returned] if r is not None]
+        addresses += [t.data_ptr() for t in made]
+        if self.workspace:
+            workspace = like.new_empty(self.workspace, dtype=torch.uint8)
+            start = workspace.data_ptr()
+            addresses += [None if offset is None else start + offset for offset in self.offsets]
+        else:
+            addresses += self.offsets
         addresses.append(None)
         device = like.get_device() if like.is_cuda else current
         stream = triton.runtime.driver.active.get_current_stream(device)
@@ -122,7 +139,7 @@ class Plan:
             with torch.cuda.device(device):
                 for launch in self.launches:
                     launch.again(addresses, scale, stream)
-        return made[: self.returned]
+        return made
 
 
 def as_read(t: Tensor) -> Tensor:
@@ -148,13 +165,16 @@ def call(
     """Runs the plan that `make(*inputs, *more)` gives for calls of this kind."""
     if INTERPRETED:
         return make(*inputs, *more).first(inputs, scale)
-    addresses = [None if t is None else t.data_ptr() for t in inputs]
     current = triton.runtime.driver.active.get_current_device()
+    addresses: list[int | None] = []
     kind: list[Hashable] = [make, current, tuning.forced_tiles(), *more]
-    for t, address in zip(inputs, addresses, strict=True):
-        if t is None or address is None:
+    for t in inputs:
+        if t is None:
+            addresses.append(None)
             kind.append(None)
         else:  # address 0: empty, or its memory was given back, which `make` refuses
+            address = t.data_ptr()
+            addresses.append(address)
             kind += (t.shape, t.stride(), t.dtype, t.get_device(), address % 16 if address else -1)
     key = tuple(kind)
     plan = _PLANS.get(key)

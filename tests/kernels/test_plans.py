@@ -83,6 +83,28 @@ def test_nothing_is_compiled_or_loaded_after_a_warm_up(
         assert len(launches(library)) == 6 + 3
 
 
+def test_pieces_of_the_workspace_do_not_overlap() -> None:
+    bf16 = plans.Result((5, 16), (16, 1), torch.bfloat16)
+    plan = plans.Plan([bf16, plans.Result((3,), (1,)), None, bf16, bf16], 1, [])
+    assert plan.offsets == [0, None, 128, 384] and plan.workspace == 640
+
+
+@pytest.mark.usefixtures("no_plans")
+def test_a_repeated_call_passes_its_workspace_on() -> None:
+    """What one launch writes is what a later one reads: deltas, and the sums of shared queries."""
+    x = make(replace(CASE, batch=1, heads=1, kv_heads=1, query_len=2048), torch.bfloat16)
+    with using("sm_90") as library:
+        call(x)
+        library.stub_forget()
+        call(x)
+        named = {launch.kernel: launch.pointers() for launch in launches(library)}
+    deltas = named["delta_kernel"][4]
+    sums = named["combine_keys_kernel"][:3]
+    assert deltas == named["dkdv_kernel"][5] == named["dq_kernel"][5]
+    assert sums == named["dkdv_kernel"][6:9]
+    assert len({deltas, *sums}) == 4
+
+
 CHANGES = {
     "length": {"query_len": 301},
     "head_dim": {"head_dim": 32},
