@@ -24,7 +24,7 @@ from maskattn_kernels.problem import Problem
 
 NO_GRADIENTS = "computes no gradients: call it under torch.no_grad()"
 MAJORS = (9, 10, 11)  # compute capabilities whose kernels read pages of one token
-MAX_ROWS = 2**31  # of keys in all items: a page number is an int32
+MAX_TOKENS = 2**31  # of all heads and batch entries: a page number is an int32
 
 
 class Fa4Backend(Backend):
@@ -58,9 +58,9 @@ def limits(problem: Problem, major: int) -> list[str]:
         why.append(f"needs a head_dim that is a multiple of 16, got {head_dim}")
     elif major > 9 and 128 < head_dim < 256:
         why.append(f"needs a head_dim up to 128, or 256, on this GPU, got {head_dim}")
-    rows = problem.batch * problem.kv_heads * problem.key_len
-    if rows >= MAX_ROWS:
-        why.append(f"takes fewer than 2^31 keys in all heads and batch entries, got {rows}")
+    tokens = problem.batch * problem.heads * max(problem.query_len, problem.key_len)
+    if tokens >= MAX_TOKENS:
+        why.append(f"takes fewer than 2^31 tokens in all heads and batch entries, got {tokens}")
     if problem.gradients:
         why.append(NO_GRADIENTS)
     return why

@@ -254,8 +254,8 @@ def test_head_dims_of_fa4(head_dim: int, major: int, words: str) -> None:
 
 def test_other_limits_of_fa4() -> None:
     problem = Problem(8, 4, 2, 4, 2**27, 64, torch.float32, "cuda", gradients=True)
-    numbers, rows, gradients = fa4_ops.limits(problem, 9)
-    assert "got torch.float32" in numbers and "2^31" in rows and "torch.no_grad()" in gradients
+    numbers, tokens, gradients = fa4_ops.limits(problem, 9)
+    assert "got torch.float32" in numbers and "2^31" in tokens and "torch.no_grad()" in gradients
 
 
 WITH_CUDA = """

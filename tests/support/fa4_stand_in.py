@@ -8,6 +8,7 @@ the kernels do not write holds NaN.
 
 import sys
 from collections.abc import Callable
+from functools import cache
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -87,10 +88,12 @@ def _counts(counts: Tensor | None, items: int, most: int, least: int) -> list[in
 
 
 def _check_pages(pages: Tensor, key: Tensor, items: int, places: int) -> None:
-    """Also behind the counts: a tile's last part may be looked up before it is masked."""
+    """Each of the item's own, also behind the counts: a tile may be looked up as a whole."""
     assert pages.dtype is torch.int32 and pages.stride(-1) == 1 and pages.shape == (items, places)
     assert key.shape[1] == 1 and key.shape[0] % items == 0, "pages of one token"
-    assert bool((pages >= 0).all()) and bool((pages < key.shape[0]).all())
+    tokens = key.shape[0] // items
+    first = tokens * torch.arange(items).unsqueeze(1)
+    assert bool((pages >= first).all()) and bool((pages < first + tokens).all())
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> FlashAttention:
@@ -122,13 +125,10 @@ def uninstall() -> None:
 
 
 _LIBRARY = torch.library.Library("maskattn", "FRAGMENT")
-_REGISTERED: list[str] = []
 
 
+@cache
 def _on_the_cpu() -> None:
     """The ops run on CPU tensors, once for the process: nothing but `install` lets them."""
-    if not _REGISTERED:
-        select_tokens = torch.ops.maskattn.reference_select_tokens
-        for name, op in (("select_tokens", select_tokens), ("fwd", fa4_ops._fwd)):
-            _LIBRARY.impl(f"fa4_{name}", op, "CPU")
-            _REGISTERED.append(name)
+    _LIBRARY.impl("fa4_select_tokens", torch.ops.maskattn.reference_select_tokens, "CPU")
+    _LIBRARY.impl("fa4_fwd", fa4_ops._fwd, "CPU")
