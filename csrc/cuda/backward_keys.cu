@@ -3,8 +3,9 @@
 // What the backward pass computes for keys: dk, dv and dbias.
 //
 // One block owns kKeys selected keys of one kv head, and the zeros among kKeys tokens. They are gathered once and
-// stay; the selected queries of all heads of the group stream by, packed or not (pack.cuh). This pass is not split
-// over queries, so with few keys only batch and kv heads fill the chip.
+// stay; the selected queries of all heads of the group stream by, packed or not (pack.cuh). Few keys under many
+// queries would leave most of the chip idle. Then `splits` blocks share the queries of a block of keys, each
+// writes its own sums into a workspace, and combine_keys_kernel adds them up in their order.
 //
 // At head_dim 256 the registers hold dk or dv but not both: two launches, one for each.
 #include "backward.cuh"
@@ -38,22 +39,23 @@ __global__ __launch_bounds__(ForKeys<T, kDim>::kThreads,
   constexpr int kN = F::kQueries / 8;
   auto& memory = *reinterpret_cast<typename F::Memory*>(shared_memory());
   const uint32_t blocks = static_cast<uint32_t>(ceil_div(p.seqlen_k, F::kKeys));
-  const uint32_t kv_heads = static_cast<uint32_t>(p.heads_kv), bh = block_index() / blocks;
+  const uint32_t kv_heads = static_cast<uint32_t>(p.heads_kv), splits = static_cast<uint32_t>(p.splits);
   const int first = static_cast<int>(block_index() % blocks) * F::kKeys;
+  const int split = static_cast<int>(block_index() / blocks % splits);
+  const uint32_t bh = block_index() / blocks / splits;
   const int64_t b = bh / kv_heads, kv_head = bh % kv_heads;
   const int group = static_cast<int>(p.heads_q / p.heads_kv);
 
   const TokenList keys = token_list(p.keys, b, kv_head, p.seqlen_k);
   const Rows<T> dk = rows_of<T>(p.dk, b, kv_head, p.head_dim);
   const Rows<T> dv = rows_of<T>(p.dv, b, kv_head, p.head_dim);
-  const auto store_dbias = [&](int token, float sum) {
-    if (kWithDk && p.dbias.data != nullptr) p.dbias.data[bh * p.seqlen_k + token] = sum;
-  };
-  for_unselected<F::kKeys, F::kThreads>(keys, first, memory.keys, [&](int token) {
-    if (kWithDk) store_zeros(dk, token);
-    if (kWithDv) store_zeros(dv, token);
-    if (lane_index() == 0) store_dbias(token, 0.0f);
-  });
+  const bool with_dbias = kWithDk && p.dbias.data != nullptr;
+  if (split == 0)
+    for_unselected<F::kKeys, F::kThreads>(keys, first, memory.keys, [&](int token) {
+      if (kWithDk) store_zeros(dk, token);
+      if (kWithDv) store_zeros(dv, token);
+      if (with_dbias && lane_index() == 0) p.dbias.data[bh * p.seqlen_k + token] = 0.0f;
+    });
   if (first >= keys.count) return;
 
   // Keys that take no part are not read, but their gradients are written.
@@ -79,8 +81,10 @@ __global__ __launch_bounds__(ForKeys<T, kDim>::kThreads,
     const float2* lse_delta = reinterpret_cast<const float2*>(p.terms) + (b * p.heads_q + h) * p.seqlen_q;
     const Rows<T> q_rows = rows_of<T>(p.q, b, h, p.head_dim);
     const Rows<T> dout_rows = rows_of<T>(p.dout, b, h, p.head_dim);
+    const int share = static_cast<int>(ceil_div(ceil_div(queries.count, F::kQueries), p.splits)) * F::kQueries;
+    const int begin = split * share;
     stream<F::kQueries, float2>(
-        memory.stream, 0, queries.count,
+        memory.stream, begin, begin + share < queries.count ? begin + share : queries.count,
         [&](int place) { return lse_delta[place].x == kInfinity ? kNoToken : queries[place]; },
         [&](int place, int token) { return token == kNoToken ? float2{kInfinity, 0.0f} : lse_delta[place]; },
         [&](int buffer, const int* tokens) {
@@ -118,18 +122,75 @@ __global__ __launch_bounds__(ForKeys<T, kDim>::kThreads,
   // From here on the tokens to write.
   for (int i = thread_index(); i < F::kKeys; i += F::kThreads) store_shared(memory.keys + i, keys[first + i]);
   block_barrier();
+  const int64_t part = block_index() / blocks * p.seqlen_k + first;
+  const auto store = [&](const auto& acc, float factor, const Tile<T, kDim>& tile, const Rows<T>& to,
+                         float* parts) {
+    if (p.splits == 1)
+      scatter<T, kDim, 1>(acc, [=](int, int) { return factor; }, tile, row, memory.keys, to);
+    else
+      store_part<kDim, 1>(acc, [=](int, int) { return factor; }, row, memory.keys, parts + part * kDim);
+  };
   if constexpr (kWithDk) {
-    scatter<T, kDim, 1>(dk_acc, [&](int, int) { return p.scale; }, k, row, memory.keys, dk);
+    store(dk_acc, p.scale, k, dk, p.part_dk);
     for (int half = 0; half < 2; ++half) {
       const float sum = row_sum(dbias_acc[half]);
-      const int token = load_shared(memory.keys + row + 8 * half + lane_index() / 4);
-      if (token != kNoToken && lane_index() % 4 == 0) store_dbias(token, sum);
+      const int r = row + 8 * half + lane_index() / 4, token = load_shared(memory.keys + r);
+      if (!with_dbias || token == kNoToken || lane_index() % 4 != 0) continue;
+      if (p.splits == 1)
+        p.dbias.data[bh * p.seqlen_k + token] = sum;
+      else
+        p.part_dbias[part + r] = sum;
     }
   }
-  if constexpr (kWithDv) scatter<T, kDim, 1>(dv_acc, [](int, int) { return 1.0f; }, v, row, memory.keys, dv);
+  if constexpr (kWithDv) store(dv_acc, 1.0f, v, dv, p.part_dv);
+}
+
+// Adds the sums of all splits up, in the order of the splits. A warp owns one selected key.
+template <typename T, int kDim>
+__global__ __launch_bounds__(kCombineThreads) void combine_keys_kernel(
+    const __grid_constant__ CudaBackwardParams p) {
+  constexpr int kKeys = kCombineThreads / kWarpSize;
+  const uint32_t blocks = static_cast<uint32_t>(ceil_div(p.seqlen_k, kKeys));
+  const uint32_t kv_heads = static_cast<uint32_t>(p.heads_kv), bh = block_index() / blocks;
+  const int64_t b = bh / kv_heads, h = bh % kv_heads, place = block_index() % blocks * kKeys + warp_index();
+  const TokenList keys = token_list(p.keys, b, h, p.seqlen_k);
+  const int token = place < p.seqlen_k ? keys[static_cast<int>(place)] : kNoToken;
+  if (token == kNoToken) return;
+
+  const int64_t own = bh * p.splits * p.seqlen_k + place;
+  const auto add_up = [&](const float* parts, const GpuView& result) {
+    float sums[kDim / kWarpSize] = {};
+    for (int split = 0; split < p.splits; ++split) {
+      const float* part = parts + (own + split * p.seqlen_k) * kDim + lane_index();
+#pragma unroll
+      for (int i = 0; i < kDim / kWarpSize; ++i) sums[i] += part[i * kWarpSize];
+    }
+    T* to = rows_of<T>(result, b, h, p.head_dim).row(token);
+#pragma unroll
+    for (int i = 0; i < kDim / kWarpSize; ++i) {
+      const int column = i * kWarpSize + lane_index();
+      if (column < p.head_dim) to[column] = from_float(sums[i], T{});
+    }
+  };
+  add_up(p.part_dk, p.dk);
+  add_up(p.part_dv, p.dv);
+  if (p.dbias.data == nullptr || lane_index() > 0) return;
+  float sum = 0.0f;
+  for (int split = 0; split < p.splits; ++split) sum += p.part_dbias[own + split * p.seqlen_k];
+  p.dbias.data[bh * p.seqlen_k + token] = sum;
 }
 
 }  // namespace
+
+int cuda_bwd_splits(const CudaParams& p, const Chip& chip) {
+  return for_instance(p, [&](auto t, auto width) {
+    using F = ForKeys<decltype(t), decltype(width)::value>;
+    int64_t blocks = p.batch * p.heads_kv * ceil_div(p.seqlen_k, F::kKeys), queries = p.seqlen_q;
+    if (p.keys.counts != nullptr) blocks = ceil_div(blocks, kLikelyKeep);  // the others have nothing to do
+    if (p.queries.counts != nullptr) queries /= kLikelyKeep;
+    return choose_splits(blocks, blocks_at_a_time(chip, sizeof(typename F::Memory)), queries / F::kQueries);
+  });
+}
 
 int launch_dkdv(const CudaBackwardParams& given, void* stream) {
   CudaBackwardParams p = given;
@@ -138,15 +199,19 @@ int launch_dkdv(const CudaBackwardParams& given, void* stream) {
     using T = decltype(t);
     constexpr int kDim = decltype(width)::value;
     using F = ForKeys<T, kDim>;
-    const int64_t blocks = p.batch * p.heads_kv * ceil_div(p.seqlen_k, F::kKeys);
+    const int64_t heads = p.batch * p.heads_kv, blocks = heads * ceil_div(p.seqlen_k, F::kKeys) * p.splits;
     const int shared = static_cast<int>(sizeof(typename F::Memory));
+    int error = 0;
     if constexpr (kDim <= 128) {
-      return launch(dkdv_kernel<T, kDim, true, true>, blocks, F::kThreads, shared, p, stream);
+      error = launch(dkdv_kernel<T, kDim, true, true>, blocks, F::kThreads, shared, p, stream);
     } else {
-      const int error = launch(dkdv_kernel<T, kDim, false, true>, blocks, F::kThreads, shared, p, stream);
+      error = launch(dkdv_kernel<T, kDim, false, true>, blocks, F::kThreads, shared, p, stream);
       if (error != 0) return error;
-      return launch(dkdv_kernel<T, kDim, true, false>, blocks, F::kThreads, shared, p, stream);
+      error = launch(dkdv_kernel<T, kDim, true, false>, blocks, F::kThreads, shared, p, stream);
     }
+    if (error != 0 || p.splits == 1) return error;
+    return launch(combine_keys_kernel<T, kDim>, heads * ceil_div(p.seqlen_k, kCombineThreads / kWarpSize),
+                  kCombineThreads, 0, p, stream);
   });
 }
 

@@ -154,6 +154,13 @@ int64_t lay_out_cuda_bwd(CudaBackwardParams& p, void* memory) {
     p.packed_dout = workspace.take_rows(p, p.heads_q, p.seqlen_q);
   }
   p.packed = take_keys(workspace, p);
+  if (p.splits > 1) {
+    const int width = for_instance(p, [](auto, auto tile) { return decltype(tile)::value; });
+    const int64_t parts = p.splits * p.batch * p.heads_kv * p.seqlen_k;
+    p.part_dk = workspace.take<float>(parts * width);
+    p.part_dv = workspace.take<float>(parts * width);
+    if (p.dbias.data != nullptr) p.part_dbias = workspace.take<float>(parts);
+  }
   return workspace.bytes();
 }
 

@@ -23,10 +23,6 @@
 namespace maskattn {
 namespace {
 
-constexpr int kMaxSplits = 16;
-constexpr int kTilesOfASplit = 4;  // at least: with fewer the second launch costs more than it saves
-constexpr int kCombineThreads = 128;
-
 template <typename T, int kDim>
 struct Forward {
   static constexpr int kRowBytes = Tile<T, kDim>::kRowBytes;
@@ -162,20 +158,18 @@ __global__ __launch_bounds__(Forward<T, kDim>::kThreads,
       total[m][half] = 1.0f / sum;
       const int r = row + 16 * m + 8 * half + lane_index() / 4;
       const int token = load_shared(memory.queries + r);
-      if (token == kNoToken) continue;
+      if (token == kNoToken || lane_index() % 4 != 0) continue;
       const float lse_row = top[m][half] / Scores<T>::kUnit + logf(sum);
-      if (p.splits == 1) {
-        if (lane_index() % 4 == 0) lse[token] = lse_row;
-      } else {
-        if (lane_index() % 4 == 0) p.part_lse[part + r] = lse_row;
-        auto* part_row = reinterpret_cast<float2*>(p.part_out + (part + r) * kDim + column);
-#pragma unroll
-        for (int n = 0; n < kDim / 8; ++n)
-          part_row[4 * n] = float2{acc[m][n][2 * half] * total[m][half], acc[m][n][2 * half + 1] * total[m][half]};
-      }
+      if (p.splits == 1)
+        lse[token] = lse_row;
+      else
+        p.part_lse[part + r] = lse_row;
     }
+  const auto factor = [&](int m, int half) { return total[m][half]; };
   if (p.splits == 1)
-    scatter<T, kDim, kM>(acc, [&](int m, int half) { return total[m][half]; }, q, row, memory.queries, out);
+    scatter<T, kDim, kM>(acc, factor, q, row, memory.queries, out);
+  else
+    store_part<kDim, kM>(acc, factor, row, memory.queries, p.part_out + part * kDim);
 }
 
 // Adds the parts of all splits, weighed by exp(lse), in the order of the splits. A warp owns one selected query.
@@ -216,15 +210,12 @@ bool has_masks(const CudaForwardParams& p) { return p.query_mask.data != nullptr
 
 }  // namespace
 
-int cuda_fwd_splits(const CudaParams& p, int processors) {
+int cuda_fwd_splits(const CudaParams& p, const Chip& chip) {
   if (p.seqlen_k <= kShort) return 1;
   return for_instance(p, [&](auto t, auto width) {
     using F = Forward<decltype(t), decltype(width)::value>;
     const int64_t blocks = p.batch * p.heads_q * ceil_div(p.seqlen_q, F::kQueries);
-    const int64_t by_chip = processors / (blocks > 0 ? blocks : 1),
-                  by_keys = p.seqlen_k / (kTilesOfASplit * F::kKeys);
-    const int64_t wanted = by_chip < by_keys ? by_chip : by_keys;
-    return static_cast<int>(wanted < 1 ? 1 : wanted > kMaxSplits ? kMaxSplits : wanted);
+    return choose_splits(blocks, blocks_at_a_time(chip, sizeof(typename F::Memory)), p.seqlen_k / F::kKeys);
   });
 }
 

@@ -12,6 +12,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include "../checks.h"
+#include "splits.h"
 
 #define MASKATTN_OP "cuda_"
 #define MASKATTN_DISPATCH_KEY CUDA
@@ -20,7 +21,7 @@ namespace maskattn {
 
 // Both in device.cu.
 const char* error_text(int error);
-int processors_of(int device);  // 0 if unknown
+Chip chip_of(int device);  // what is unknown is 0
 
 inline void check_gpu(const Tensor& t, const char* name) {
   if (!t.is_cuda()) reject(name, "device cuda", device_of(t));
@@ -46,7 +47,7 @@ class OnDevice {
   explicit OnDevice(const Tensor& t) : index_(t.get_device_index()), guard_(index_) {}
 
   void* stream() const { return current_stream(index_); }
-  int processors() const { return processors_of(index_); }
+  Chip chip() const { return chip_of(index_); }
 
  private:
   int index_;

@@ -51,7 +51,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& query, CudaForwardParams& p) {
   Tensor lse = allocate(query, {p.batch, p.heads_q, p.seqlen_q}, ScalarType::Float);
   if (p.batch * p.heads_q * p.seqlen_q == 0 || p.seqlen_k == 0) return {filled(out, 0.0), filled(lse, -INFINITY)};
   p.out = gpu_view(out), p.lse = row_view(lse);
-  p.splits = cuda_fwd_splits(p, device.processors());
+  p.splits = cuda_fwd_splits(p, device.chip());
   Tensor workspace = allocate(query, {lay_out_cuda_fwd(p, nullptr)}, ScalarType::Byte);
   lay_out_cuda_fwd(p, workspace.data_ptr());
   check_launch(launch_cuda_fwd(p, device.stream()), "fwd");
@@ -128,6 +128,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cuda_bwd(
   p.dout = gpu_view(more.dout), p.out = gpu_view(more.out);
   p.dq = gpu_view(dq), p.dk = gpu_view(dk), p.dv = gpu_view(dv);
   if (key_bias.has_value()) p.dbias = row_view(dbias);
+  p.splits = cuda_bwd_splits(p, device.chip());
   Tensor workspace = allocate(query, {lay_out_cuda_bwd(p, nullptr)}, ScalarType::Byte);
   lay_out_cuda_bwd(p, workspace.data_ptr());
   check_launch(launch_cuda_bwd(p, device.stream()), "bwd");

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "../params.h"
+#include "splits.h"
 
 namespace maskattn {
 
@@ -41,11 +42,15 @@ struct CudaBackwardParams : BackwardCall<GpuView> {
   KeyPack packed;
   GpuView packed_q, packed_dout;  // by place in the index; data == nullptr if not packed
   float* terms = nullptr;         // (B, Hq, Nq, 2), by place in the index: lse in units of the scores, and delta
+  int splits = 1;                 // blocks that share the queries of a block of keys; if not 1, with
+  float *part_dk = nullptr, *part_dv = nullptr;  // (B, Hkv, splits, Nk, width of a tile) and, for a key_bias,
+  float* part_dbias = nullptr;                   // (B, Hkv, splits, Nk), all by place in the index
 };
 
 constexpr int kShort = 256;  // tokens that a block of the forward pass can list by itself
 
-int cuda_fwd_splits(const CudaParams& params, int processors);
+int cuda_fwd_splits(const CudaParams& params, const Chip& chip);
+int cuda_bwd_splits(const CudaParams& params, const Chip& chip);
 // Sets all pointers into a workspace and returns its size in bytes; with nullptr it only returns the size.
 int64_t lay_out_cuda_fwd(CudaForwardParams& params, void* workspace);
 int64_t lay_out_cuda_bwd(CudaBackwardParams& params, void* workspace);

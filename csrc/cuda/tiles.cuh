@@ -173,6 +173,24 @@ MASKATTN_DEVICE void scatter(const float (&c)[M][kDim / 8][4], Factor factor, co
   }
 }
 
+// The same to rows of kDim float32 numbers, one for each of `tokens`: what a later launch adds up.
+template <int kDim, int M, typename Factor>
+MASKATTN_DEVICE void store_part(const float (&c)[M][kDim / 8][4], Factor factor, int first_row, const int* tokens,
+                                float* to) {
+  const int row = first_row + lane_index() / 4, column = 2 * (lane_index() % 4);
+#pragma unroll
+  for (int m = 0; m < M; ++m)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int r = row + 16 * m + 8 * half;
+      if (load_shared(tokens + r) == kNoToken) continue;
+      const float f = factor(m, half);
+      auto* pairs = reinterpret_cast<float2*>(to + r * kDim + column);
+#pragma unroll
+      for (int n = 0; n < kDim / 8; ++n) pairs[4 * n] = float2{c[m][n][2 * half] * f, c[m][n][2 * half + 1] * f};
+    }
+}
+
 // ---- c += A B^T: rows [a_row, a_row + 16 M) of tile a, rows [0, 8 N) of tile b ----------------------------
 template <typename T, int kDim, int M, int N>
 MASKATTN_DEVICE void add_nt(float (&c)[M][N][4], const Tile<T, kDim>& a, int a_row, const Tile<T, kDim>& b) {

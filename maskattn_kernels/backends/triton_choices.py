@@ -112,7 +112,10 @@ def numerics_of(t: Tensor, width: int, precision: str) -> dict[str, Any]:
 
 
 def precision_of(dtype: torch.dtype) -> str:
-    """How `tl.dot` multiplies: float32 truly, unless torch's own products may use TF32."""
+    """How `tl.dot` multiplies: float32 truly, unless torch's own products may use TF32.
+
+    Not as "tf32x3": docs/backends.md says why.
+    """
     if INTERPRETED:
         return "widened" if dtype is torch.bfloat16 else "ieee"
     if dtype is not torch.float32 or torch.version.hip:  # not every AMD chip has a TF32

@@ -7,6 +7,8 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "cuda/splits.h"
+
 namespace maskattn::twin {
 namespace {
 
@@ -250,4 +252,11 @@ extern "C" __attribute__((visibility("default"))) int maskattn_twin_launches() {
 extern "C" __attribute__((visibility("default"))) void maskattn_twin_plant(int missing_barrier,
                                                                            bool missing_wait) {
   maskattn::twin::plant() = {missing_barrier, missing_wait};
+}
+
+extern "C" __attribute__((visibility("default"))) int maskattn_twin_choose_splits(int processors, int memory,
+                                                                                  int64_t shared_bytes,
+                                                                                  int64_t blocks, int64_t tiles) {
+  const maskattn::Chip chip{processors, memory};
+  return maskattn::choose_splits(blocks, maskattn::blocks_at_a_time(chip, shared_bytes), tiles);
 }

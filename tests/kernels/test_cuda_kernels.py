@@ -19,7 +19,7 @@ tool = pytest.importorskip("cuda_kernels")
 
 KERNELS = {
     "fwd_kernel": 8, "combine_kernel": 4, "delta_kernel": 1, "dq_kernel": 4, "dkdv_kernel": 5,
-    "select_tokens_kernel": 1, "pack_keys_kernel": 1,
+    "combine_keys_kernel": 4, "select_tokens_kernel": 1, "pack_keys_kernel": 1,
 }  # fmt: skip
 
 

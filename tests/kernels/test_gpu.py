@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import Case, make
-from harness import RESULTS, Target, moved, run
+from harness import RESULTS, Target, check_against_oracle, moved, run
 from torch import Tensor
 
 from maskattn_kernels import masked_attention
@@ -157,6 +157,20 @@ def test_a_thousand_repeats(target: Target, kind: type[Call]) -> None:
     first = {name: t.clone() for name, t in call().items()}
     for _ in range(REPEATS):
         assert_equal(call(), first)
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "head_dim"),
+    [(40, 8000, 64), (8000, 40, 64), (8000, 40, 200), (700, 600, 46)],
+)
+@pytest.mark.parametrize("target", GPU_TARGETS, ids=str)
+def test_shared_work_and_packed_rows(
+    target: Target, queries: int, keys: int, head_dim: int
+) -> None:
+    """Few queries whose keys are shared, few keys whose queries are, and rows of no whole 16
+    bytes."""
+    case = Case("shared", 1, 4, 2, queries, keys, head_dim, 0.5, 0.5, bias="normal")
+    check_against_oracle(target, case)
 
 
 @pytest.mark.parametrize(("target", "kind"), KINDS_ON_TARGETS)

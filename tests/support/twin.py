@@ -115,6 +115,14 @@ def launches(library: Path) -> int:
     return load(library)[0].maskattn_twin_launches()
 
 
+def choose_splits(
+    library: Path, chip: tuple[int, int], shared: int, blocks: int, tiles: int
+) -> int:
+    """As `splits.h` chooses for a chip: its processors, and the bytes of shared memory of one."""
+    choose = load(library)[0].maskattn_twin_choose_splits
+    return choose(*chip, ctypes.c_int64(shared), ctypes.c_int64(blocks), ctypes.c_int64(tiles))
+
+
 @contextmanager
 def planted(library: Path, barrier: int = 0, wait: bool = False) -> Iterator[None]:
     """Leaves out the n-th barrier of every thread, or every wait for copies."""
