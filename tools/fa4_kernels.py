@@ -16,7 +16,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +37,7 @@ HEAD_DIMS = {
     "sm_100": (*range(16, 129, 16), 256),
 }
 #: What calls have besides a mask of keys, or in its place: a kernel each.
-KINDS = ("queries", "bias", "group", "no mask")
+KINDS = ("queries", "bias", "group", "everything", "no mask")
 
 
 @dataclass(frozen=True)
@@ -91,29 +91,41 @@ class Hardware:
         return int(os.environ["FLASH_ATTENTION_NUM_SMS"])
 
 
+class Compiled(Exception):
+    """A call has compiled its kernel: there is nothing to put back."""
+
+
 def compile_job(job: Job) -> Kernel:
     """The kernel of one call."""
     import cutlass
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from maskattn_kernels.backends import fa4_calls
+    from maskattn_kernels.backends import fa4_calls, fa4_kernels
 
+    def attend(*args: object) -> None:
+        fa4_kernels.attend(*args)
+        raise Compiled
+
+    fa4_calls.attend = attend
     cutlass.utils.HardwareInfo = Hardware
     torch.cuda.device_of = lambda t: nullcontext()  # there is no device to make current
     dtype, n = getattr(torch, job.dtype), 300
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True), suppress(Compiled):
 
         def tensor(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
             return torch.empty(shape, dtype=dtype, device="cuda")
 
-        heads = 4 if job.kind == "group" else 1
-        query = tensor(2, n, heads, job.head_dim).transpose(1, 2)
+        heads = 4 if job.kind in ("group", "everything") else 1
+        query = tensor(2, heads, n, job.head_dim)
         key, value = (tensor(2, 1, n, job.head_dim) for _ in range(2))
         index = (tensor(2, 1, n, dtype=torch.int32), tensor(2, 1, dtype=torch.int32))
-        queries = index if job.kind == "queries" else (None, None)
-        keys = index if job.kind not in ("bias", "no mask") else (None, None)
-        bias = tensor(2, 1, n, dtype=torch.float32) if job.kind == "bias" else None
+        queries = index if job.kind in ("queries", "everything") else (None, None)
+        keys, bias = index, None
+        if job.kind in ("bias", "everything"):  # a bias makes lists of keys of its own
+            keys, bias = (None, None), tensor(2, 1, n, dtype=torch.float32)
+        elif job.kind == "no mask":
+            keys = (None, None)
         fa4_calls.fwd(query, key, value, *queries, *keys, bias, job.head_dim**-0.5)
     (cubin,) = Path(os.environ["CUTE_DSL_DUMP_DIR"]).glob("*.cubin")
     ((_, _, facts),) = read_cubin(cubin, find_tool("cuobjdump") or "cuobjdump")
