@@ -27,7 +27,7 @@ from torch import Tensor
 from maskattn_kernels.benchmark.machine import machine_facts
 from maskattn_kernels.models import prepare_for_inference
 from maskattn_kernels.segmentation import Checkpoint, Classes, SegmentationNetwork, export
-from maskattn_kernels.segmentation.exporting.checking import read_images
+from maskattn_kernels.segmentation.exporting.checking import scaled, some_images
 from maskattn_kernels.segmentation.exporting.int8 import quantise
 from maskattn_kernels.segmentation.runtimes import Exported
 
@@ -82,7 +82,7 @@ def contestants(
         checks = export(checkpoint, folder / name, side)["checks"]
         assert [check["runtime"] for check in checks] == list(RUNTIMES), "both must be installed"
     shutil.copytree(folder / "masked", folder / "int8")
-    pictures = read_images(None, (side, side))
+    pictures = scaled(some_images(None), (side, side))
     quantise(folder / "int8" / "model.onnx", masked.network, pictures, "nhwc")
     for runtime in RUNTIMES:
         add(runtime, Exported(folder / "masked", runtime))

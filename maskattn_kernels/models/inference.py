@@ -27,7 +27,7 @@ from maskattn_kernels.torch_compat import (
     packs_layers,
 )
 
-__all__ = ["fast_bfloat16", "prepare_for_inference"]
+__all__ = ["fast_bfloat16", "folded", "prepare_for_inference"]
 
 _CONVOLUTIONS: dict[type, Any] = {
     nn.Conv1d: nn.BatchNorm1d,
@@ -85,6 +85,36 @@ def prepare_for_inference(
         ...     torch.allclose(fast, network(image), atol=1e-4)
         True
     """
+    prepared, calls = _folded(network, dtype)
+    on_cpu = all(t.device.type == "cpu" for t in prepared.parameters())
+    if on_cpu:
+        _keep_freed_memory()
+    if on_cpu and not compile and packs_layers():
+        _pack(prepared, calls)
+    if not compile:
+        return prepared
+    # Freezing lets the compiler pack weights and fuse what follows convolutions, as `_pack` does.
+    options: Any = {"freezing": True} if on_cpu else None
+    compiled: Any = torch.compile(prepared, fullgraph=True, options=options)
+    return compiled
+
+
+def folded(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The first steps of `prepare_for_inference`, whose result `torch.export` can trace.
+
+    Norms are folded and layers in their dtype; no weights are packed.
+
+    Args:
+        network, dtype: as there.
+
+    Raises:
+        TypeError, ValueError: as there.
+    """
+    return _folded(network, dtype)[0]
+
+
+@torch.no_grad()
+def _folded(network: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, list["_Call"]]:
     if not isinstance(network, nn.Module):
         raise TypeError(f"network: expected a torch.nn.Module, got {type(network).__name__}")
     if dtype not in _DTYPES:
@@ -101,17 +131,7 @@ def prepare_for_inference(
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     if dtype == torch.bfloat16:
         _to_bfloat16(prepared, calls)
-    on_cpu = all(t.device.type == "cpu" for t in prepared.parameters())
-    if on_cpu:
-        _keep_freed_memory()
-    if on_cpu and not compile and packs_layers():
-        _pack(prepared, calls)
-    if not compile:
-        return prepared
-    # Freezing lets the compiler pack weights and fuse what follows convolutions, as `_pack` does.
-    options: Any = {"freezing": True} if on_cpu else None
-    compiled: Any = torch.compile(prepared, fullgraph=True, options=options)
-    return compiled
+    return prepared, calls
 
 
 def _keep_freed_memory() -> None:

@@ -14,7 +14,7 @@ import torch
 
 from maskattn_kernels import cli
 from maskattn_kernels.segmentation import Checkpoint, Classes, SegmentationNetwork, export
-from maskattn_kernels.segmentation.exporting import checking, command
+from maskattn_kernels.segmentation.exporting import checking, command, precisions
 from maskattn_kernels.segmentation.exporting.onnx_file import half_weights
 from maskattn_kernels.segmentation.exporting.tensorrt import tensorrt_faults, with_types_of_tensorrt
 from maskattn_kernels.segmentation.runtimes import Exported
@@ -211,6 +211,59 @@ def test_wrong_arguments_are_one_line(
     error = capsys.readouterr().err
     assert code == 2 and line in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+#: What each format makes of each precision: nothing to say, or why not.
+PRECISIONS = {
+    ("onnx", "fp32"): None,
+    ("onnx", "fp16"): None,
+    ("onnx", "bf16"): "ONNX Runtime has no convolution in bfloat16",
+    ("onnx", "int8"): None,
+    ("pt2", "fp32"): None,
+    ("pt2", "fp16"): "not measured to be faster in float16",
+    ("pt2", "bf16"): None,
+    ("pt2", "int8"): "int8 is made by ONNX Runtime's tool, in the format onnx",
+    ("aoti", "fp32"): None,
+    ("aoti", "fp16"): "not measured to be faster in float16",
+    ("aoti", "bf16"): None,
+    ("aoti", "int8"): "int8 is made by ONNX Runtime's tool, in the format onnx",
+}
+
+
+def test_every_format_and_precision_has_an_answer() -> None:
+    assert set(PRECISIONS) == {(f, p) for f in precisions.FORMATS for p in precisions.PRECISIONS}
+
+
+@pytest.mark.parametrize(("format", "precision"), PRECISIONS)
+def test_a_precision_that_a_format_cannot_have_is_refused_with_the_reason(
+    format: str, precision: str, capsys: Any, tmp_path: Path
+) -> None:
+    """Those that it can have are exported by the tests of each."""
+    why, out = PRECISIONS[format, precision], tmp_path / "out"
+    if why is None:
+        precisions.check_precision(format, precision)
+        return
+    words = ["--size", "32", "32", "--format", format, "--precision", precision, "--out", str(out)]
+    assert cli.main(["export", "nuclei", *words]) == 2
+    error = capsys.readouterr().err
+    start = f'maskattn export: precision: expected "{precisions.FORMATS[format][0]}", '
+    assert error.startswith(start) and why in error and error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_onnx_runtime_has_no_convolution_in_bfloat16(tmp_path: Path) -> None:
+    """What the refusal says; once this fails, it can go."""
+    import onnxruntime
+
+    make, kind = onnx.helper, onnx.TensorProto.BFLOAT16
+    shapes = {"x": [1, 1, 4, 4], "w": [1, 1, 3, 3], "y": [1, 1, 2, 2]}
+    values = {name: make.make_tensor_value_info(name, kind, shapes[name]) for name in shapes}
+    node = make.make_node("Conv", ["x", "w"], ["y"])
+    graph = make.make_graph([node], "made", [values["x"], values["w"]], [values["y"]])
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 22)], ir_version=10)
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(Exception, match="NOT_IMPLEMENTED"):
+        onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
 
 
 def test_a_selector_without_a_count_is_refused(tmp_path: Path) -> None:

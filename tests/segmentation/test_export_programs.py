@@ -61,6 +61,23 @@ def test_a_program_is_the_network(tmp_path: Path) -> None:
         assert torch.allclose(getattr(outputs, name), getattr(expected, name), atol=1e-4), name
 
 
+@pytest.mark.parametrize("format", ["pt2", "aoti"])
+def test_programs_compute_in_bfloat16(format: str, tmp_path: Path) -> None:
+    """As torch does in bfloat16, on most pixels: each rounds in its own order."""
+    if format == "aoti" and not (COMPILER and backends()[0].available):
+        pytest.skip("needs a C++ compiler and the library")
+    checkpoint, out = made("semantic"), tmp_path / "out"
+    told = export(checkpoint, out, SIZE, format=format, precision="bf16", labels_only=True)
+    assert told["precision"] == "bf16" and told["checks"][0]["labels_equal"] > 0.98
+    inside = out / "model.pt2"
+    export(checkpoint, tmp_path / "exact", SIZE, format="pt2", labels_only=True)
+    assert inside.stat().st_size > 0
+    images = torch.randint(0, 256, (1, 3, *SIZE), dtype=torch.uint8)
+    made_labels = Exported(out, "torch").batch(images)["labels"]
+    exact = Exported(tmp_path / "exact", "torch").batch(images)["labels"]
+    assert (made_labels == exact).mean() > 0.9
+
+
 @pytest.mark.skipif(not COMPILER, reason="needs a C++ compiler")
 @pytest.mark.skipif(not backends()[0].available, reason="; ".join(backends()[0].reasons))
 def test_a_compiled_program_runs_in_python_and_in_a_program_without(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from maskattn_kernels.segmentation.data.errors import DataError, LayoutError
 from maskattn_kernels.segmentation.data.foreign import foreign_hint
 from maskattn_kernels.segmentation.data.sample import SegmentationDataset
 
-__all__ = ["NAMES", "SPLITS", "open_dataset"]
+__all__ = ["NAMES", "SPLITS", "open_dataset", "other_split"]
 
 #: Name of a data set to what opens it, beside this module. Imported when it is opened, so that a
 #: data set needs no packages of the others.
@@ -25,6 +25,16 @@ _READERS = {
 }
 NAMES = (*_GENERATED, *_READERS)
 SPLITS = ("train", "val")
+
+
+def other_split(split: str) -> str:
+    """The split of `SPLITS` that has none of the images of a ``split``.
+
+    Example:
+        >>> other_split("val")
+        'train'
+    """
+    return SPLITS[1 - SPLITS.index(split)]
 
 
 def open_dataset(

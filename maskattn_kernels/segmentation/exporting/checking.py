@@ -3,10 +3,10 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,17 +14,22 @@ from torch import Tensor
 
 from maskattn_kernels.common.errors import CommandError
 from maskattn_kernels.segmentation.checkpoint_files import SHIPPED
-from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.data.errors import DataError, shown
 from maskattn_kernels.segmentation.data.files import image_files
 from maskattn_kernels.segmentation.data.frame import whole_frame
-from maskattn_kernels.segmentation.data.inputs import as_sample
+from maskattn_kernels.segmentation.data.inputs import AnyImage, as_sample
+from maskattn_kernels.segmentation.data.parts import spread
+from maskattn_kernels.segmentation.data.sample import Sample, SegmentationDataset
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.model.prepared import prepared
 from maskattn_kernels.segmentation.runtimes import Exported
 
-__all__ = ["Check", "Mismatch", "check", "read_images"]
+__all__ = ["Check", "Images", "Mismatch", "check", "scaled", "some_images"]
 
-_MOST = 64  # images of a folder that are compared
+Images: TypeAlias = str | Path | Sequence[AnyImage] | SegmentationDataset
+"""A folder of images, a list of them, or a data set."""
+
+_MOST = 64  # images that are compared
 _SECONDS = 2.0  # of timing
 _LEAST = 3  # calls that are timed, however long they take
 
@@ -66,24 +71,29 @@ class Check:
         )
 
 
-def read_images(
-    folder: str | Path | None, size: tuple[int, int], argument: str = "verify"
-) -> Tensor:
-    """Images of a folder, uint8 (n,3,H,W), at most 64, scaled to exactly a size.
+def some_images(images: Images | None, argument: str = "verify") -> list[Sample]:
+    """At most 64 images, as far apart as can be: those of a video are much alike one by one.
 
     Args:
-        folder: of images; None = the three pictures of cells that come with the package.
-        size: height and width.
-        argument: that named the folder, for the error.
+        images: None = the three pictures of cells that come with the package.
+        argument: that named the images, for the error.
 
     Raises:
-        DataError: there is no such folder, it holds no images, or one cannot be read.
+        DataError: there is no such folder, there are no images, or one cannot be read.
     """
-    where = SHIPPED / "nuclei" if folder is None else Path(folder)
-    files = list(islice(image_files(where).values(), _MOST)) if where.is_dir() else []
-    if not files:
-        raise DataError(f"{argument}: expected a folder of images, got {folder}")
-    frames = [whole_frame(as_sample(file, 0), size, "squeeze").image for file in files]
+    if images is None or isinstance(images, str | Path):
+        where = SHIPPED / "nuclei" if images is None else Path(images)
+        given: Any = list(image_files(where).values()) if where.is_dir() else []
+    else:
+        given = images
+    if not len(given):
+        raise DataError(f"{argument}: expected a folder of images, got {shown(images)}")
+    return [as_sample(given[place], place) for place in spread(_MOST, len(given))]
+
+
+def scaled(samples: Sequence[Sample], size: tuple[int, int]) -> Tensor:
+    """The images of ``samples``, uint8 (n,3,H,W), scaled to exactly a ``size``."""
+    frames = [whole_frame(sample, size, "squeeze").image for sample in samples]
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous()
 
 

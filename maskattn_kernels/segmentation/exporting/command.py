@@ -20,12 +20,28 @@ from maskattn_kernels.segmentation.checkpoint_files import digest, weights_file
 from maskattn_kernels.segmentation.checkpoints import Checkpoint, as_checkpoint
 from maskattn_kernels.segmentation.data.arguments import add_data_arguments, open_named
 from maskattn_kernels.segmentation.data.frame import as_size
-from maskattn_kernels.segmentation.data.opening import SPLITS
-from maskattn_kernels.segmentation.data.sample import SegmentationDataset
-from maskattn_kernels.segmentation.exporting.checking import Check, check, read_images
+from maskattn_kernels.segmentation.data.opening import SPLITS, other_split
+from maskattn_kernels.segmentation.data.sample import Sample, SegmentationDataset
+from maskattn_kernels.segmentation.exporting.checking import (
+    Check,
+    Images,
+    check,
+    scaled,
+    some_images,
+)
 from maskattn_kernels.segmentation.exporting.graph import LAYOUTS, output_names
-from maskattn_kernels.segmentation.exporting.int8 import MAX_DROP, accuracy, check_drop, quantise
+from maskattn_kernels.segmentation.exporting.int8 import (
+    MAX_DROP,
+    apart,
+    quantise,
+    quantise_and_score,
+)
 from maskattn_kernels.segmentation.exporting.onnx_file import write_onnx
+from maskattn_kernels.segmentation.exporting.precisions import (
+    FORMATS,
+    PRECISIONS,
+    check_precision,
+)
 from maskattn_kernels.segmentation.exporting.programs import compile_program, write_program
 from maskattn_kernels.segmentation.exporting.tensorrt import faults_of
 from maskattn_kernels.segmentation.model.dialed import add_dial_arguments
@@ -36,10 +52,8 @@ from maskattn_kernels.segmentation.runtimes import (
     runtimes_of,
 )
 
-__all__ = ["FORMATS", "export", "main"]
+__all__ = ["export", "main"]
 
-FORMATS = {"onnx": ("fp32", "fp16", "int8"), "pt2": ("fp32",), "aoti": ("fp32",)}
-"""The precisions of each format."""
 AGREEMENT = 0.999
 
 
@@ -55,11 +69,11 @@ def export(
     labels_only: bool = False,
     keep: Keep | None = None,
     selector: str | None = None,
-    verify: str | Path | None = None,
+    verify: Images | None = None,
     min_agreement: float = AGREEMENT,
-    calibrate: str | Path | None = None,
+    calibrate: Images | None = None,
     data: SegmentationDataset | None = None,
-    max_drop: float = MAX_DROP,
+    max_drop: float | None = MAX_DROP,
 ) -> dict[str, Any]:
     """Write a checkpoint as a file for other runtimes, with masks and preprocessing inside.
 
@@ -74,22 +88,24 @@ def export(
         format: "onnx" = standard operators only; "pt2" = a program with our op for
             `torch.export.load`; "aoti" = one compiled for this kind of processor, also for C++.
         batch: images of a call; None = any number.
-        precision: "fp32"; "fp16" = weights in float16, computed with in float32; or "int8" =
-            convolutions in int8, see `quantise`.
+        precision: "fp32"; with "onnx" also "fp16" = weights in float16, computed with in float32,
+            and "int8" = convolutions in int8, see `quantise`; with the others also "bf16" =
+            convolutions and linear layers in bfloat16, see `prepare_for_inference`.
         layout: of the images, "nhwc" or "nchw".
         labels_only: without logits and maps of objects.
         keep, selector: attend to other tokens, see `Checkpoint.with_masks`.
-        verify: folder of images to compare on, of which at most 64 are taken; None = the three
-            pictures of cells that come with the package.
+        verify: images to compare on, of which at most 64 are taken; None = the three pictures of
+            cells that come with the package.
         min_agreement: share of pixels, 0 to 1, whose label must be the same; with int8 the score
             counts in its place.
-        calibrate: folder of images for int8, of which at most 64 are taken.
-        data: labelled images on which the file is scored before and after int8.
-        max_drop: points of mIoU that int8 may cost.
+        calibrate: images for int8, of which at most 64 are taken, and none that is in ``data``.
+        data: labelled images on which the file is scored before and after int8, see
+            `quantise_and_score`.
+        max_drop: points of mIoU that int8 may cost; None = it is not scored.
 
     Returns:
         what is in ``export.json``; in "checks" the comparisons, in "notes" which were not made, and
-        with int8 in "mIoU" the scores.
+        with int8 what `quantise_and_score` returns.
 
     Raises:
         ValueError: an argument is wrong, the folder is there, or a selector keeps no fixed number
@@ -108,19 +124,17 @@ def export(
     for name, value, allowed in (("format", format, tuple(FORMATS)), ("layout", layout, LAYOUTS)):
         if value not in allowed:
             raise ValueError(f"{name}: expected one of {quoted(allowed)}, got {value!r}")
-    if precision not in FORMATS[format]:
-        raise ValueError(
-            f'precision: expected {quoted(FORMATS[format])} with the format "{format}", got '
-            f'"{precision}"'
-        )
+    check_precision(format, precision)
     if not 0 <= min_agreement <= 1:
         raise ValueError(f"min_agreement: expected a number from 0 to 1, got {min_agreement}")
     if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
         raise ValueError(f"batch: expected a whole number from 1, or None, got {batch!r}")
     if precision == "int8":
-        _check_int8(batch, calibrate, data)
+        _check_int8(batch, calibrate, data, max_drop)
     with new_folder(out) as folder:
-        images = read_images(verify, size)
+        images, notes = scaled(some_images(verify), size), list[str]()
+        if precision == "int8" and calibrate is not None:
+            calibration = scaled(_calibration(calibrate, data, notes), size)
         trained = as_checkpoint(checkpoint)
         turned = trained.with_masks(keep, selector)
         network = turned.network.cpu().eval()
@@ -147,13 +161,13 @@ def export(
         write = {"onnx": write_onnx, "pt2": write_program, "aoti": compile_program}[format]
         write(file, network, description)
         _write(folder, description)
-        if data is not None and calibrate is not None and precision == "int8":
-            exact = accuracy(turned, data, folder)
-            quantise(file, network, read_images(calibrate, size, "calibrate"), layout)
-            scores = {"fp32": exact, "int8": accuracy(turned, data, folder)}
-            check_drop(exact, scores["int8"], max_drop)
-            description["mIoU"], min_agreement = scores, 0.0
-        checks, notes = list[Check](), list[str]()
+        if precision == "int8":
+            if data is None or max_drop is None:
+                quantise(file, network, calibration, layout)
+            else:
+                description |= quantise_and_score(turned, file, calibration, layout, data, max_drop)
+            min_agreement = 0.0
+        checks = list[Check]()
         if format == "onnx":
             notes += [f"TensorRT would refuse the file: {fault}" for fault in faults_of(file)]
         for runtime in runtimes_of(format):
@@ -168,13 +182,25 @@ def export(
     return description
 
 
-def _check_int8(batch: int | None, calibrate: object, data: object) -> None:
+def _check_int8(batch: int | None, calibrate: object, data: object, max_drop: float | None) -> None:
     if batch not in (1, None):
         raise ValueError(f"batch: expected 1 or dynamic with int8, got {batch}")
     if calibrate is None:
-        raise ValueError("calibrate: expected a folder of images with int8, got none")
-    if data is None:
+        raise ValueError("calibrate: expected images with int8, got none")
+    if data is None and max_drop is not None:
         raise ValueError("data: expected labelled images with int8, for its cost in mIoU, got none")
+
+
+def _calibration(
+    calibrate: Images, scored: SegmentationDataset | None, notes: list[str]
+) -> list[Sample]:
+    """The images to calibrate on: those of ``calibrate`` that are not scored."""
+    given = some_images(calibrate, "calibrate")
+    kept = given if scored is None else apart(given, scored)
+    if len(kept) < len(given):
+        left_out = len(given) - len(kept)
+        notes.append(f"calibrate: {left_out} images are scored too, and were left out")
+    return kept
 
 
 def _write(folder: Path, description: dict[str, Any]) -> None:
@@ -219,8 +245,7 @@ def main(argv: Sequence[str]) -> int:
         metavar="N",
         help="images of a call, or dynamic; default 1",
     )
-    precisions = dict.fromkeys(p for allowed in FORMATS.values() for p in allowed)
-    add("--precision", choices=precisions, default="fp32", help="default fp32")
+    add("--precision", choices=PRECISIONS, default="fp32", help="default fp32")
     add("--layout", choices=LAYOUTS, default="nhwc", help="of the uint8 RGB images; default nhwc")
     add("--labels_only", action="store_true", help="without logits and maps of objects")
     add_dial_arguments(parser)
@@ -228,12 +253,18 @@ def main(argv: Sequence[str]) -> int:
         "of cells that come with the package)")  # fmt: skip
     add("--min_agreement", type=fraction, default=AGREEMENT, metavar="SHARE",
         help=f"of the pixels must have the label of torch (default {AGREEMENT})")  # fmt: skip
-    add("--calibrate", type=Path, metavar="DIR", help="images for int8")
+    add("--calibrate", type=Path, metavar="DIR",
+        help="images for int8 (default: the other split of --data)")  # fmt: skip
     add_data_arguments(parser, required=False)
     add("--split", default="val", choices=SPLITS, help="of --data, to score int8 on; default val")
     add("--max_drop", type=float, default=MAX_DROP, metavar="POINTS",
         help=f"of mIoU that int8 may cost (default {MAX_DROP})")  # fmt: skip
     given = parser.parse_args(argv)
+    calibrate, data = given.calibrate, None
+    if given.data:
+        data = open_named(given, given.split)
+        if given.precision == "int8" and calibrate is None:
+            calibrate = open_named(given, other_split(given.split))
     made = export(
         given.checkpoint,
         given.out,
@@ -247,12 +278,17 @@ def main(argv: Sequence[str]) -> int:
         selector=given.selector,
         verify=given.verify,
         min_agreement=given.min_agreement,
-        calibrate=given.calibrate,
-        data=open_named(given, given.split) if given.data else None,
+        calibrate=calibrate,
+        data=data,
         max_drop=given.max_drop,
     )
     if "mIoU" in made:
-        print("mIoU {fp32:.2f} in float32, {int8:.2f} in int8".format(**made["mIoU"]))
+        scores, images = made["mIoU"], made["int8_images"]
+        print(
+            f"mIoU {scores['fp32']:.2f} in float32, {scores['int8']:.2f} in int8, on "
+            f"{images['scored']} images; {images['decided']} others decided that the file is kept, "
+            f"{images['calibrated']} were calibrated on"
+        )
     for found in made["checks"]:
         print(Check(**found))
     file = given.out / made["file"]

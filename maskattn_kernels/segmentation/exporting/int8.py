@@ -5,12 +5,18 @@ Convolutions compute in int8, with a scale for each channel of their weights; th
 inputs are those of calibration images. What stays in float32: the first convolution, which reads
 the image (in int8, it alone cost the network "nuclei" 4 points of mIoU); mask heads and the last
 layers, as their results are compared with each other; attention, which is no convolution.
+
+What it costs is told by images that had no part in it: the first half of the labelled images, every
+other one, says whether a file is kept; the second half, how much it loses; those that it is
+calibrated on are none of them.
 """
 
 import copy
+import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -19,11 +25,13 @@ from maskattn_kernels.common.errors import CommandError
 from maskattn_kernels.common.extras import import_attribute
 from maskattn_kernels.nn import MaskHead
 from maskattn_kernels.segmentation.checkpoints import Checkpoint
-from maskattn_kernels.segmentation.data.sample import SegmentationDataset
+from maskattn_kernels.segmentation.data.errors import DataError
+from maskattn_kernels.segmentation.data.parts import Part
+from maskattn_kernels.segmentation.data.sample import Sample, SegmentationDataset
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.runtimes import Exported
 
-__all__ = ["MAX_DROP", "LessAccurate", "accuracy", "check_drop", "quantise"]
+__all__ = ["MAX_DROP", "LessAccurate", "apart", "quantise", "quantise_and_score"]
 
 MAX_DROP = 0.5
 """Points of mIoU."""
@@ -93,14 +101,67 @@ def _compared(network: SegmentationNetwork) -> list[str]:
     return names
 
 
-def accuracy(checkpoint: Checkpoint, dataset: SegmentationDataset, folder: Path) -> float:
-    """The mIoU of an exported file on labelled images, 0 to 100, in ONNX Runtime.
+def apart(samples: Sequence[Sample], dataset: SegmentationDataset) -> list[Sample]:
+    """Those samples whose pixels are not those of an image of a data set.
+
+    Args:
+        samples: to calibrate on.
+        dataset: that is scored.
+
+    Raises:
+        DataError: there are none.
+    """
+    scored = {_pixels(dataset[place]) for place in range(len(dataset))}
+    others = [sample for sample in samples if _pixels(sample) not in scored]
+    if not others:
+        raise DataError(
+            f"calibrate: expected images that are not scored, got {len(samples)} that all are"
+        )
+    return others
+
+
+def _pixels(sample: Sample) -> tuple[tuple[int, ...], bytes]:
+    return sample.image.shape, hashlib.sha256(sample.image.tobytes()).digest()
+
+
+def quantise_and_score(
+    checkpoint: Checkpoint,
+    path: Path,
+    images: Tensor,
+    layout: str,
+    data: SegmentationDataset,
+    max_drop: float,
+) -> dict[str, Any]:
+    """Quantise a file in place, if it scores well after it.
 
     Args:
         checkpoint: that the file was made of.
-        dataset: with labels of its classes.
-        folder: of the file. Images are fitted into its size.
+        path: of the file; its folder is an export.
+        images, layout: as in `quantise`.
+        data: labelled images. Every other one decides, the rest tell what the file loses.
+        max_drop: points of mIoU that it may lose on those that decide.
+
+    Returns:
+        "mIoU", 0 to 100, of "fp32" and "int8" on the images that did not decide, and in
+        "int8_images" how many were "calibrated", "decided" on and "scored".
+
+    Raises:
+        LessAccurate: it loses more.
+        DataError: there is one labelled image only.
     """
+    if len(data) < 2:
+        raise DataError(f"data: expected two labelled images or more with int8, got {len(data)}")
+    decide, score = (Part(data, range(first, len(data), 2)) for first in (0, 1))
+    exact = [_accuracy(checkpoint, part, path.parent) for part in (decide, score)]
+    quantise(path, checkpoint.network, images, layout)
+    _check_drop(exact[0], _accuracy(checkpoint, decide, path.parent), max_drop)
+    counts = {"calibrated": len(images), "decided": len(decide), "scored": len(score)}
+    scores = {"fp32": exact[1], "int8": _accuracy(checkpoint, score, path.parent)}
+    return {"mIoU": scores, "int8_images": counts}
+
+
+def _accuracy(checkpoint: Checkpoint, dataset: SegmentationDataset, folder: Path) -> float:
+    """The mIoU of an exported file in ONNX Runtime; images are fitted into its size."""
     # Scores need packages of the extra train, other exports do not.
     evaluate = import_attribute(f"{_SCORING}:evaluate", "train")
     fitted = copy.copy(checkpoint)
@@ -109,17 +170,8 @@ def accuracy(checkpoint: Checkpoint, dataset: SegmentationDataset, folder: Path)
     return scores["original size"]["mean"]["mIoU"]
 
 
-def check_drop(exact: float, quantised: float, max_drop: float) -> None:
-    """Compare two scores, 0 to 100.
-
-    Args:
-        exact, quantised: before and after the quantisation.
-        max_drop: that is allowed.
-
-    Raises:
-        LessAccurate: the second one is lower by more, or not a number.
-    """
-    if not exact - quantised <= max_drop:
+def _check_drop(exact: float, quantised: float, max_drop: float) -> None:
+    if not exact - quantised <= max_drop:  # also where it is not a number
         raise LessAccurate(
             f"int8: expected at most {max_drop:g} points of mIoU less than float32, got "
             f"{exact - quantised:.2f} ({quantised:.2f} in place of {exact:.2f}); nothing was "

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from maskattn_kernels.common.extras import import_attribute
 from maskattn_kernels.models.lowering import lowered
 from maskattn_kernels.segmentation.exporting.graph import (
     ImageToLabels,
@@ -20,12 +21,22 @@ from maskattn_kernels.segmentation.exporting.graph import (
 from maskattn_kernels.segmentation.exporting.tensorrt import with_types_of_tensorrt
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 
-__all__ = ["METADATA", "OPSET", "half_weights", "write_onnx"]
+__all__ = ["METADATA", "OPSET", "check_writer", "half_weights", "write_onnx"]
 
 METADATA = "maskattn"
 """Key of the description among the metadata of a file."""
 OPSET = 20
 _LEAST = 64  # values of a weight that is worth a cast
+
+
+def check_writer() -> None:
+    """Whether files in ONNX can be written.
+
+    Raises:
+        ModuleNotFoundError: onnx or onnxscript is missing; the message says how to install it.
+    """
+    for package in ("onnx", "onnxscript"):
+        import_attribute(f"{package}:__name__", "onnx")
 
 
 def write_onnx(path: Path, network: SegmentationNetwork, description: dict[str, Any]) -> None:
@@ -41,8 +52,8 @@ def write_onnx(path: Path, network: SegmentationNetwork, description: dict[str, 
         ValueError: a selector cannot be lowered, or a weight is too large for float16.
         ModuleNotFoundError: onnx or onnxscript is missing.
     """
+    check_writer()
     import onnx
-    import onnxscript  # noqa: F401  # so that a missing one is told before the work
 
     first = torch.zeros(1, 3, *description["size"], dtype=torch.uint8)
     graph = ImageToLabels(lowered(network, first), description).eval()

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from maskattn_kernels.models.inference import folded
 from maskattn_kernels.segmentation.exporting.graph import (
     ImageToLabels,
     dynamic_shapes,
@@ -55,9 +57,9 @@ def compile_program(path: Path, network: SegmentationNetwork, description: dict[
         )
 
 
-def _program(
-    network: SegmentationNetwork, description: dict[str, Any]
-) -> torch.export.ExportedProgram:
+def _program(network: nn.Module, description: dict[str, Any]) -> torch.export.ExportedProgram:
+    if description["precision"] == "bf16":
+        network = folded(network, torch.bfloat16)
     graph, image = ImageToLabels(network, description).eval(), example_image(description)
     with torch.no_grad():
         return torch.export.export(graph, (image,), dynamic_shapes=dynamic_shapes(description))

@@ -19,6 +19,7 @@ from maskattn_kernels.segmentation.checkpoint_files import digest
 from maskattn_kernels.segmentation.checkpoints import Checkpoint, as_checkpoint
 from maskattn_kernels.segmentation.data.errors import DataError, told
 from maskattn_kernels.segmentation.data.frame import as_size
+from maskattn_kernels.segmentation.data.parts import spread
 from maskattn_kernels.segmentation.drift import drift_of, tell_drift
 from maskattn_kernels.segmentation.model.cost import inference_cost, peak_memory
 from maskattn_kernels.segmentation.model.dialed import add_dial_arguments
@@ -241,8 +242,7 @@ def _spread(panels: int, count: int | None, limit: int | None) -> Collection[int
     """Places of ``panels`` images, as far apart as ``count`` images allow."""
     if count is None:
         return range(panels)
-    last = min(count, count if limit is None else limit) - 1
-    return {round(last * k / max(1, panels - 1)) for k in range(panels)}
+    return spread(panels, count if limit is None else min(count, limit))
 
 
 def _none_of(failed: Sequence[str]) -> str:
