@@ -67,6 +67,11 @@ COMMANDS = {
     "export": Command(
         "segmentation.exporting.command", "onnx", "write a trained network for other runtimes"
     ),
+    "report": Command(
+        "segmentation.reporting.command",
+        "train",
+        "score and time all ways to run a trained network here, and recommend one",
+    ),
     "pick": Command(
         "segmentation.picking.command", "predict", "choose which images of a folder to label next"
     ),

@@ -4,28 +4,18 @@
 import datetime
 import importlib.metadata
 import platform
-import re
-from pathlib import Path
 
 import torch
 
 from maskattn_kernels import __version__, backends
 from maskattn_kernels.common.commit import own_commit
+from maskattn_kernels.common.processor import cpuinfo, processor_name
 
 __all__ = ["gpu_facts", "machine_facts"]
 
 #: CPU flags that decide which kernel tiers can run.
 X86_FLAGS = ("avx2", "fma", "avx512f", "avx512bw", "avx512_bf16", "avx512_fp16", "amx_bf16")
 ARM_FLAGS = ("asimd", "bf16", "sve")
-
-
-def _cpuinfo(key: str) -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    found = re.search(rf"^{key}\s*:\s*(.*)$", text, re.MULTILINE)
-    return found.group(1).strip() if found else ""
 
 
 def gpu_facts() -> dict[str, object]:
@@ -46,9 +36,9 @@ def machine_facts(device: str = "cpu") -> dict[str, object]:
 
     With device "cuda" also the facts of the GPU; otherwise ``gpu`` is None.
     """
-    flags = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
+    flags = set((cpuinfo("flags") or cpuinfo("Features")).split())
     return {
-        "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
+        "cpu": processor_name(),
         "arch": platform.machine(),
         "cpu_flags": [flag for flag in X86_FLAGS + ARM_FLAGS if flag in flags],
         "threads": torch.get_num_threads(),

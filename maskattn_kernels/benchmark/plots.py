@@ -14,8 +14,9 @@ from maskattn_kernels.benchmark.peers import BY_NAME
 from maskattn_kernels.benchmark.report import machine_line
 from maskattn_kernels.benchmark.rows import Results, Row
 from maskattn_kernels.benchmark.summary import select
+from maskattn_kernels.common.plot_look import LOOK
 
-__all__ = ["LOOK", "STYLES", "plain_ticks", "plot_all"]
+__all__ = ["STYLES", "plain_ticks", "plot_all"]
 
 #: Colours that colour-blind readers can tell apart (Okabe and Ito), and a marker each.
 STYLES: dict[str, dict[str, Any]] = {
@@ -26,24 +27,6 @@ STYLES: dict[str, dict[str, Any]] = {
     "dense": {"color": "#56B4E9", "marker": "v", "linestyle": "--"},
 }
 FLOOR: dict[str, Any] = {"color": "#444444", "linestyle": ":", "linewidth": 1.4}
-
-
-#: The style of all plots, for `matplotlib.rc_context`.
-LOOK: Any = {
-    "figure.facecolor": "white",
-    "font.size": 10,
-    "axes.grid": True,
-    "axes.grid.which": "major",
-    "grid.color": "#e3e6ea",
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#9aa2ab",
-    "axes.titlesize": 10.5,
-    "lines.markersize": 5,
-    "legend.frameon": False,
-    "savefig.dpi": 150,
-}
 
 
 def _line(axes: Axes, rows: Sequence[Row], x: str, peer: str, y: str, factor: float) -> None:

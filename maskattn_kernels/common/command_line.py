@@ -16,6 +16,7 @@ __all__ = [
     "Parser",
     "count",
     "fraction",
+    "height_and_width",
     "key_value",
     "positive",
     "some_of",
@@ -54,6 +55,14 @@ def fraction(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
     return value
+
+
+def height_and_width(text: str) -> tuple[int, int]:
+    """The ``text`` of an argument as height and width: 192x256, or 256 for a square."""
+    found = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"expected a side such as 256, or 192x256, got {text!r}")
+    return int(found[1]), int(found[2] or found[1])
 
 
 def some_of(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:

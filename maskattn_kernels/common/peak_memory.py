@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-__all__ = ["Unmeasurable", "gpu_peak_growth", "peak_growth"]
+__all__ = ["Unmeasurable", "gpu_peak_growth", "peak_growth", "peak_of_process"]
 
 
 class Unmeasurable(Exception):
@@ -22,16 +22,17 @@ class Unmeasurable(Exception):
 PROC = "/proc/self"
 
 
-def _status(field: str) -> int:
-    """A memory field of this process in bytes."""
+def _status(field: str, process: int | None = None) -> int:
+    """A memory field of a process in bytes; None = this one."""
+    folder = PROC if process is None else f"/proc/{process}"
     try:
-        with open(f"{PROC}/status", encoding="ascii") as status:
+        with open(f"{folder}/status", encoding="ascii") as status:
             for line in status:
                 if line.startswith(field + ":"):
                     return int(line.split()[1]) * 1024
     except OSError as error:
         raise Unmeasurable(str(error)) from None
-    raise Unmeasurable(f"{PROC}/status has no {field}")
+    raise Unmeasurable(f"{folder}/status has no {field}")
 
 
 def _set_peak_back() -> None:
@@ -55,6 +56,20 @@ def peak_growth(call: Callable[[], object]) -> int:
     peak = _status("VmHWM")
     del result
     return max(0, peak - before)
+
+
+def peak_of_process(process: int) -> int:
+    """Highest resident bytes so far of a running process, since its program began.
+
+    Its own ``getrusage`` would not do: that starts with what the process held that started it.
+
+    Args:
+        process: its number.
+
+    Raises:
+        Unmeasurable: this system does not tell.
+    """
+    return _status("VmHWM", process)
 
 
 def gpu_peak_growth(call: Callable[[], object]) -> int:

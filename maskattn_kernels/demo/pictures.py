@@ -15,7 +15,8 @@ from matplotlib.image import imsave
 from PIL.Image import Image
 from torch import Tensor
 
-from maskattn_kernels.benchmark.plots import LOOK, STYLES, plain_ticks
+from maskattn_kernels.benchmark.plots import STYLES, plain_ticks
+from maskattn_kernels.common.plot_look import LOOK
 
 Row = dict[str, Any]
 

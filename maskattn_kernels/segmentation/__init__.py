@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from maskattn_kernels.segmentation.model.network import SegmentationNetwork
     from maskattn_kernels.segmentation.picking.command import pick
     from maskattn_kernels.segmentation.prediction.command import predict
+    from maskattn_kernels.segmentation.reporting.command import report
     from maskattn_kernels.segmentation.results import Segmentation
     from maskattn_kernels.segmentation.scoring.evaluation import evaluate
     from maskattn_kernels.segmentation.training.command import train
@@ -43,6 +44,7 @@ __all__ = [
     "open_dataset",
     "pick",
     "predict",
+    "report",
     "train",
 ]
 
@@ -65,6 +67,7 @@ _PLACES = {
     "train": {
         "evaluate": "scoring.evaluation",
         "open_dataset": "data.opening",
+        "report": "reporting.command",
         "train": "training.command",
     },
 }

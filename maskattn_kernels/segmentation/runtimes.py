@@ -6,8 +6,6 @@ ONNX Runtime and OpenVINO run ONNX files, torch the other formats.
 """
 
 import json
-import threading
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,15 +19,24 @@ from maskattn_kernels.common.errors import CommandError
 from maskattn_kernels.common.text import quoted
 from maskattn_kernels.segmentation.data.frame import GREY
 from maskattn_kernels.segmentation.model.network import Outputs
+from maskattn_kernels.segmentation.sessions import Session, open_session
 
-__all__ = ["DESCRIPTION", "RUNTIMES", "Exported", "RuntimeMissing", "runtimes_of"]
+__all__ = [
+    "DESCRIPTION",
+    "HINTS",
+    "RUNTIMES",
+    "Exported",
+    "RuntimeMissing",
+    "runtime_version",
+    "runtimes_of",
+]
 
 DESCRIPTION = "export.json"
 RUNTIMES = {"torch": ("pt2", "aoti"), "onnxruntime": ("onnx",), "openvino": ("onnx",)}
 """The formats that each runtime runs."""
 _EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}
-
-Session = Callable[[np.ndarray], list[np.ndarray]]
+HINTS = {torch.float32: "f32", torch.bfloat16: "bf16"}
+"""What OpenVINO calls the dtypes that it computes in."""
 
 
 class RuntimeMissing(CommandError):
@@ -92,7 +99,7 @@ class Exported(nn.Module):
         height, width = self.description["size"]
         self.size: tuple[int, int] = (height, width)
         self.runtime = runtime
-        self.version = torch.__version__ if runtime == "torch" else _version(runtime)
+        self.version = runtime_version(runtime)
         self.name = f"{runtime} {self.version}"
         self.run = _session(Path(folder) / self.description["file"], kind, runtime, dtype)
 
@@ -148,7 +155,23 @@ def _description(folder: Path) -> dict[str, Any]:
     return described
 
 
-def _version(runtime: str) -> str:
+def runtime_version(runtime: str) -> str:
+    """The version of a runtime.
+
+    Args:
+        runtime: a name in `RUNTIMES`.
+
+    Raises:
+        RuntimeMissing: it is not installed.
+
+    Example:
+        >>> import torch
+        >>> from maskattn_kernels.segmentation.runtimes import runtime_version
+        >>> runtime_version("torch") == torch.__version__
+        True
+    """
+    if runtime == "torch":
+        return torch.__version__
     try:
         return str(import_module(runtime).__version__).partition("-")[0]
     except ModuleNotFoundError:
@@ -159,43 +182,9 @@ def _version(runtime: str) -> str:
 
 def _session(path: Path, kind: str, runtime: str, dtype: torch.dtype) -> Session:
     """A function from images to the outputs, with as many threads as torch has."""
-    if runtime == "onnxruntime":
-        return _onnxruntime(path)
-    if runtime == "openvino":
-        return _openvino(path, dtype)
-    return _torch(path, kind)
-
-
-def _onnxruntime(path: Path) -> Session:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {"image": images})
-
-
-def _openvino(path: Path, dtype: torch.dtype) -> Session:
-    import openvino
-
-    # Without the hint OpenVINO computes in bfloat16 where the processor can.
-    settings = {
-        "INFERENCE_PRECISION_HINT": {torch.float32: "f32", torch.bfloat16: "bf16"}[dtype],
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
-    own = threading.local()  # a request runs in one thread at a time
-
-    def run(images: np.ndarray) -> list[np.ndarray]:
-        if not hasattr(own, "request"):
-            own.request = compiled.create_infer_request()
-        request = own.request
-        request.infer({0: images}, share_inputs=True)
-        return [request.get_output_tensor(i).data.copy() for i in range(len(compiled.outputs))]
-
-    return run
+    if runtime == "torch":
+        return _torch(path, kind)
+    return open_session(runtime, path, torch.get_num_threads(), HINTS[dtype])
 
 
 def _torch(path: Path, kind: str) -> Session:

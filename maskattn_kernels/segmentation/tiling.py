@@ -5,8 +5,7 @@ The second way is the hybrid: the whole image goes through the network at low re
 only the tiles of highest entropy go through it again at full resolution.
 """
 
-import re
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from maskattn_kernels.common.background import batched
-from maskattn_kernels.common.command_line import fraction
+from maskattn_kernels.common.command_line import fraction, height_and_width
 from maskattn_kernels.segmentation.data.errors import DataError, shown
 from maskattn_kernels.segmentation.data.frame import LARGEST_WHOLE, as_size
 from maskattn_kernels.segmentation.model.measures import pixel_entropy
@@ -143,7 +142,7 @@ def add_tile_arguments(parser: ArgumentParser) -> None:
     """
     parser.add_argument(
         "--tiles",
-        type=_tile_size,
+        type=height_and_width,
         metavar="SIDE",
         help="images at their own pixels, in tiles of SIDE x SIDE, or of HEIGHTxWIDTH",
     )
@@ -158,10 +157,3 @@ def add_tile_arguments(parser: ArgumentParser) -> None:
 def shares(text: str) -> tuple[float, ...]:
     """The ``text`` of an argument as numbers from 0 to 1, separated by commas."""
     return tuple(fraction(part) for part in text.split(","))
-
-
-def _tile_size(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", text)
-    if found is None:
-        raise ArgumentTypeError(f"expected a side such as 256, or 192x256, got {text!r}")
-    return int(found[1]), int(found[2] or found[1])

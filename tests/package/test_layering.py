@@ -58,7 +58,7 @@ LAYERS = (
 # The same for the wings of segmentation; its face, `__init__`, opens every one of them when asked.
 WINGS = (
     ("data",),
-    ("model",),
+    ("model", "sessions"),
     ("model_card", "results", "runtimes", "tiling"),
     ("reading",),
     ("infer",),
@@ -67,7 +67,7 @@ WINGS = (
     ("checkpoints",),
     ("scoring", "prediction"),
     ("exporting", "picking"),
-    ("training",),
+    ("reporting", "training"),
 )
 WING_RANK = {name: rank for rank, wings in enumerate(WINGS) for name in wings}
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

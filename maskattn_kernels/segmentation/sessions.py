@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Sessions of ONNX Runtime and OpenVINO, without torch: `Exported` opens them.
+
+As a program it opens one by itself, so that the memory of a process without torch can be measured:
+
+    python sessions.py RUNTIME FILE THREADS PRECISION IMAGES.npz
+
+It runs the images, prints "ready", and ends when its input does.
+"""
+
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+__all__ = ["Session", "open_session"]
+
+Session = Callable[[np.ndarray], list[np.ndarray]]
+
+
+def open_session(runtime: str, path: Path, threads: int, precision: str = "f32") -> Session:
+    """A function from images to the outputs of an ONNX file.
+
+    Args:
+        runtime: "onnxruntime" or "openvino".
+        path: of the file.
+        threads: that compute.
+        precision: that OpenVINO computes in, "f32" or "bf16"; ONNX Runtime computes in that of the
+            file.
+
+    Raises:
+        ModuleNotFoundError: the runtime is not installed.
+        ValueError: OpenVINO does not compute in the precision on this processor.
+    """
+    if runtime == "onnxruntime":
+        return _onnxruntime(path, threads)
+    return _openvino(path, threads, precision)
+
+
+def _onnxruntime(path: Path, threads: int) -> Session:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"image": images})
+
+
+def _openvino(path: Path, threads: int, precision: str) -> Session:
+    import openvino
+
+    # Without the hint OpenVINO computes in bfloat16 where the processor can.
+    settings = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+    used = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if used != precision:  # it falls back without a word
+        raise ValueError(
+            f"precision: expected float32, as OpenVINO computes in {used} on this processor, got "
+            f"{precision}"
+        )
+    own = threading.local()  # a request runs in one thread at a time
+
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        if not hasattr(own, "request"):
+            own.request = compiled.create_infer_request()
+        request = own.request
+        request.infer({0: images}, share_inputs=True)
+        return [request.get_output_tensor(i).data.copy() for i in range(len(compiled.outputs))]
+
+    return run
+
+
+if __name__ == "__main__":
+    _runtime, _file, _threads, _precision, _images = sys.argv[1:]
+    _run = open_session(_runtime, Path(_file), int(_threads), _precision)
+    for _image in np.load(_images).values():
+        _run(_image)
+    print("ready", flush=True)
+    sys.stdin.read()
