@@ -90,8 +90,8 @@ def make_module(
     if config.init_from:
         trained = Checkpoint.from_pretrained(config.init_from)
         _take_weights(config.init_from, network, classes, trained)
-        if config.unlabelled:
-            _learn_from_unlabelled(config, batches, trained)
+    if config.unlabelled:
+        _learn_from_unlabelled(config, batches)
     if batches.balance:
         _counted(batches)
     return SegmentationModule(
@@ -222,16 +222,18 @@ def _summary(batches: Batches, found: Mapping[str, Findings]) -> str:
     return "; ".join(parts)
 
 
-def _learn_from_unlabelled(config: Namespace, batches: Batches, teacher: Checkpoint) -> None:
-    """Add the images of ``--unlabelled``, with labels by the checkpoint of ``--init_from``."""
+def _learn_from_unlabelled(config: Namespace, batches: Batches) -> None:
+    """Add the images of ``--unlabelled``, with labels by the checkpoint of ``--teacher``."""
+    option = "teacher" if config.teacher else "init_from"
+    teacher = Checkpoint.from_pretrained(config[option])
     theirs = teacher.classes
     differing = differing_classes(theirs.names, theirs.is_thing, batches.classes)
     if differing:
         raise ConfigError(
-            f"unlabelled: the checkpoint of --init_from has other classes ({differing}); train it "
+            f"unlabelled: the checkpoint of --{option} has other classes ({differing}); train it "
             "with those of the data first"
         )
-    say(f"labelling the images of {config.unlabelled} with {config.init_from}")
+    say(f"labelling the images of {config.unlabelled} with {config[option]}")
     device = "cpu" if config.trainer.accelerator == "cpu" else "auto"
     pseudo = PseudoLabelled(
         teacher, Path(config.unlabelled), config.confidence, torch_device(device)

@@ -115,7 +115,9 @@ def make_parser() -> ArgumentParser:
     add("--freeze_encoder_norms", type=bool, default=False, help="keep the statistics of the "
         "encoder's BatchNorms")  # fmt: skip
     add("--unlabelled", type=str | None, default=None, help="folder of images without labels: "
-        "learn from what --init_from predicts there")  # fmt: skip
+        "learn from what --teacher predicts there")  # fmt: skip
+    add("--teacher", type=str | None, default=None, help="checkpoint that labels the images of "
+        "--unlabelled; default: that of --init_from")  # fmt: skip
     add("--confidence", type=float, default=0.9, help="of those predictions: pixels below are void")
     data = parser.add_argument_group(
         "data",
@@ -275,8 +277,10 @@ def _check(config: Namespace) -> None:
     if not 0 < config.confidence <= 1:
         raise ConfigError(f"confidence: expected a number from 0 to 1, got {config.confidence}")
     _check_keep(config)
-    if config.unlabelled and not config.init_from:
-        raise ConfigError("unlabelled: needs --init_from, the checkpoint that labels the images")
+    if config.unlabelled and not (config.teacher or config.init_from):
+        raise ConfigError("unlabelled: needs --teacher, the checkpoint that labels the images")
+    if config.teacher and not config.unlabelled:
+        raise ConfigError("teacher: needs --unlabelled, the folder of the images that it labels")
     if any(word in config.trainer.strategy for word in ("spawn", "fork", "notebook")):
         raise ConfigError(
             "trainer.strategy: expected auto, ddp, fsdp or another that runs the command in every "
