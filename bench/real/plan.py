@@ -43,13 +43,14 @@ SIZES = {
 }
 LITE0 = ("--network.encoder=efficientnet_lite0", "--network.width=32")
 LITE0_S16 = ("--network.encoder=efficientnet_lite0_s16", "--network.width=32")
-#: Of each encoder by size: the larger one is computed to stride 4 only, which takes as long.
+#: The same network with and without ImageNet weights, by size: the larger one is computed to stride
+#: 4 only, which takes as long.
 ENCODERS = {
-    "scratch": dict.fromkeys(SIZES, ("--network.preset=edge",)),
-    "pretrained": {
-        size: (*LITE0, f"--network.finest={finest}", "--network.attend_from=4")
+    start: {
+        size: (*LITE0, f"--network.finest={finest}", "--network.attend_from=4", *weights)
         for size, finest in (("128", 2), ("192x256", 4))
-    },
+    }
+    for start, weights in (("scratch", ("--network.encoder_weights=none",)), ("pretrained", ()))
 }
 #: The best network of each cost class, by its limit in GFLOPs at the size that it is scored at.
 BEST = {

@@ -84,7 +84,8 @@ def test_a_data_set_is_named_as_in_the_other_commands_and_wins_over_the_config()
         ),
         (["--network", "3"], "^network: "),
         (["--confidence", "2"], "^confidence: expected a number from 0 to 1, got 2"),
-        (["--unlabelled", "x"], "^unlabelled: needs --init_from"),
+        (["--unlabelled", "x"], "^unlabelled: needs --teacher, "),
+        (["--teacher", "x"], "^teacher: needs --unlabelled, "),
         (["--init_from", "x"], "^x: no such folder$"),
         (["--trainer.strategy", "ddp_spawn"], "^trainer.strategy: expected"),
         (["--out", "/dev/null/x"], "^out: cannot make the folder /dev/null/x: Not a directory$"),
@@ -143,6 +144,15 @@ def test_unlabelled_images_take_part(trained, tmp_path, capsys):
     training.main(tiny_arguments(tmp_path / "run", *more, steps=2))
     told = capsys.readouterr().err
     assert "3 images without labels; " in told and "1 files passed over (1 .heic)" in told
+
+
+def test_a_student_starts_anew_and_may_be_another_network(trained, tmp_path, capsys):
+    write_images(tmp_path / "more", 3)
+    more = ("--unlabelled", str(tmp_path / "more"), "--teacher", str(trained))
+    training.main(tiny_arguments(tmp_path / "run", *more, "--network.width=8", steps=2))
+    assert "3 images without labels; " in capsys.readouterr().err
+    student = Checkpoint.from_pretrained(tmp_path / "run" / "final").network
+    assert student.config["width"] == 8
 
 
 def test_unlabelled_images_take_part_in_a_balanced_order(trained, tmp_path, capsys):
