@@ -8,10 +8,12 @@ As a program it opens one by itself, so that the memory of a process without tor
 It runs the images, prints "ready", and ends when its input does.
 """
 
+import functools
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,16 +51,27 @@ def _onnxruntime(path: Path, threads: int) -> Session:
     return lambda images: session.run(None, {"image": images})
 
 
-def _openvino(path: Path, threads: int, precision: str) -> Session:
+@functools.cache
+def _openvino_core() -> Any:
+    """OpenVINO's core, one for as long as the process runs.
+
+    The CPU plugin of each core gives the thread that loads it a stack for signal handlers, and
+    unmaps that with the core. Where two cores end in another order than the reverse, or in another
+    thread, the thread keeps a stack that is gone, and the next Ctrl-C ends the process by a fault.
+    """
     import openvino
 
+    return openvino.Core()
+
+
+def _openvino(path: Path, threads: int, precision: str) -> Session:
     # Without the hint OpenVINO computes in bfloat16 where the processor can.
     settings = {
         "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
     }
-    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+    compiled = _openvino_core().compile_model(str(path), "CPU", settings)
     used = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if used != precision:  # it falls back without a word
         raise ValueError(
