@@ -51,13 +51,15 @@ RATIOS = {
 Call = Callable[[], object]
 
 
-def make_checkpoint(side: int, **options: object) -> Checkpoint:
+def make_checkpoint(
+    size: int | tuple[int, int], count: int = CLASSES, **options: object
+) -> Checkpoint:
+    """A network with random weights for ``count`` classes, by options of `SegmentationNetwork`."""
     torch.manual_seed(0)
-    network = SegmentationNetwork(CLASSES, task="semantic", **options).eval()
-    names = tuple(f"class {number}" for number in range(CLASSES))
-    colors = ((0, 0, 0),) * CLASSES
-    classes = Classes(names, (False,) * CLASSES, colors, tuple(range(CLASSES)))
-    return Checkpoint(network, classes, side)
+    network = SegmentationNetwork(count, task="semantic", **options).eval()
+    names = tuple(f"class {number}" for number in range(count))
+    classes = Classes(names, (False,) * count, ((0, 0, 0),) * count, tuple(range(count)))
+    return Checkpoint(network, classes, size)
 
 
 def contestants(

@@ -16,7 +16,8 @@ import pytest
 import torch
 import torch.utils.deterministic
 from harness import ONE_DTYPE_TARGETS, Target, activate, untested_tiers
-from optional_timm import mend_torchvision
+
+from bench.libraries import mend_torchvision
 
 mend_torchvision()
 

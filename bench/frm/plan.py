@@ -16,7 +16,8 @@ from bench.real.plan import SEEDS, SIZES, Run
 HERE = Path(__file__).resolve().parent
 
 LITE = ("--network.arch=frm", "--network.preset=lite")
-SMALL = (*LITE, *SIZES["192x256"], "--steps=500", "--val_every=250")
+RECIPE = (*SIZES["192x256"], "--steps=500", "--val_every=250")
+SMALL = (*LITE, *RECIPE)
 
 ALL = ("--network.selector=none",)
 

@@ -34,6 +34,10 @@ EXPORTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"selector": "local", "sparsity": "qk", "task": "semantic"},
         {"precision": "fp16"},
     ),
+    "the preset for small devices": (
+        {"preset": "mobile", "selector": "gumbel-topk", "task": "semantic"},
+        {},
+    ),
     "frm, entropy": (
         {"arch": "frm", "preset": "tiny", "selector": "entropy", "objects": "distance"},
         {"layout": "nchw", "batch": 2},
@@ -43,7 +47,7 @@ EXPORTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 def made(**config: Any) -> Checkpoint:
     torch.manual_seed(0)
-    own = {} if config.get("arch") == "frm" else {"width": 4, "depth": 1}
+    own = {} if "preset" in config else {"width": 4, "depth": 1}
     network = SegmentationNetwork(3, [1], **own, **{"task": "panoptic", **config}).eval()
     for head in network.coarse_heads:  # random heads are unsure everywhere alike
         head.weight.data *= 20
