@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 CHANNELS = {"center": 1, "offset": 2, "distance": 1}
-TYPES = {"labels": "TYPE_UINT8"}
+TYPES = {"labels": "TYPE_UINT8", "instance": "TYPE_INT32", "object_labels": "TYPE_UINT8"}
 
 
 def main(export: Path, folder: Path) -> None:
@@ -25,9 +25,11 @@ def main(export: Path, folder: Path) -> None:
     image = [*sides, 3] if described["layout"] == "nhwc" else [3, *sides]
     outputs = []
     for name in described["outputs"]:
-        channels = [] if name == "labels" else [CHANNELS.get(name, classes)]
+        channels = [] if name in ("labels", "instance") else [CHANNELS.get(name, classes)]
         kind = TYPES.get(name, "TYPE_FP32")
         dims = [*channels, *sides]
+        if name.startswith("object_"):
+            dims = [described["max_objects"]]
         outputs.append(f'  {{ name: "{name}" data_type: {kind} dims: {dims} }}')
     config = [
         f'name: "{folder.name}"',

@@ -24,6 +24,7 @@ from maskattn_kernels.segmentation.sessions import Session, open_session
 __all__ = [
     "DESCRIPTION",
     "HINTS",
+    "MAPS",
     "RUNTIMES",
     "Exported",
     "RuntimeMissing",
@@ -32,6 +33,8 @@ __all__ = [
 ]
 
 DESCRIPTION = "export.json"
+MAPS = ("logits", "center", "offset", "distance")
+"""The outputs of a file that are those of a network."""
 RUNTIMES = {"torch": ("pt2", "aoti"), "onnxruntime": ("onnx",), "openvino": ("onnx",)}
 """The formats that each runtime runs."""
 _EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}
@@ -126,6 +129,7 @@ class Exported(nn.Module):
         maps = {
             name: torch.from_numpy(np.concatenate([part[name] for part in parts]))
             for name in self.description["outputs"]
+            if name in MAPS
         }
         cut = {name: values[..., :height, :width] for name, values in maps.items()}
         center, offset, distance = map(cut.get, ("center", "offset", "distance"))

@@ -17,6 +17,7 @@ from maskattn_kernels.segmentation import Checkpoint, Classes, SegmentationNetwo
 from maskattn_kernels.segmentation.exporting import checking, command, precisions
 from maskattn_kernels.segmentation.exporting.onnx_file import half_weights
 from maskattn_kernels.segmentation.exporting.tensorrt import tensorrt_faults, with_types_of_tensorrt
+from maskattn_kernels.segmentation.model.grouping import group
 from maskattn_kernels.segmentation.runtimes import Exported
 
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
@@ -118,6 +119,48 @@ def check_description(told: dict[str, Any], model: Any) -> None:
     shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
     sides = (*SIZE, 3) if told["layout"] == "nhwc" else (3, *SIZE)
     assert shape == [told["batch"] or 0, *sides]
+
+
+@pytest.mark.parametrize(("bias", "count"), [(1.0, 5), (0.0, 0)])
+def test_objects_are_found_inside_of_a_file(bias: float, count: int, tmp_path: Path) -> None:
+    """As `group` finds them, with numbers and scores; also where an image has no centre."""
+    checkpoint, out = made(selector="random"), tmp_path / "out"
+    assert checkpoint.network.objects is not None
+    checkpoint.network.objects[-1].bias.data[0] += bias  # of the map of centres
+    told = export(checkpoint, out, SIZE, max_objects=5, batch=None)
+    assert told["outputs"][:4] == ["labels", "instance", "object_labels", "object_scores"]
+    assert all(check["labels_equal"] >= 0.999 for check in told["checks"])
+    images = pictures(2)
+    with torch.inference_mode():
+        outputs = [checkpoint.network(image) for image in images.split(1)]
+        right = [group(o, checkpoint.classes.things, max_objects=5) for o in outputs]
+    assert right[0].instance.max() == count
+    for runtime in [check["runtime"] for check in told["checks"]]:
+        run = Exported(out, runtime)
+        found = run.batch(images)
+        assert found["instance"].dtype == np.int32 and found["object_labels"].shape == (2, 5)
+        assert run(images).center is not None  # `predict` finds them by itself
+        for i, one in enumerate(right):
+            assert (found["labels"][i] == one.semantic[0].numpy()).mean() > 0.999
+            assert (found["instance"][i] == one.instance[0].numpy()).mean() > 0.999
+            assert (found["object_labels"][i] == one.labels[0].numpy()).all()
+            assert np.allclose(found["object_scores"][i], one.scores[0].numpy(), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("config", "most", "line"),
+    [
+        ({"task": "semantic"}, 5, "expected none for a network that finds no objects, got 5"),
+        ({"objects": "distance"}, 5, "no standard operator finds, got 5"),
+        ({}, 0, "expected a whole number from 1, got 0"),
+    ],
+)
+def test_objects_that_a_file_cannot_find(
+    config: dict[str, Any], most: int, line: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=rf"^max_objects: .*{line}$"):
+        export(made(selector="random", **config), tmp_path / "out", SIZE, max_objects=most)
+    assert not list(tmp_path.iterdir())
 
 
 def test_half_weights_are_half_of_the_file(plain_file: Path) -> None:

@@ -20,7 +20,8 @@ from maskattn_kernels.segmentation.data.frame import whole_frame
 from maskattn_kernels.segmentation.data.inputs import AnyImage, as_sample
 from maskattn_kernels.segmentation.data.parts import spread
 from maskattn_kernels.segmentation.data.sample import Sample, SegmentationDataset
-from maskattn_kernels.segmentation.model.network import SegmentationNetwork
+from maskattn_kernels.segmentation.model.grouping import group
+from maskattn_kernels.segmentation.model.network import Outputs, SegmentationNetwork
 from maskattn_kernels.segmentation.model.prepared import prepared
 from maskattn_kernels.segmentation.runtimes import Exported
 
@@ -103,6 +104,8 @@ def check(
 ) -> Check:
     """Compare the labels of an exported file with those of the network, and both times.
 
+    In a file that finds objects, a pixel's label is its class and its object.
+
     Each image is compared by itself, as random masks depend on the place in a batch.
 
     Args:
@@ -118,11 +121,13 @@ def check(
     equal, largest = 0, 0.0
     names = exported.description["outputs"]
     for image in images.split(1):
-        logits = ready(image).semantic
-        made = exported.batch(image)
-        equal += int((torch.from_numpy(made["labels"]) == logits.argmax(1)).sum())
+        outputs, made = ready(image), exported.batch(image)
+        same = torch.ones_like(image[:, 0], dtype=torch.bool)
+        for name, right in _labels(outputs, network, exported.description).items():
+            same &= torch.from_numpy(made[name]) == right
+        equal += int(same.sum())
         if "logits" in names:
-            difference = (torch.from_numpy(made["logits"]) - logits).abs().max()
+            difference = (torch.from_numpy(made["logits"]) - outputs.semantic).abs().max()
             largest = max(largest, float(difference))
     batch = images[:1].expand(exported.description["batch"] or 1, -1, -1, -1)
     ms, torch_ms = _times(lambda: exported.batch(batch), lambda: ready(batch), 1e3 / len(batch))
@@ -142,6 +147,17 @@ def check(
             "was written"
         )
     return found
+
+
+def _labels(
+    outputs: Outputs, network: SegmentationNetwork, description: dict[str, Any]
+) -> dict[str, Tensor]:
+    """What a file says of each pixel: its class, and the number of its object if it finds them."""
+    if "instance" not in description["outputs"]:
+        return {"labels": outputs.semantic.argmax(1)}
+    things, most = network.config["things"], description["max_objects"]
+    found = group(outputs, things, max_objects=most)
+    return {"labels": found.semantic, "instance": found.instance}
 
 
 def _times(first: Callable[[], object], second: Callable[[], object], unit: float) -> list[float]:

@@ -29,7 +29,7 @@ from maskattn_kernels.segmentation.exporting.checking import (
     scaled,
     some_images,
 )
-from maskattn_kernels.segmentation.exporting.graph import LAYOUTS, output_names
+from maskattn_kernels.segmentation.exporting.graph import LAYOUTS, check_objects, output_names
 from maskattn_kernels.segmentation.exporting.int8 import (
     MAX_DROP,
     apart,
@@ -67,6 +67,7 @@ def export(
     precision: str = "fp32",
     layout: str = "nhwc",
     labels_only: bool = False,
+    max_objects: int | None = None,
     keep: Keep | None = None,
     selector: str | None = None,
     verify: Images | None = None,
@@ -93,6 +94,9 @@ def export(
             convolutions and linear layers in bfloat16, see `prepare_for_inference`.
         layout: of the images, "nhwc" or "nchw".
         labels_only: without logits and maps of objects.
+        max_objects: find objects inside of the file, at most so many of an image, see
+            `ImageToLabels`; for networks with centres. None = it gives the maps that they are
+            found in.
         keep, selector: attend to other tokens, see `Checkpoint.with_masks`.
         verify: images to compare on, of which at most 64 are taken; None = the three pictures of
             cells that come with the package.
@@ -138,6 +142,7 @@ def export(
         trained = as_checkpoint(checkpoint)
         turned = trained.with_masks(keep, selector)
         network = turned.network.cpu().eval()
+        check_objects(network, max_objects)
         description: dict[str, Any] = {
             "format": 1,
             "kind": format,
@@ -146,7 +151,8 @@ def export(
             "size": list(size),
             "batch": batch,
             "layout": layout,
-            "outputs": list(output_names(network, labels_only)),
+            "outputs": list(output_names(network, labels_only, max_objects)),
+            "max_objects": max_objects,
             "checkpoint": None if isinstance(checkpoint, Checkpoint) else str(checkpoint),
             "weights_sha256": digest(trained.network.state_dict()),
             "licence": None if isinstance(checkpoint, Checkpoint) else _licence(checkpoint),
@@ -248,6 +254,8 @@ def main(argv: Sequence[str]) -> int:
     add("--precision", choices=PRECISIONS, default="fp32", help="default fp32")
     add("--layout", choices=LAYOUTS, default="nhwc", help="of the uint8 RGB images; default nhwc")
     add("--labels_only", action="store_true", help="without logits and maps of objects")
+    add("--max_objects", type=positive, metavar="N",
+        help="find objects inside of the file, at most N of an image")  # fmt: skip
     add_dial_arguments(parser)
     add("--verify", type=Path, metavar="DIR", help="images to compare on (default: three pictures "
         "of cells that come with the package)")  # fmt: skip
@@ -274,6 +282,7 @@ def main(argv: Sequence[str]) -> int:
         precision=given.precision,
         layout=given.layout,
         labels_only=given.labels_only,
+        max_objects=given.max_objects,
         keep=given.keep,
         selector=given.selector,
         verify=given.verify,

@@ -50,7 +50,9 @@ def objects_by_center(
         (tensor([[[1, 1, 1, 2, 2]]]), tensor([[1.0000, 0.9000]]))
     """
     heights, places = _centers(center.float(), threshold, window, max_objects)
-    nearest = _nearest_of_few if center.device.type == "cpu" else _nearest_of_all
+    # A search tree cannot be exported.
+    by_tree = center.device.type == "cpu" and not torch.compiler.is_exporting()
+    nearest = _nearest_of_few if by_tree else _nearest_of_all
     return nearest(offset.float(), heights > 0, places, counted), heights
 
 
@@ -94,7 +96,7 @@ def _nearest_of_few(offset: Tensor, exists: Tensor, places: Tensor, counted: Ten
 
 
 def _nearest_of_all(offset: Tensor, exists: Tensor, places: Tensor, counted: Tensor) -> Tensor:
-    """The same on a GPU, where all centres are compared and no value is read on the host."""
+    """The same on a GPU and in exports: all centres are compared, no value is read on the host."""
     height, width = offset.shape[2:]
     aim_y = offset[:, 0] + torch.arange(height, device=offset.device).view(1, height, 1)
     aim_x = offset[:, 1] + torch.arange(width, device=offset.device).view(1, 1, width)
@@ -111,4 +113,5 @@ def _nearest_of_all(offset: Tensor, exists: Tensor, places: Tensor, counted: Ten
         distance, place = torch.addcmul(dx * dx, dy, dy).min(1)
         nearest = torch.where(distance < least, place + first + 1, nearest)
         least = torch.minimum(distance, least)
-    return torch.where(counted, nearest, 0)
+    # Without a centre too: OpenVINO takes infinity for the largest number.
+    return torch.where(counted & exists.any(1)[:, None, None], nearest, 0)
