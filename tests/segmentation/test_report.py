@@ -271,7 +271,8 @@ def test_memory_is_that_of_a_program_alone() -> None:
     )
     if small is None or large is None:
         pytest.skip("this system does not tell")
-    assert small < len(here) and (64 << 20) <= large - small < (70 << 20)
+    # Pages of the interpreter itself differ from run to run by some tens of KiB.
+    assert small < len(here) and (63 << 20) <= large - small < (70 << 20)
     with pytest.raises(ProgramEnded, match=r"^its process ended with 3: no memory$"):
         peak_of_program(
             [sys.executable, "-c", "import sys; print('no memory', file=sys.stderr); sys.exit(3)"]
