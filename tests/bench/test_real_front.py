@@ -93,7 +93,7 @@ def test_images_that_are_not_there_are_told(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         command.main(["speed"])
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.endswith(f"verify: expected a folder of images, got {tmp_path / 'none'}")
+    assert "error: verify: expected a folder of images, got " in last
 
 
 def test_files_are_checked_and_timed_in_both_runtimes(tmp_path: Path, monkeypatch, capsys):

@@ -21,7 +21,7 @@ from bench.real.plan import DATA, Run
 from bench.trainings import ROOT
 from maskattn_kernels.benchmark.machine import machine_facts
 from maskattn_kernels.segmentation import Checkpoint, export
-from maskattn_kernels.segmentation.exporting.checking import Check, read_images
+from maskattn_kernels.segmentation.exporting.checking import Check, scaled, some_images
 from maskattn_kernels.segmentation.model.cost import gflops_of
 from maskattn_kernels.segmentation.runtimes import Exported
 from maskattn_kernels.segmentation.training.options import parse
@@ -66,7 +66,7 @@ def measure_all(rounds: int, file: Path) -> None:
         Mismatch: a file gives other labels than its network in torch.
     """
     torch.set_num_threads(1)  # runtimes take as many
-    image = read_images(IMAGES, SIZE)[:1].permute(0, 2, 3, 1).contiguous().numpy()
+    image = scaled(some_images(IMAGES)[:1], SIZE).permute(0, 2, 3, 1).contiguous().numpy()
     calls, costs = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for name, run in runs_to_time().items():
