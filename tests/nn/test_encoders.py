@@ -295,7 +295,7 @@ def test_the_state_of_the_own_encoder_has_the_names_that_it_had():
 @pytest.mark.parametrize(
     ("preset", "size", "gflops", "parameters"),
     [
-        ("mobile", (192, 256), 1.14, 3.1),
+        ("mobile", (192, 256), 0.85, 0.8),
         ("lite-small", (192, 256), 0.95, 3.2),
         ("lite-medium", (288, 384), 2.6, 3.3),
         ("lite-large", (360, 480), 7.9, 3.6),
@@ -305,7 +305,7 @@ def test_presets_cost_what_is_documented(preset, size, gflops, parameters):
     network = MaskAttnUNet.from_preset(preset, classes=11, selector="topk", sparsity="q+k").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(image(1, *size))
-    digits = 2 if gflops < 2 else 1
+    digits = 2 if gflops < 1 else 1
     assert round(counter.get_total_flops() / 1e9, digits) == gflops
     assert round(sum(p.numel() for p in network.parameters()) / 1e6, 1) == parameters
 

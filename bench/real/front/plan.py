@@ -24,6 +24,7 @@ THEIRS: dict[str, tuple[str, ...]] = {
     name: (f"--network.arch={ARCH}", f"--network.preset={name}", "--network.selector=none")
     for name in PEERS
 }
+RANDOM_START = "segformer-b0"  # whose ImageNet weights could not be had
 #: The network of docs/real.md at this size. Where nothing is said, masks are learned, keep 0.25.
 OURS = {"edge-lite0": (*LITE0, "--network.finest=4", "--network.attend_from=4")}
 
@@ -44,7 +45,7 @@ VARIANTS = {
     "w16-from16": variant(16, 16),
     "w16-s16": variant(16, 16, LITE0_S16),
 }
-MOBILE = "w16-from8"  # the variant that is the preset
+MOBILE = "w16-s16"  # the variant that is the preset
 NETWORKS = {**THEIRS, **OURS, **VARIANTS}
 #: Networks that are trained elsewhere with the same recipe: runs by name, without the seed.
 FRM = {"frm-lite": "camvid-frm-learned-0.25"}

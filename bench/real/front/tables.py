@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from bench.deploy import RUNTIMES
 from bench.frm.tables import TABLE as FRM_TABLE
-from bench.real.front.plan import FRM, HERE, MOBILE, NETWORKS, THEIRS
+from bench.real.front.plan import FRM, HERE, MOBILE, NETWORKS, RANDOM_START, THEIRS
 from bench.real.front.plan import TABLE as NAME
 from bench.real.tables import cells, scores
 from bench.trainings import ROOT, Record, Table
@@ -77,11 +77,11 @@ def fastest(name: str, ms: Times) -> float:
 
 
 def points(found: dict[str, Record], ms: Times) -> list[Point]:
-    """The networks that are trained, the fastest first."""
+    """The networks that are trained, the fastest first; without the one from random weights."""
     made = []
     for name in dict.fromkeys(name for name, _ in ms):
         values = scores(found, GROUPS[name])
-        if values:
+        if values and name != RANDOM_START:
             made.append(Point(name, fastest(name, ms), sum(values) / len(values)))
     return sorted(made, key=lambda point: point.ms)
 
@@ -117,8 +117,12 @@ def plot(path: Path) -> None:
             style: Any = {"color": color, "label": label, "markersize": 7}
             axes.plot([p.ms for p in group], [p.miou for p in group], marker, **style)
         for p in found:
-            beside: Any = {"xytext": (7, -3), "textcoords": "offset points", "fontsize": 9}
-            axes.annotate(shown(p.name), (p.ms, p.miou), **beside)
+            beside: Any = {"xytext": (7, -3)}
+            if p in best:  # left of the line, where no other network can be
+                beside = {"xytext": (-7, 2), "horizontalalignment": "right"}
+            axes.annotate(
+                shown(p.name), (p.ms, p.miou), textcoords="offset points", fontsize=9, **beside
+            )
         axes.set(
             xlabel="ms of one 192 x 256 image, one thread, the faster of two runtimes",
             ylabel="mIoU of CamVid's validation images",
