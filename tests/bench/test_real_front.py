@@ -10,13 +10,22 @@ import torch
 from bench.deploy import make_checkpoint
 from bench.real.front import __main__ as command
 from bench.real.front import plan, speed, tables
+from bench.real.front.peers import ARCH, register
 from bench.real.plan import DATA, Run
 from maskattn_kernels.benchmark.pages import fill
 from maskattn_kernels.models import PRESETS
 from maskattn_kernels.segmentation.exporting import checking
+from maskattn_kernels.segmentation.model.architectures import ARCHITECTURES
 from maskattn_kernels.segmentation.training.options import parse
 
 COST = {"gflops": 1.25, "parameters": 3_140_000}
+
+
+@pytest.fixture(autouse=True)
+def peers(monkeypatch) -> None:
+    """The networks of other libraries, for these tests alone."""
+    monkeypatch.setitem(ARCHITECTURES, ARCH, None)  # what is there now comes back afterwards
+    register()
 
 
 def record(miou: float) -> dict:

@@ -6,13 +6,22 @@ from typing import Any
 import pytest
 import torch
 
-from bench.real.front.peers import PEERS, TIMM_ENCODER, register
+from bench.real.front.peers import ARCH, PEERS, TIMM_ENCODER, register
 from maskattn_kernels.models import EfficientNetLite0
 from maskattn_kernels.segmentation import Checkpoint, export, train
+from maskattn_kernels.segmentation.model.architectures import ARCHITECTURES
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 
 smp = pytest.importorskip("segmentation_models_pytorch", reason="needs the package smp")
 hf = pytest.importorskip("transformers", reason="needs the package transformers")
+
+
+@pytest.fixture(autouse=True)
+def peers(monkeypatch) -> None:
+    """The networks of other libraries, for these tests alone."""
+    monkeypatch.setitem(ARCHITECTURES, ARCH, None)  # what is there now comes back afterwards
+    register()
+
 
 IMAGE = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
@@ -55,7 +64,6 @@ def test_segformer():
 def test_they_are_trained_saved_and_exported(name, tmp_path):
     for package in ("onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="the extra onnx is not installed")
-    register()
     trained = train(
         data={"name": "digit-scenes", "size": 64, "batch_size": 2, "options": {"count": 2}},
         network={
@@ -83,7 +91,6 @@ def test_a_library_that_is_missing_is_one_line(monkeypatch, tmp_path):
 
     monkeypatch.setattr(libraries, "FOLDER", tmp_path / "nothing")
     monkeypatch.setattr(libraries.importlib.util, "find_spec", lambda name: None)
-    register()
     line = r"^segmentation_models_pytorch is not installed; `make integrations` installs it$"
     with pytest.raises(ValueError, match=line):
         SegmentationNetwork(3, task="semantic", arch="peer")

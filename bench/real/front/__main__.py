@@ -14,6 +14,7 @@ The networks of other libraries need `make integrations` once. plan.py says what
 import sys
 from collections.abc import Sequence
 
+from bench.real.front.peers import register
 from bench.real.front.plan import runs
 from bench.real.front.speed import measure_all
 from bench.real.front.tables import PLOT, SPEED, TABLE, blocks, plot
@@ -26,6 +27,7 @@ STUDY = Study(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    register()
     parser, commands = parser_of(STUDY, str(__doc__))
     timing = commands.add_parser("speed", help="time the trained networks, exported to ONNX")
     timing.add_argument("--rounds", type=int, default=50, help="default 50")

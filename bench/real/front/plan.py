@@ -12,13 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.frm.plan import RECIPE
-from bench.real.front.peers import ARCH, PEERS, register
+from bench.real.front.peers import ARCH, PEERS
 from bench.real.plan import LITE0, LITE0_S16, MASKS, SEEDS, Run
 
 HERE = Path(__file__).resolve().parent
 TABLE = "camvid-front"
-
-register()
 
 THEIRS: dict[str, tuple[str, ...]] = {
     name: (f"--network.arch={ARCH}", f"--network.preset={name}", "--network.selector=none")
