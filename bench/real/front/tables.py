@@ -12,6 +12,8 @@ from bench.real.front.plan import TABLE as NAME
 from bench.real.tables import cells, scores
 from bench.trainings import ROOT, Record, Table
 from maskattn_kernels.benchmark.pages import table
+from maskattn_kernels.common.front import front_of
+from maskattn_kernels.common.plot_look import LOOK
 
 TABLE = Table(HERE / "runs.jsonl")
 SPEED = HERE / "speed.json"  # of speed.py
@@ -87,20 +89,14 @@ def points(found: dict[str, Record], ms: Times) -> list[Point]:
 
 
 def front(of: list[Point]) -> list[Point]:
-    """Those of some points, in the order of their ms, that no faster one equals in mIoU."""
-    best: list[Point] = []
-    for point in of:
-        if not best or point.miou > best[-1].miou:
-            best.append(point)
-    return best
+    """Those of some points, the fastest first, that no faster one equals in mIoU."""
+    return front_of(of, lambda point: point.ms, lambda point: point.miou)
 
 
 def plot(path: Path) -> None:
     """mIoU against milliseconds, with the front as a line."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
-
-    from maskattn_kernels.benchmark.plots import LOOK
 
     with rc_context(LOOK):
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")

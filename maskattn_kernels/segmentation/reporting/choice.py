@@ -5,6 +5,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from maskattn_kernels.common.front import front_of
+
 __all__ = ["metric_of", "on_front", "recommended"]
 
 Row = dict[str, Any]
@@ -42,11 +44,7 @@ def on_front(rows: Sequence[Row], metric: str) -> list[Row]:
         >>> [row["ms"] for row in on_front(rows, "mIoU")]
         [5, 9]
     """
-    front: list[Row] = []
-    for row in sorted(rows, key=lambda row: (row["ms"], -_score(row, metric))):
-        if not front or _score(row, metric) > _score(front[-1], metric):
-            front.append(row)
-    return front
+    return front_of(rows, lambda row: row["ms"], lambda row: _score(row, metric))
 
 
 def recommended(
