@@ -8,9 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 import twin
-from cases import Case, Inputs, make
+from cases import Case, make
 from harness import RESULTS, Target, check_against_oracle, run
-from poison import FIELDS, poisoned
+from odd_rows import (
+    STREAMED,
+    check_query_without_keys_is_not_read,
+    check_unselected_are_invisible,
+    laid_out,
+)
 from torch import Tensor
 
 pytestmark = pytest.mark.skipif(
@@ -21,20 +26,11 @@ BF16 = Target("twin", torch.bfloat16)
 CASE = Case("packed", 2, 4, 2, 300, 290, 48, keys=0.3, queries=0.3, per_head=True, bias="some_inf")
 # Two selections, forward, delta, dkdv, dq.
 UNPACKED = 6
-STREAMED = ("query", "key", "value", "dout")
 
 
 @pytest.fixture(autouse=True)
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     twin.install(monkeypatch, twin.build())
-
-
-def odd_stride(t: Tensor) -> Tensor:
-    return torch.full((*t.shape[:3], t.shape[3] + 3), torch.nan, dtype=t.dtype)[..., :-3].copy_(t)
-
-
-def laid_out(x: Inputs, fields: tuple[str, ...] = STREAMED) -> Inputs:
-    return replace(x, **{name: odd_stride(getattr(x, name)) for name in fields})
 
 
 def counted(call: Callable[[], dict[str, Tensor]]) -> tuple[dict[str, Tensor], int]:
@@ -90,15 +86,8 @@ def test_many_readers(queries: int, keys: int) -> None:
 
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf], ids=str)
 def test_unselected_tokens_are_invisible(poison: float) -> None:
-    x = laid_out(make(CASE, BF16.dtype))
-    clean, dirty = run(BF16, x), run(BF16, laid_out(poisoned(x, FIELDS, poison)))
-    for result in clean:
-        assert torch.equal(clean[result], dirty[result]), result
+    check_unselected_are_invisible(BF16, CASE, poison)
 
 
 def test_query_without_keys_is_not_read() -> None:
-    """Its row is packed with the others, NaN and all, and never used."""
-    x = make(replace(CASE, bias="all_inf"), BF16.dtype)
-    results = run(BF16, laid_out(replace(x, dout=x.dout * torch.nan)))
-    for name in ("out", "dq", "dk", "dv", "dbias"):
-        assert not results[name].any(), name
+    check_query_without_keys_is_not_read(BF16, CASE)

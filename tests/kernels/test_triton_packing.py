@@ -6,10 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import Case, Inputs, make
-from harness import INTERPRETED, RESULTS, Target, check_against_oracle, run
+from cases import Case, make
+from harness import INTERPRETED, Target, check_against_oracle, run
 from interpreter import make_strict
-from poison import FIELDS, poisoned
+from odd_rows import (
+    check_query_without_keys_is_not_read,
+    check_unselected_are_invisible,
+    laid_out,
+)
 from torch import Tensor
 
 from maskattn_kernels import TokenIndex, masked_attention
@@ -19,7 +23,6 @@ pytestmark = pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=
 FP32 = Target("triton", torch.float32)
 # More tokens than the interpreter calls short; rows of a width that can be aligned.
 CASE = Case("packed", 1, 4, 2, 50, 45, 48, keys=0.4, queries=0.4, per_head=True, bias="some_inf")
-STREAMED = ("query", "key", "value", "dout")
 
 
 @pytest.fixture(autouse=True)
@@ -42,14 +45,6 @@ def packed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     for module in (triton_forward_plan, triton_backward_plan):
         monkeypatch.setattr(module, "pack", noting)
     return found
-
-
-def odd_stride(t: Tensor) -> Tensor:
-    return torch.full((*t.shape[:3], t.shape[3] + 3), torch.nan, dtype=t.dtype)[..., :-3].copy_(t)
-
-
-def laid_out(x: Inputs, fields: tuple[str, ...] = STREAMED) -> Inputs:
-    return replace(x, **{name: odd_stride(getattr(x, name)) for name in fields})
 
 
 KEYS, BACKWARD = [(1, 2)], [(0, 2), (3, 4)]
@@ -98,18 +93,11 @@ def test_rows_that_few_tokens_read_are_not_packed(
 
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf], ids=str)
 def test_unselected_tokens_are_invisible(poison: float) -> None:
-    x = laid_out(make(CASE, FP32.dtype))
-    clean, dirty = run(FP32, x), run(FP32, laid_out(poisoned(x, FIELDS, poison)))
-    for result in clean:
-        assert torch.equal(clean[result], dirty[result]), result
+    check_unselected_are_invisible(FP32, CASE, poison)
 
 
 def test_query_without_keys_is_not_read() -> None:
-    """Its row is packed with the others, NaN and all, and never used."""
-    x = make(replace(CASE, bias="all_inf"), FP32.dtype)
-    results = run(FP32, laid_out(replace(x, dout=x.dout * torch.nan)))
-    for name in RESULTS:
-        assert name == "lse" or not results[name].any(), name
+    check_query_without_keys_is_not_read(FP32, CASE)
 
 
 def test_index_made_by_hand_stays_inside(packed: list[tuple[int, int]]) -> None:
