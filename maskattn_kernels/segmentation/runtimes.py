@@ -6,7 +6,6 @@ ONNX Runtime and OpenVINO run ONNX files, torch the other formats.
 """
 
 import json
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from maskattn_kernels.common.errors import CommandError
 from maskattn_kernels.common.text import quoted
 from maskattn_kernels.segmentation.data.frame import GREY
 from maskattn_kernels.segmentation.model.network import Outputs
-from maskattn_kernels.segmentation.sessions import Session, open_session
+from maskattn_kernels.segmentation.sessions import Session, import_runtime, open_session
 
 __all__ = [
     "DESCRIPTION",
@@ -177,7 +176,7 @@ def runtime_version(runtime: str) -> str:
     if runtime == "torch":
         return torch.__version__
     try:
-        return str(import_module(runtime).__version__).partition("-")[0]
+        return str(import_runtime(runtime).__version__).partition("-")[0]
     except ModuleNotFoundError:
         raise RuntimeMissing(
             f"{runtime} is not installed; pip install 'maskattn_kernels[{_EXTRAS[runtime]}]'"

@@ -9,15 +9,17 @@ It runs the images, prints "ready", and ends when its input does.
 """
 
 import functools
+import os
 import sys
 import threading
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Session", "open_session"]
+__all__ = ["Session", "import_runtime", "open_session"]
 
 Session = Callable[[np.ndarray], list[np.ndarray]]
 
@@ -41,9 +43,33 @@ def open_session(runtime: str, path: Path, threads: int, precision: str = "f32")
     return _openvino(path, threads, precision)
 
 
-def _onnxruntime(path: Path, threads: int) -> Session:
-    import onnxruntime
+def import_runtime(runtime: str) -> Any:
+    """The package of a runtime, which reports nothing about its use.
 
+    Left alone, both write an identifier into the user's home and report to their makers: ONNX
+    Runtime (from 1.29) unless ORT_DISABLE_TELEMETRY is set, which stays as the user has set it;
+    OpenVINO on import, where it finds the package openvino_telemetry.
+
+    Args:
+        runtime: "onnxruntime" or "openvino".
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    if runtime == "onnxruntime":
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+        return import_module(runtime)
+    modules: dict[str, Any] = sys.modules
+    modules.setdefault("openvino_telemetry", None)  # as if it were not installed
+    try:
+        return import_module(runtime)
+    finally:
+        if modules["openvino_telemetry"] is None:
+            del modules["openvino_telemetry"]
+
+
+def _onnxruntime(path: Path, threads: int) -> Session:
+    onnxruntime = import_runtime("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -59,9 +85,7 @@ def _openvino_core() -> Any:
     unmaps that with the core. Where two cores end in another order than the reverse, or in another
     thread, the thread keeps a stack that is gone, and the next Ctrl-C ends the process by a fault.
     """
-    import openvino
-
-    return openvino.Core()
+    return import_runtime("openvino").Core()
 
 
 def _openvino(path: Path, threads: int, precision: str) -> Session:

@@ -30,6 +30,7 @@ from maskattn_kernels.segmentation.data.parts import Part
 from maskattn_kernels.segmentation.data.sample import Sample, SegmentationDataset
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
 from maskattn_kernels.segmentation.runtimes import Exported
+from maskattn_kernels.segmentation.sessions import import_runtime
 
 __all__ = ["MAX_DROP", "LessAccurate", "apart", "quantise", "quantise_and_score"]
 
@@ -55,6 +56,8 @@ def quantise(path: Path, network: SegmentationNetwork, images: Tensor, layout: s
         ModuleNotFoundError: onnx or onnxruntime is missing.
     """
     import onnx
+
+    import_runtime("onnxruntime")
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
     class Images(CalibrationDataReader):
