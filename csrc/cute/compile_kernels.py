@@ -2,7 +2,6 @@
 """Compiles the kernels of this folder ahead of time; needs nvidia-cutlass-dsl and no GPU."""
 
 import importlib
-import os
 import tempfile
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -29,8 +28,6 @@ class Compiled(NamedTuple):
 
 def compile_kernel(arch: str, dtype: str, width: int) -> Compiled:
     """One kernel, whatever GPU is here."""
-    # Read when the package is imported: without a GPU it would not know a chip.
-    os.environ.setdefault("CUTE_DSL_ARCH", arch)
     cutlass = importlib.import_module("cutlass")
     module = importlib.import_module(FORWARDS[arch])
     call = module.Call(*(cutlass.Int64(0) for _ in module.Call._fields))
