@@ -109,7 +109,8 @@ def stages(out: Path, arch: str) -> list[list[Step]]:
 
     few = ["tests/ops/test_masked_attention.py", "-k", "n65"]
     rest = [f"tests/{folder}" for folder in ("ops", "nn", "kernels")]
-    done = ("ops/test_masked_attention", "ops/test_sweep", "kernels/test_gpu", "kernels/test_fa4")
+    done = ("ops/test_masked_attention", "ops/test_sweep")
+    done += tuple(f"kernels/test_{name}" for name in ("gpu", "fa4", "cute_results"))
     rest += [f"--ignore=tests/{name}.py" for name in done]
     build = [*PYTHON, *"-m pip install -q --no-build-isolation --no-deps -e .".split()]
     one_call = ["--cache", str(CACHE.parent / "rehearsal"), "--processes", "1", "--calls", "1"]
@@ -127,6 +128,7 @@ def stages(out: Path, arch: str) -> list[list[Step]]:
         [tests("sweep", 150, "tests/ops/test_sweep.py", environment={"MASKATTN_SWEEP": SWEEP})],
         [tests("rest", 90, *rest)],
         [tests("fa4", 90, "tests/kernels/test_fa4.py")],
+        [tests("cute", 60, "tests/kernels/test_cute_results.py", processes=1)],
         [tests("memcheck", 90, *few, before=[*sanitizer, "memcheck"], processes=1)],
         [tests("racecheck", 90, *few, before=[*sanitizer, "racecheck"], processes=1)],
         [Step("candidates", 200, [*kernels, "--only", "tiles"], [*kernels, "--help"])],
@@ -136,7 +138,7 @@ def stages(out: Path, arch: str) -> list[list[Step]]:
     ]  # fmt: skip
 
 
-DEFAULT = "build,kernels,cases,gpu,small,sweep,rest,fa4,memcheck,racecheck,candidates,tune"
+DEFAULT = "build,kernels,cases,gpu,small,sweep,rest,fa4,cute,memcheck,racecheck,candidates,tune"
 
 
 def versions() -> dict[str, object]:

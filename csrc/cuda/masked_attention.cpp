@@ -9,6 +9,7 @@
 
 #include "../arguments.h"
 #include "../schemas.h"
+#include "cute.h"
 #include "gpu.h"
 #include "params.h"
 
@@ -51,6 +52,10 @@ std::tuple<Tensor, Tensor> forward(const Tensor& query, CudaForwardParams& p) {
   Tensor lse = allocate(query, {p.batch, p.heads_q, p.seqlen_q}, ScalarType::Float);
   if (p.batch * p.heads_q * p.seqlen_q == 0 || p.seqlen_k == 0) return {filled(out, 0.0), filled(lse, -INFINITY)};
   p.out = gpu_view(out), p.lse = row_view(lse);
+  if (cute_is_asked()) {
+    check_launch(launch_cute_fwd(choose_cute(p, device.chip()), p, device.stream()), "fwd");
+    return {out, lse};
+  }
   p.splits = cuda_fwd_splits(p, device.chip());
   Tensor workspace = allocate(query, {lay_out_cuda_fwd(p, nullptr)}, ScalarType::Byte);
   lay_out_cuda_fwd(p, workspace.data_ptr());
@@ -94,7 +99,7 @@ std::tuple<Tensor, Tensor> cuda_infer(const Tensor& query, const Tensor& key, co
   if (key_bias) p.key_bias = bias_of(*key_bias, query, p.batch, p.heads_kv, p.seqlen_k, check_gpu);
   const MaskView queries = view_of(query_mask, "query_mask", query, p.batch, p.heads_q, p.seqlen_q);
   const MaskView keys = view_of(key_mask, "key_mask", query, p.batch, p.heads_kv, p.seqlen_k);
-  if (p.seqlen_q <= kShort && p.seqlen_k <= kShort) {
+  if (p.seqlen_q <= kShort && p.seqlen_k <= kShort && !cute_is_asked()) {
     p.query_mask = queries, p.key_mask = keys;
     return forward(query, p);
   }

@@ -16,6 +16,7 @@ constexpr int kCombineThreads = 128;
 struct Chip {
   int processors = 0;
   int shared_memory = 0;  // bytes of one processor
+  int capability = 0;     // 90: compute capability 9.0
 };
 
 // How many blocks of a kernel the chip runs at a time, at least. Launch bounds leave registers for two on a

@@ -2,6 +2,7 @@
 """The forward kernels in CuTe-DSL: their index arithmetic, and what is made of them for chips that
 are not here."""
 
+import re
 import sys
 from dataclasses import replace
 from itertools import chain, pairwise, product
@@ -81,6 +82,22 @@ def test_faults_are_seen(change: dict, fault: str) -> None:
     assert fault in "; ".join(tool.faults(replace(GOOD, **change)))
 
 
+def fields(path: str, begin: str, pattern: str) -> list[str]:
+    """Names that a declaration in csrc holds, in their order."""
+    text = (ROOT / "csrc" / path).read_text().partition(begin)[2]
+    lines = re.findall(
+        pattern, text.partition("\n}" if "{" in begin else "\n\n\n")[0], re.MULTILINE
+    )
+    return [name for line in lines for name in line.split(", ")]
+
+
+def test_arguments_are_those_of_the_library() -> None:
+    """The struct that the library fills has the fields of the kernel's arguments, in order."""
+    of_kernel = fields("cute/token_rows.py", "class Call(NamedTuple):", r"^    (\w+): Int64$")
+    of_library = fields("cuda/cute.h", "struct CuteCall {", r"^  int64_t ([\w, ]+);$")
+    assert of_kernel == of_library and len(of_kernel) == 38
+
+
 @pytest.fixture
 def dsl() -> None:
     if tool.missing():
@@ -93,6 +110,9 @@ def test_machine_code(arch: str) -> None:
     kernels = list(tool.compile_all((arch,)))
     assert len(kernels) == len(tool.compile_kernels.DTYPES) * len(tiles.WIDTHS)
     assert [tool.line(kernel) for kernel in kernels if tool.faults(kernel)] == []
+    # One word each, as device.cu hands them over, and the scale at the end.
+    words = tuple((8 * i, 8) for i in range(38))
+    assert {kernel.parameters for kernel in kernels} == {(*words, (8 * 38, 4))}
 
 
 @pytest.mark.usefixtures("dsl")

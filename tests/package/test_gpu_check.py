@@ -28,7 +28,7 @@ def test_rehearsal_of_every_step(tmp_path: Path) -> None:
     assert {step["status"] for step in steps.values()} == {0}
     assert steps["sweep"]["collected"] == 2 * 3000
     assert steps["cases"]["collected"] > 6 * 79
-    for name in ("gpu", "rest", "fa4", "memcheck", "racecheck"):
+    for name in ("gpu", "rest", "fa4", "cute", "memcheck", "racecheck"):
         assert steps[name]["collected"] > 0
     log = (tmp_path / "log.txt").read_text()
     selected = [line for line in log.splitlines() if "::test_" in line]

@@ -47,7 +47,8 @@ THREADS = ("-fsanitize=thread", "-DMASKATTN_TSAN", ONE_DTYPE)
 
 def sources(csrc: Path = CSRC) -> list[Path]:
     kernels = [p for p in csrc.glob("cuda/*.cu") if p.name != "device.cu"]
-    return sorted([*kernels, csrc / "cuda" / "masked_attention.cpp", *TWIN.glob("*.cpp")])
+    torch_side = [csrc / "cuda" / name for name in ("masked_attention.cpp", "cute.cpp")]
+    return sorted([*kernels, *torch_side, *TWIN.glob("*.cpp")])
 
 
 def build(flags: tuple[str, ...] = (), csrc: Path = CSRC) -> Path:
@@ -60,7 +61,7 @@ def build(flags: tuple[str, ...] = (), csrc: Path = CSRC) -> Path:
     def compile_one(source: Path) -> Path:
         digest = headers.copy()
         digest.update(source.read_bytes())
-        target = FOLDER / f"{source.stem}-{digest.hexdigest()[:16]}.o"
+        target = FOLDER / f"{source.parent.name}-{source.stem}-{digest.hexdigest()[:16]}.o"
         command = [COMPILER, *FLAGS, *flags, f"-I{csrc}", f"-I{TWIN.parent}"]
         command += ["-x", "c++", "-c", str(source)]
         if source.parent == TWIN and THREADS[0] in flags:
