@@ -3,7 +3,7 @@
 
     python -m bench.real.drift --checkpoint BEST     the table, into drift.json and on stdout
 
-The checkpoint comes from ``maskattn train`` on CamVid, which keeps what its images are like.
+The checkpoint keeps what the images of its training are like; checkpoints/camvid-10g is one.
 Images are changed in memory, at their own size. Where there are labels, mIoU tells what it costs.
 """
 
