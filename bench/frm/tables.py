@@ -40,6 +40,7 @@ GRIDS = {
     "1/8, learned 1/16": "grid8-learned",
     "1/16, all": "dense",
 }
+BEST = {"none": "best-control", "all": "best", "learned 0.25": "best-learned-0.25"}
 RELATIONS = {
     "none": "control",
     "plain": "plain",
@@ -69,7 +70,8 @@ def blocks() -> dict[str, str]:
         "afterwards": afterwards_table(finished, "dense"),
         "grids": rows_table(finished, "grid and tokens", GRIDS),
         "relations": rows_table(finished, "terms of attention", RELATIONS),
-        "best": afterwards_table(finished, "best"),
+        "best": rows_table(finished, "tokens that take part", BEST, "best-control"),
+        "best afterwards": afterwards_table(finished, "best"),
         "digits": digits_table(DIGITS.read()),
         "speed": speed_table(),
     }
@@ -81,15 +83,18 @@ def of_row(finished: dict[str, Record], row: str) -> dict[int, Record]:
     return {seed: finished[name] for seed, name in names.items() if name in finished}
 
 
-def rows_table(finished: dict[str, Record], what: str, rows: Mapping[str, str]) -> str:
-    """mIoU and work of some rows, and how far they are above the control with the same seed."""
-    control = of_row(finished, "control")
+def rows_table(
+    finished: dict[str, Record], what: str, rows: Mapping[str, str], without: str = "control"
+) -> str:
+    """mIoU and work of some rows, and how far they are above the row without attention that has
+    the same seed."""
+    control = of_row(finished, without)
     lines = []
     for words, row in rows.items():
         found = of_row(finished, row)
         above = [miou(r) - miou(control[seed]) for seed, r in found.items() if seed in control]
         (mean,) = cells(finished, [f"camvid-frm-{row}"])
-        gain = "-" if row == "control" else spread(above)
+        gain = "-" if row == without else spread(above)
         lines.append([words, mean, gain, *work([r["work"] for r in found.values()])])
     return table([what, "mIoU", "above no attention", *WORK], lines)
 
