@@ -40,6 +40,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "learned-0.1": masked("gumbel-topk", 0.1),
     "top": (*ALL, "--network.inject=top"),
     "grid32": (*ALL, "--network.grid=32"),
+    "grid8-control": (*masked("random", 0.0), "--network.grid=8"),
     "grid8-entropy": (*masked("entropy", 0.0625), "--network.grid=8"),
     "falling": (*LEARNED, "--keep.schedule=falling"),
     "mean-0.25": (*masked("random", 0.25), "--network.unselected=mean"),

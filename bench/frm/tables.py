@@ -36,6 +36,7 @@ GRIDS = {
     "1/32, all": "grid32",
     "1/16, entropy 0.25": "entropy-0.25",
     "1/16, learned 0.25": "learned-0.25",
+    "1/8, none": "grid8-control",
     "1/8, entropy 1/16": "grid8-entropy",
     "1/8, learned 1/16": "grid8-learned",
     "1/16, all": "dense",
