@@ -40,8 +40,8 @@ const CuteKernel& choose_cute(const CudaForwardParams& p, const Chip& chip) {
         (found == nullptr || kernel->width < found->width))
       found = kernel;
   if (found == nullptr)
-    refuse("compute capability 9.0 and a head_dim of at most 256",
-           std::to_string(chip.capability / 10) + "." + std::to_string(chip.capability % 10) + " and head_dim " +
+    refuse("compute capability 9.0 with a head_dim of at most 256, or 10.0 with at most 128",
+           std::to_string(chip.capability / 10) + "." + std::to_string(chip.capability % 10) + " with " +
                std::to_string(p.head_dim));
   return *found;
 }

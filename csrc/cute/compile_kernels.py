@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import tile_arithmetic as tiles
 
-FORWARDS = {"sm_90a": "forward_sm90"}  # modules, by the chips they are for
+FORWARDS = {"sm_90a": "forward_sm90", "sm_100a": "forward_sm100"}  # modules, by their chips
 DTYPES = {"bfloat16": "BFloat16", "float16": "Float16"}  # their names in CuTe-DSL and C++
 
 
@@ -38,8 +38,8 @@ class Compiled(NamedTuple):
 def compile_kernel(arch: str, dtype: str, width: int) -> Compiled:
     """One kernel, whatever GPU is here."""
     cutlass = importlib.import_module("cutlass")
-    module = importlib.import_module(FORWARDS[arch])
-    call = module.Call(*(cutlass.Int64(0) for _ in module.Call._fields))
+    module, rows = importlib.import_module(FORWARDS[arch]), importlib.import_module("token_rows")
+    call = rows.Call(*(cutlass.Int64(0) for _ in rows.Call._fields))
     launch = module.Forward(getattr(cutlass, DTYPES[dtype]), width)
     with tempfile.TemporaryDirectory() as folder:
         options = f"--gpu-arch {arch} --keep-cubin --keep-ptx --dump-dir {folder}"
@@ -54,7 +54,7 @@ def compile_all(archs: tuple[str, ...] = tuple(FORWARDS)) -> Iterator[Compiled]:
     """Every kernel, one after the other: about two seconds each."""
     for arch in archs:
         for dtype in DTYPES:
-            for width in tiles.WIDTHS:
+            for width in tiles.WIDTHS[arch]:
                 yield compile_kernel(arch, dtype, width)
 
 
@@ -76,9 +76,10 @@ def export(folder: Path) -> None:
         path.write_bytes(kernel.cubin)
         cubins.append(f'MASKATTN_CUBIN(maskattn_cute_{number}, "{path}");')
         capability, dtype = kernel.arch.removeprefix("sm_").rstrip("a"), DTYPES[kernel.dtype]
-        sizes = f"{kernel.width}, {tiles.QUERIES}, {tiles.THREADS}"
+        sizes = f"{kernel.width}, {tiles.QUERIES}, {tiles.threads_of(kernel.arch)}"
+        shared = tiles.memory_of(kernel.width, kernel.arch).end
         rows.append(
-            f"    {{{capability}, DType::k{dtype}, {sizes}, {tiles.memory_of(kernel.width).end},\n"
+            f"    {{{capability}, DType::k{dtype}, {sizes}, {shared},\n"
             f'     "{kernel.symbol}", maskattn_cute_{number}}},'
         )
     lines = [

@@ -29,7 +29,7 @@ softmax and products inside a warpgroup yet.
 
 import cutlass
 import tile_arithmetic as tiles
-from cutlass import Float32, Int32, Int64, cute
+from cutlass import Float32, Int32, Int64, const_expr, cute
 from cutlass.cute.nvgpu import warpgroup
 from cutlass.cute.typing import Numeric, Pointer
 from cutlass.utils import hopper_helpers
@@ -39,18 +39,17 @@ from token_rows import (
     Call,
     Rows,
     TokenList,
-    chunk_at,
     copy_rows,
-    global_chunk,
     key_at,
     number_at,
     token_at,
     token_list,
+    write_rows,
     write_zeros,
 )
 
 GATHERERS = 3  # named barriers: 0 is that of the block, then one of each warpgroup
-REGISTERS_GATHER, REGISTERS_ATTEND = 40, 232  # together those of THREADS at 168
+REGISTERS_GATHER, REGISTERS_ATTEND = 40, 232  # together those of three warpgroups at 168
 
 
 @cute.jit
@@ -67,6 +66,12 @@ def multiply(
     warpgroup.wait_group(0)
 
 
+def turned(tiles_of_rows: cute.Tensor) -> cute.Tensor:
+    """Tiles (rows, columns, stages) as (columns, rows, stages)."""
+    layout = cute.select(tiles_of_rows.layout, mode=[1, 0, 2])
+    return cute.make_tensor(tiles_of_rows.iterator, layout)
+
+
 def over_row(x: Float32, combine) -> Float32:
     """`combine` over the four lanes that share a row of a result."""
     for distance in (1, 2):
@@ -79,19 +84,22 @@ def add(a: Float32, b: Float32) -> Float32:
 
 
 class Forward:
-    """The kernel for one dtype (16 bits) and width of a tile."""
+    """The kernel for one dtype (16 bits) and width of a tile; attend() depends on the chip."""
+
+    arch = "sm_90a"
 
     def __init__(self, dtype: type[Numeric], width: int) -> None:
         self.dtype, self.width = dtype, width
         self.keys = tiles.keys_of(width)
-        self.memory = tiles.memory_of(width)
+        self.memory = tiles.memory_of(width, self.arch)
+        self.consumers, self.threads = tiles.CONSUMERS[self.arch], tiles.threads_of(self.arch)
 
     @cute.jit
     def __call__(self, call: Call, scale: Float32, blocks: Int32):
         """Launches; what is shipped is the kernel alone."""
         self.kernel(call, scale).launch(
             grid=(blocks, 1, 1),
-            block=(tiles.THREADS, 1, 1),
+            block=(self.threads, 1, 1),
             smem=self.memory.end,
             min_blocks_per_mp=1,
         )
@@ -128,13 +136,14 @@ class Forward:
                 for of_values in cutlass.range_constexpr(2):
                     cute.arch.mbarrier_init(self.full(barriers, of_values, stage), tiles.GROUP)
                     cute.arch.mbarrier_init(
-                        self.empty(barriers, of_values, stage), tiles.CONSUMERS * tiles.GROUP // 32
+                        self.empty(barriers, of_values, stage), self.consumers * tiles.GROUP // 32
                     )
             cute.arch.mbarrier_init_fence()
         cute.arch.sync_threads()
 
-        if group == tiles.CONSUMERS:
-            cute.arch.setmaxregister_decrease(REGISTERS_GATHER)
+        if group == self.consumers:
+            if const_expr(self.consumers > 1):
+                cute.arch.setmaxregister_decrease(REGISTERS_GATHER)
             if first < queries.count:
                 k = Rows(call.k + (b * call.k_b + kv_head * call.k_h) * 2, call.k_n * 2, chunks)
                 v = Rows(call.v + (b * call.v_b + kv_head * call.v_h) * 2, call.v_n * 2, chunks)
@@ -145,7 +154,8 @@ class Forward:
             if queries.indices != 0:
                 write_zeros(thread, queries, first, out, lse)
         else:
-            cute.arch.setmaxregister_increase(REGISTERS_ATTEND)
+            if const_expr(self.consumers > 1):
+                cute.arch.setmaxregister_increase(REGISTERS_ATTEND)
             if first < queries.count:
                 q = Rows(call.q + (b * call.q_b + h * call.q_h) * 2, call.q_n * 2, chunks)
                 self.attend(
@@ -238,10 +248,7 @@ class Forward:
         own = base + (self.memory.q + group * (rows * width * 2))
         q_tile = self.operand(own, rows, 1)
         k_tiles = self.operand(base + self.memory.k, keys, tiles.STAGES)
-        v_tiles = cute.make_tensor(
-            self.operand(base + self.memory.v, keys, tiles.STAGES).iterator,
-            cute.select(self.layout(keys, tiles.STAGES).outer, mode=[1, 0, 2]),
-        )
+        v_tiles = turned(self.operand(base + self.memory.v, keys, tiles.STAGES))
         of_scores, of_values = scores_mma.get_slice(0), values_mma.get_slice(0)
         q_read = of_scores.make_fragment_A(of_scores.partition_A(q_tile))
         k_read = of_scores.make_fragment_B(of_scores.partition_B(k_tiles))
@@ -283,13 +290,14 @@ class Forward:
             self.release(self.empty(barriers, 1, stage))
         self.write(own, thread, group, tokens, acc, top, total, out, lse)
 
-    def layout(self, rows: int, stages: int) -> cute.ComposedLayout:
+    def layout(self, rows: int, stages: int, width: int) -> cute.ComposedLayout:
         """Of tiles of rows as chunk_offset() has it."""
         atom = warpgroup.make_smem_layout_atom(warpgroup.SmemLayoutAtomKind.K_SW128, self.dtype)
-        return cute.tile_to_shape(atom, (rows, self.width, stages), order=(0, 1, 2))
+        return cute.tile_to_shape(atom, (rows, width, stages), order=(0, 1, 2))
 
-    def operand(self, pointer: Pointer, rows: int, stages: int) -> cute.Tensor:
-        layout = self.layout(rows, stages)
+    def operand(self, pointer: Pointer, rows: int, stages: int, width: int = 0) -> cute.Tensor:
+        """Tiles in shared memory as a product reads them; by default of the width of a head."""
+        layout = self.layout(rows, stages, width or self.width)
         return cute.make_tensor(
             cute.recast_ptr(pointer, layout.inner, dtype=self.dtype), layout.outer
         )
@@ -371,9 +379,4 @@ class Forward:
                 word = cute.make_tensor(cute.recast_ptr(place, dtype=Int32), cute.make_layout(1))
                 word[0] = cute.recast_tensor(pair, Int32)[0]
         self.meet(group)
-        for copy in cutlass.range_constexpr(tiles.copies_of(rows, self.width)):
-            row, chunk = tiles.piece_of(thread, copy, self.width)
-            token = tokens[row]
-            if token != NO_TOKEN and chunk < out.chunks:
-                result = chunk_at(own + tiles.chunk_offset(row, chunk, rows))
-                cute.autovec_copy(result, chunk_at(global_chunk(out, token, chunk)))
+        write_rows(own, thread, tokens, out, rows, self.width)

@@ -6,15 +6,20 @@ The kernels call them with numbers of the GPU, tests with numbers of Python.
 
 from typing import NamedTuple
 
-WIDTHS = (64, 128, 256)  # head dims of a tile; a smaller head dim is padded with zeros to the next
+# Head dims of a tile; a smaller head dim is padded with zeros to the next.
+WIDTHS = {"sm_90a": (64, 128, 256), "sm_100a": (64, 128)}
 ROW_CHUNKS = 8  # chunks of 16 bytes in the 128 bytes that the swizzle permutes
 CHUNK = 8  # 16-bit numbers in 16 bytes
 GROUP = 128  # threads of a warpgroup
 STAGES = 2  # tiles of keys, and of values, that shared memory holds
-GROUP_QUERIES = 64  # rows of a product of one warpgroup
-CONSUMERS = 2  # warpgroups that multiply, beside the one that gathers
-QUERIES = GROUP_QUERIES * CONSUMERS
-THREADS = GROUP * (CONSUMERS + 1)
+QUERIES = 128  # that a block owns
+GROUP_QUERIES = 64  # rows of a product of one warpgroup on Hopper
+CONSUMERS = {"sm_90a": 2, "sm_100a": 1}  # warpgroups that attend, beside the one that gathers
+
+
+def threads_of(arch: str) -> int:
+    """Threads of a block."""
+    return GROUP * (CONSUMERS[arch] + 1)
 
 
 def keys_of(width: int) -> int:
@@ -28,19 +33,34 @@ class Memory(NamedTuple):
     q: int  # (QUERIES, width), later the results
     k: int  # (STAGES, keys, width)
     v: int
+    weights: int  # (QUERIES, keys), Blackwell only
     terms: int  # (STAGES, keys) float32: what is added to the score of a key
     tokens: int  # (STAGES, keys) int32
     queries: int  # (QUERIES,) int32: tokens
     barriers: int  # 4 x STAGES: full and empty, of keys and of values
+    done: int  # 2 barriers, of the products with keys and with values; Blackwell only
+    tensor: int  # where the tensor memory of the block begins; Blackwell only
     end: int
 
 
-def memory_of(width: int) -> Memory:
+def memory_of(width: int, arch: str) -> Memory:
     keys = keys_of(width)
-    tile = STAGES * keys * width * 2
-    sizes = (QUERIES * width * 2, tile, tile, STAGES * keys * 4, STAGES * keys * 4, QUERIES * 4)
+    tile, row = STAGES * keys * width * 2, STAGES * keys * 4
+    weights = QUERIES * keys * 2 if arch == "sm_100a" else 0
+    sizes = (
+        QUERIES * width * 2,
+        tile,
+        tile,
+        weights,
+        row,
+        row,
+        QUERIES * 4,
+        4 * STAGES * 8,
+        16,
+        16,
+    )
     starts = [0]
-    for size in (*sizes, 4 * STAGES * 8):
+    for size in sizes:
         starts.append(starts[-1] + size)
     return Memory(*starts)
 

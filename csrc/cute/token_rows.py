@@ -175,6 +175,20 @@ def copy_rows(
 
 
 @cute.jit
+def write_rows(
+    tile: Pointer, thread: Int32, tokens: cute.Tensor, out: Rows,
+    count: cutlass.Constexpr, width: cutlass.Constexpr,
+):  # fmt: skip
+    """Copies `count` rows of results to the rows of their tokens, by a warpgroup."""
+    for copy in cutlass.range_constexpr(tiles.copies_of(count, width)):
+        row, chunk = tiles.piece_of(thread, copy, width)
+        token = tokens[row]
+        if token != NO_TOKEN and chunk < out.chunks:
+            result = chunk_at(tile + tiles.chunk_offset(row, chunk, count))
+            cute.autovec_copy(result, chunk_at(global_chunk(out, token, chunk)))
+
+
+@cute.jit
 def write_zeros(thread: Int32, queries: TokenList, first: Int32, out: Rows, lse: Int64):
     """Zeros, and lse -inf, for the tokens among the block's QUERIES that are not selected. A
     thread looks one token up, a warp writes the row."""

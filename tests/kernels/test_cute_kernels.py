@@ -17,17 +17,19 @@ sys.path.append(str(ROOT / "tools"))
 tool = pytest.importorskip("cute_kernels")
 import tile_arithmetic as tiles  # noqa: E402  (the tool knows where it is)
 
-TILES = [(rows, width) for width in tiles.WIDTHS for rows in (64, tiles.keys_of(width))]
+EVERY = [(width, arch) for arch in tool.ARCHS for width in tiles.WIDTHS[arch]]
+TILES = [(r, width) for width in tiles.WIDTHS["sm_90a"] for r in (64, tiles.keys_of(width))]
 
 
-@pytest.mark.parametrize("width", tiles.WIDTHS)
-def test_shared_memory(width: int) -> None:
+@pytest.mark.parametrize(("width", "arch"), EVERY)
+def test_shared_memory(width: int, arch: str) -> None:
     """Nothing overlaps, tiles lie where a swizzle of 128 bytes may start, and a block fits."""
-    memory, keys = tiles.memory_of(width), tiles.keys_of(width)
+    memory, keys = tiles.memory_of(width, arch), tiles.keys_of(width)
     sizes = [tiles.QUERIES * width * 2, *[tiles.STAGES * keys * width * 2] * 2]
-    sizes += [tiles.STAGES * keys * 4] * 2 + [tiles.QUERIES * 4, 4 * tiles.STAGES * 8]
+    sizes += [tiles.QUERIES * keys * 2 if arch == "sm_100a" else 0]
+    sizes += [tiles.STAGES * keys * 4] * 2 + [tiles.QUERIES * 4, 4 * tiles.STAGES * 8, 16, 16]
     assert [end - start for start, end in pairwise(memory)] == sizes
-    assert all(start % 1024 == 0 for start in memory[:3]) and memory.barriers % 8 == 0
+    assert all(start % 1024 == 0 for start in memory[:4]) and memory.barriers % 8 == 0
     assert memory.end <= 227 * 1024
 
 
@@ -108,7 +110,7 @@ def dsl() -> None:
 @pytest.mark.parametrize("arch", tool.ARCHS)
 def test_machine_code(arch: str) -> None:
     kernels = list(tool.compile_all((arch,)))
-    assert len(kernels) == len(tool.compile_kernels.DTYPES) * len(tiles.WIDTHS)
+    assert len(kernels) == len(tool.compile_kernels.DTYPES) * len(tiles.WIDTHS[arch])
     assert [tool.line(kernel) for kernel in kernels if tool.faults(kernel)] == []
     # One word each, as device.cu hands them over, and the scale at the end.
     words = tuple((8 * i, 8) for i in range(38))
@@ -131,7 +133,7 @@ def test_layouts_are_those_of_the_products() -> None:
     def look() -> None:
         for rows, width in TILES:
             kernel = forward_sm90.Forward(cutlass.BFloat16, width)
-            layout = kernel.layout(rows, 1)
+            layout = kernel.layout(rows, 1, width)
             for row, chunk in product(range(rows), range(width // tiles.CHUNK)):
                 place = layout.outer((row, chunk * tiles.CHUNK, 0)) * 2
                 place ^= (place >> 7) % 8 << 4  # the swizzle of 128 bytes, which is of addresses

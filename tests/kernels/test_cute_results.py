@@ -38,8 +38,14 @@ CASES = [
     Case("wide", **ONE, head_dim=128, key_len=150, keys="all"),
     Case("widest", **ONE, head_dim=248, key_len=70, keys="all"),
 ]
-RUNS = [(case, torch.bfloat16) for case in CASES]
-RUNS += [(case, torch.float16) for case in CASES if case.name in ("group", "wide")]
+RUNS = [
+    (arch, case, dtype)
+    for arch in tool.ARCHS
+    for case in CASES
+    for dtype in (torch.bfloat16, torch.float16)
+    if case.head_dim <= tiles.WIDTHS[arch][-1]
+    and (dtype is torch.bfloat16 or case.name in ("group", "wide"))
+]
 ON_GPU = [Target("cuda", dtype, device="cuda") for dtype in (torch.bfloat16, torch.float16)]
 NO_KERNELS = {"no": "the CUDA library has no kernels in CuTe-DSL", "": "it says nothing of them"}
 
@@ -59,7 +65,9 @@ def ptx_of():
     return get
 
 
-def run(text: str, width: int, case: Case, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor]:
+def run(
+    text: str, arch: str, width: int, case: Case, dtype: torch.dtype, seed: int = 0
+) -> dict[str, Tensor]:
     """out and lse of the kernel, with NaN in every row that must not be read."""
     x = make(case, dtype)
     memory, kept = Memory(), []
@@ -102,50 +110,49 @@ def run(text: str, width: int, case: Case, dtype: torch.dtype, seed: int = 0) ->
     blocks = -(-case.query_len // tiles.QUERIES) * case.batch * case.heads
     for index in range(blocks):
         run_block(
-            program, memory, [*call, float(scale)], index, tiles.THREADS // 32,
-            tiles.memory_of(width).end, seed + index,
+            program, memory, [*call, float(scale)], index,
+            tiles.threads_of(arch) // 32, tiles.memory_of(width, arch).end, seed + index,
         )  # fmt: skip
     return {"out": kept[at], "lse": kept[at + 1]}
 
 
-def width_of(case: Case) -> int:
-    return next(width for width in tiles.WIDTHS if width >= case.head_dim)
-
-
-@pytest.mark.parametrize(("case", "dtype"), RUNS, ids=str)
-def test_results(ptx_of, case: Case, dtype: torch.dtype) -> None:
-    results = run(ptx_of("sm_90a", dtype, width_of(case)), width_of(case), case, dtype)
+@pytest.mark.parametrize(("arch", "case", "dtype"), RUNS, ids=str)
+def test_results(ptx_of, arch: str, case: Case, dtype: torch.dtype) -> None:
+    width = next(width for width in tiles.WIDTHS[arch] if width >= case.head_dim)
+    results = run(ptx_of(arch, dtype, width), arch, width, case, dtype)
     truth, eager = expected(case, dtype)
     for name, result in results.items():
         assert_close(name, result, truth[name], [e[name] for e in eager], dtype)
 
 
-def test_results_repeat_in_every_order_of_the_warps(ptx_of) -> None:
+@pytest.mark.parametrize("arch", tool.ARCHS)
+def test_results_repeat_in_every_order_of_the_warps(ptx_of, arch: str) -> None:
     case, dtype = CASES[1], torch.bfloat16
-    text = ptx_of("sm_90a", dtype, 64)
-    first, second = (run(text, 64, case, dtype, seed) for seed in (1, 2))
+    text = ptx_of(arch, dtype, 64)
+    first, second = (run(text, arch, 64, case, dtype, seed) for seed in (1, 2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 FAULTS = {
-    "no-fence": (r"fence\.proxy\.async[^;]*;", ""),
-    "no-wait-for-copies": (r"cp\.async\.wait_group\s+1;", ""),
-    "no-wait-for-a-tile": (r"@P1 bra\.uni DONE;", "bra.uni DONE;"),
-    "no-wait-for-a-product": (r"wgmma\.wait_group[^;]*;", ""),
-    "an-arrival-too-few": (r"(mbarrier\.init[^;]*84480\], )%r\d+", r"\g<1>129"),
+    "no-fence": ("sm_90a", r"fence\.proxy\.async[^;]*;", ""),
+    "no-wait-for-copies": ("sm_90a", r"cp\.async\.wait_group\s+1;", ""),
+    "no-wait-for-a-tile": ("sm_90a", r"@P1 bra\.uni DONE;", "bra.uni DONE;"),
+    "no-wait-for-a-product": ("sm_90a", r"wgmma\.wait_group[^;]*;", ""),
+    "an-arrival-too-few": ("sm_90a", r"(mbarrier\.init[^;]*84480\], )%r\d+", r"\g<1>129"),
+    "no-fence-blackwell": ("sm_100a", r"fence\.proxy\.async[^;]*;", ""),
+    "no-wait-blackwell": ("sm_100a", r"@P1 bra\.uni DONE;", "bra.uni DONE;"),
+    "no-wait-for-loads": ("sm_100a", r"tcgen05\.wait::ld[^;]*;", ""),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_are_seen(ptx_of, fault: str) -> None:
     """What the emulator is for: a wait, a fence or an arrival that is missing shows."""
-    pattern, change = FAULTS[fault]
-    text = ptx_of("sm_90a", torch.bfloat16, 64)
-    broken, changes = re.subn(pattern, change, text)
+    arch, pattern, change = FAULTS[fault]
+    broken, changes = re.subn(pattern, change, ptx_of(arch, torch.bfloat16, 64))
     assert changes
-    case = CASES[1]
     try:
-        results = run(broken, 64, case, torch.bfloat16)
+        results = run(broken, arch, 64, CASES[1], torch.bfloat16)
     except AssertionError:
         return
     assert results["out"].isnan().any()
@@ -159,8 +166,10 @@ def test_on_a_gpu(target: Target, case: Case, monkeypatch: pytest.MonkeyPatch) -
     cuda = next(record for record in backends() if record.name == "cuda")
     if reason := target.missing() or NO_KERNELS.get(cuda.build.get("cute", "")[:2]):
         pytest.skip(reason)
-    if torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("the kernels are for compute capability 9.0")
+    major, minor = torch.cuda.get_device_capability()
+    widths = tiles.WIDTHS.get(f"sm_{major}{minor}a", (0,))
+    if case.head_dim > widths[-1]:
+        pytest.skip(f"no kernel for compute capability {major}.{minor} at this head dim")
     monkeypatch.setenv("MASKATTN_CUDA_CUTE", "1")
     x = moved(make(case, target.dtype), "cuda")
     truth, eager = expected(case, target.dtype)

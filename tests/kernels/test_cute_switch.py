@@ -49,7 +49,7 @@ def test_it_is_off(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
         (torch.bfloat16, 8, 300, CHOSEN),
         (torch.float32, 64, 20, "expected bfloat16 or float16, got float32"),
         (torch.bfloat16, 20, 20, "(head_dim a multiple of 8), got others, with head_dim 20"),
-        (torch.bfloat16, 72, 20, "expected compute capability 9.0 and a head_dim of at most 256"),
+        (torch.bfloat16, 72, 20, "or 10.0 with at most 128, got 9.0 with 72"),
     ],
 )
 def test_it_is_on(

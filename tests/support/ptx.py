@@ -21,11 +21,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from ptx_numbers import OPERATORS, SIMPLE, TYPES, half_bits, numbers, operand_places
 from ptx_program import NAN_BYTE, SHARED_BASE, Barrier, Block, Memory, Program
+from ptx_tensor_memory import TensorMemory
 
 LANES = np.arange(32)
 
 
-class Warp:
+class Warp(TensorMemory):
     """32 lanes: registers, places in the program, copies and products on their way."""
 
     def __init__(self, program: Program, block: Block, number: int) -> None:
@@ -51,9 +52,12 @@ class Warp:
             if not lanes.any():
                 continue
             name, _, rest = word.partition(".")
-            if self.in_flight and name != "wgmma":
+            if self.in_flight and name not in ("wgmma", "tcgen05"):
                 touched = self.in_flight.intersection(re.findall(r"%\w+", " ".join(operands)))
-                assert not touched, f"{word} touches results of products on their way: {touched}"
+                if name == "mov" and touched:  # under another name
+                    self.in_flight.update(re.findall(r"%\w+", operands[0]))
+                else:
+                    assert not touched, f"{word} touches results on their way: {touched}"
             if name == "bra":
                 self.at[lanes] = self.program.labels[operands[0]]
                 yield
@@ -67,7 +71,7 @@ class Warp:
                 handler = getattr(self, f"do_{name}", None)
                 assert handler, f"unknown instruction {word}"
                 handler(lanes, rest.split("."), operands)
-                if name in ("mbarrier", "fence"):
+                if name in ("mbarrier", "fence", "tcgen05"):
                     yield
         assert self.copies == [[]] and not self.products, "a warp ends before what it started"
 
@@ -189,8 +193,9 @@ class Warp:
         target, source = operands
         if target.startswith("{"):  # a number in two parts
             parts = self.value(source, "u64").copy().view(np.uint32).reshape(32, 2)
-            for i, register in enumerate(re.findall(r"%\w+", target)):
-                self.put(lanes, register, parts[:, i].copy())
+            for i, register in enumerate(target[1:-1].split(", ")):
+                if register != "_":
+                    self.put(lanes, register, parts[:, i].copy())
         elif source.startswith("{"):
             low, high = (self.value(r, "u32").astype(np.uint64) for r in source[1:-1].split(", "))
             self.put(lanes, target, high << 32 | low)
@@ -387,6 +392,8 @@ def run_block(
                 running.remove(warp)
                 idle = 0
                 break
+        while block.products and draw.random() < 0.5:
+            block.products.pop(0)()
         idle += 1
         assert idle < 5_000, "the warps wait for one another"
         if draw.random() < 0.05:

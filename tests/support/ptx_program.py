@@ -54,6 +54,8 @@ class Block:
         self.proxy = self.shared.copy()  # as the asynchronous proxy sees it
         self.barriers: dict[int, Barrier] = {}
         self.warps = warps
+        self.tensor: np.ndarray | None = None  # tensor memory, once it is allocated
+        self.products: list = []  # of tcgen05, on their way
         self.waiting: dict[int, list] = {}  # warps at named barriers
 
 
