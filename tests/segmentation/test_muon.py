@@ -108,18 +108,19 @@ def test_hidden_convolutions_of_the_network() -> None:
     assert outputs <= set(names.values()) and not outputs & found
 
 
-def test_1x1_convolutions_are_hidden_and_depthwise_ones_are_not() -> None:
-    """Most of FRMNet's weights are the former; 19 classes are as many as channels elsewhere."""
+def test_1x1_and_depthwise_convolutions_are_hidden() -> None:
+    """They are most of FRMNet's weights; 19 classes are as many as channels elsewhere."""
     layers = SegmentationNetwork(19, task="semantic", arch="frm", preset="tiny")
     found = {id(weight) for weight in hidden_convolutions(layers)}
     kinds = {
-        name: (module.kernel_size, module.groups > 1, id(module.weight) in found)
+        name: (module.kernel_size, module.groups, id(module.weight) in found)
         for name, module in layers.named_modules()
         if isinstance(module, nn.Conv2d) and "mask_head" not in name and "query_head" not in name
     }
     outputs = {id(layer) for m in (layers, layers.body) for layer in m.output_layers()}
-    assert not any(hidden for _, depthwise, hidden in kinds.values() if depthwise)
-    left_out = {name for name, (_, depthwise, hidden) in kinds.items() if not depthwise | hidden}
+    assert any(groups > 1 for _, groups, _ in kinds.values())
+    assert any(kernel == (1, 1) for kernel, _, hidden in kinds.values() if hidden)
+    left_out = {name for name, (*_, hidden) in kinds.items() if not hidden}
     assert left_out == {"frm.encoder.stem.0"} | {
         name for name, module in layers.named_modules() if id(module) in outputs
     }

@@ -13,8 +13,8 @@ __all__ = ["Muon", "hidden_convolutions"]
 def hidden_convolutions(network: nn.Module) -> list[nn.Parameter]:
     """The weights of ``network`` for Muon: convolutions between the image and the outputs.
 
-    Not those of depthwise convolutions, which are a filter for each channel and no matrix, nor
-    those of the layers that ``output_layers()`` of a module returns.
+    Not those of the layers that ``output_layers()`` of a module returns. The filters of a depthwise
+    convolution are the rows of one matrix.
 
     Example:
         >>> from torch import nn
@@ -34,7 +34,7 @@ def hidden_convolutions(network: nn.Module) -> list[nn.Parameter]:
     return [
         p
         for p in network.parameters()
-        if p.ndim == 4 and p.shape[1] not in (1, image_channels) and id(p) not in outputs
+        if p.ndim == 4 and p.shape[1] != image_channels and id(p) not in outputs
     ]
 
 
