@@ -28,6 +28,7 @@ from maskattn_kernels.backends.machine_code import (
     common_faults,
     count,
     find_tool,
+    print_table,
     read_cubin,
 )
 
@@ -122,13 +123,7 @@ def main() -> int:
     if missing():
         print(f"cuda_kernels: cannot run: {missing()}", file=sys.stderr)
         return 1
-    print(HEADER)
-    total = faulty = 0
-    for kernel in compile_all(archs):
-        total, faulty = total + 1, faulty + bool(faults(kernel))
-        print(line(kernel), flush=True)
-    print(f"{total} kernels, {faulty} not as they must be")
-    return 1 if faulty else 0
+    return print_table(HEADER, compile_all(archs), line, faults)
 
 
 if __name__ == "__main__":

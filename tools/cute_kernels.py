@@ -25,6 +25,7 @@ from maskattn_kernels.backends.machine_code import (
     common_faults,
     count,
     find_tool,
+    print_table,
     read_cubin,
 )
 
@@ -91,8 +92,8 @@ HEADER = f"{'kernel':24} {COLUMNS} fences  bytes"
 
 def line(kernel: Kernel) -> str:
     """A row of the table under HEADER."""
-    row = cells(kernel, [])
-    return f"{kernel.name:24} {row} {kernel.fences:6} {kernel.size:6}  {'; '.join(faults(kernel))}"
+    row = f"{kernel.name:24} {cells(kernel, [])} {kernel.fences:6} {kernel.size:6}"
+    return f"{row}  {'; '.join(faults(kernel))}".rstrip()
 
 
 def main() -> int:
@@ -104,13 +105,7 @@ def main() -> int:
     if missing():
         print(f"cute_kernels: cannot run: {missing()}", file=sys.stderr)
         return 1
-    print(HEADER)
-    total = faulty = 0
-    for kernel in compile_all(archs):
-        total, faulty = total + 1, faulty + bool(faults(kernel))
-        print(line(kernel).rstrip(), flush=True)
-    print(f"{total} kernels, {faulty} not as they must be")
-    return 1 if faulty else 0
+    return print_table(HEADER, compile_all(archs), line, faults)
 
 
 if __name__ == "__main__":

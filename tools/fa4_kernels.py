@@ -27,6 +27,7 @@ from maskattn_kernels.backends.machine_code import (
     cells,
     common_faults,
     find_tool,
+    print_table,
     read_cubin,
 )
 
@@ -165,14 +166,8 @@ def main() -> int:
     if missing():
         print(f"fa4_kernels: cannot run: {missing()}", file=sys.stderr)
         return 1
-    print(HEADER)
-    total = faulty = 0
-    for arch in archs:
-        for kernel in compile_all(arch, jobs(arch)):
-            total, faulty = total + 1, faulty + bool(faults(kernel))
-            print(line(kernel), flush=True)
-    print(f"{total} kernels, {faulty} not as they must be")
-    return 1 if faulty else 0
+    kernels = (kernel for arch in archs for kernel in compile_all(arch, jobs(arch)))
+    return print_table(HEADER, kernels, line, faults)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What is in the machine code of a GPU kernel: read from a cubin, judged, and printed in a table.
 
-For the kernels of Triton (`maskattn tiles`), of CUDA (`tools/cuda_kernels.py`) and of
-FlashAttention-4 (`tools/fa4_kernels.py`) alike.
+For the kernels of Triton (`maskattn tiles`), of CUDA (`tools/cuda_kernels.py`), in CuTe-DSL
+(`tools/cute_kernels.py`) and of FlashAttention-4 (`tools/fa4_kernels.py`) alike.
 """
 
 import importlib.util
@@ -10,9 +10,10 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,3 +95,22 @@ def cells(kernel: MachineCode, faults: list[str]) -> str:
         f"{kernel.registers:5} {kernel.stack:6} {kernel.spills:6} {kernel.tensor:6} "
         f"{kernel.async_copies:6}  {'; '.join(faults)}"
     ).rstrip()
+
+
+Kernel = TypeVar("Kernel", bound=MachineCode)
+
+
+def print_table(
+    header: str,
+    kernels: Iterable[Kernel],
+    line: Callable[[Kernel], str],
+    faults: Callable[[Kernel], list[str]],
+) -> int:
+    """Prints a row for each kernel when it is there; the exit status, 1 if one has faults."""
+    print(header)
+    total = faulty = 0
+    for kernel in kernels:
+        total, faulty = total + 1, faulty + bool(faults(kernel))
+        print(line(kernel), flush=True)
+    print(f"{total} kernels, {faulty} not as they must be")
+    return 1 if faulty else 0
