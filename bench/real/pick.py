@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.real.links import link, link_labelled
-from bench.real.plan import DATA, ENCODERS, FEW_STEPS, HERE, MASKS, SEEDS, SIZES
+from bench.real.plan import DATA, ENCODERS, HERE, MASKS, SEEDS, SIZES
 from bench.real.tables import PICKS, START, blocks
 from bench.trainings import ROOT, Record, Study, command_line
 from maskattn_kernels.segmentation.picking.rules import RULES
@@ -26,6 +26,7 @@ from maskattn_kernels.segmentation.picking.rules import RULES
 CAMVID = DATA / "camvid"
 WORK = ROOT / "out" / "pick"
 LABELLED, PICKED = 20, 20
+STEPS = 400
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Run:
             *SIZES["128"],
             *ENCODERS["pretrained"]["128"],
             *MASKS["none"],
-            f"--steps={FEW_STEPS}",
+            f"--steps={STEPS}",
             "--val_every=200",
             f"--seed={self.seed}",
         ]

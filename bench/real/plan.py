@@ -8,6 +8,7 @@ says where they come from.
 A run's name is its table, what changes, and its seed: "camvid-128-pretrained-learned-0.25-seed0".
 """
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,20 +53,24 @@ ENCODERS = {
     }
     for start, weights in (("scratch", ("--network.encoder_weights=none",)), ("pretrained", ()))
 }
+FRM = ("--network.arch=frm", "--network.preset=lite", "--network.selector=none")
 #: The best network of each cost class, by its limit in GFLOPs at the size that it is scored at.
 BEST = {
     "10": (*LITE0, "--network.finest=2", "--data.frame=own", "--data.size=[288, 384]"),
-    "3": (*LITE0, "--network.finest=4", "--data.frame=fit", "--data.size=[288, 384]"),
-    "1": (*LITE0, "--network.finest=4", "--network.width=24", *SIZES["192x256"]),
+    "3": (*FRM, "--network.finest=4", "--data.frame=fit", "--data.size=[288, 384]"),
+    "1": (*FRM, "--network.finest=4", "--data.frame=fit", "--data.size=[168, 224]"),
 }
 BEST_STEPS = 1000
 #: Seen whole at half its size, and in tiles at its full size: trained at both scales.
 SCALES = (*LITE0, "--network.finest=4", "--data.frame=own", "--data.size=[192, 256]")
 SCALES += ('--data.augment={"zoom": [0.4, 1.3]}',)
+#: Stronger changes of colour than the usual ones.
+COLOURS = {"light": 0.5, "gamma": 0.5, "saturation": 0.5, "hue": 0.05, "blur": 1, "noise": 8}
 LABELLED = (10, 30, 100)
-FEW_STEPS = 400
-#: What a training with few labels starts from; "self" goes on from "pretrained" with what that
-#: predicts on the images without labels.
+FEW = ("--steps=1000", "--val_every=500")
+FEW += (f"--data.augment={json.dumps(COLOURS | {'paste': 0.5})}",)
+#: What a training with few labels starts from; "self" starts as "pretrained" does and learns all
+#: pixels that "pretrained" labels on the images without labels, sure or not.
 STARTS = ("scratch", "pretrained", "self")
 NUCLEI = {
     "lite0-s16": (
@@ -87,7 +92,7 @@ class Run:
         row: what changes.
         seed: of weights, order and draws.
         changes: arguments of ``maskattn train`` beside those of base.yaml.
-        teacher: name of the run to go on from, with what it predicts on all training images.
+        teacher: name of the run whose predictions on all training images are learned as well.
     """
 
     table: str
@@ -116,7 +121,7 @@ class Run:
         options = ["--config", str(HERE / f"{self.data}.yaml"), "--root", str(DATA / self.data)]
         options += [*self.changes, f"--seed={self.seed}"]
         if self.teacher is not None:
-            options.append(f"--init_from={WORK / self.teacher / 'best'}")
+            options += [f"--teacher={WORK / self.teacher / 'best'}", "--confidence=0.01"]
             options.append(f"--unlabelled={DATA / self.data / 'train' / 'images'}")
         return options
 
@@ -129,13 +134,12 @@ def small(size: str, encoder: str, masks: str, seed: int) -> Run:
 
 def few(start: str, count: int | None, seed: int) -> Run:
     """A run with few labels, at 128 x 128 and with dense attention; None = with all."""
-    row = f"{start}-{count or 'all'}"
-    changes = (*SIZES["128"], *MASKS["dense"], f"--steps={FEW_STEPS}", "--val_every=200")
+    changes = (*SIZES["128"], *MASKS["dense"], *FEW)
     changes += () if count is None else (f"--data.limit={count}",)
-    if start != "self":
-        return Run("camvid-few", row, seed, (*changes, *ENCODERS[start]["128"]))
-    teacher = f"camvid-few-pretrained-{count or 'all'}-seed{seed}"
-    return Run("camvid-few", row, seed, changes, teacher)
+    changes += ENCODERS["scratch" if start == "scratch" else "pretrained"]["128"]
+    labelled = f"{count or 'all'}"
+    teacher = f"camvid-few-pretrained-{labelled}-seed{seed}" if start == "self" else None
+    return Run("camvid-few", f"{start}-{labelled}", seed, changes, teacher)
 
 
 def runs() -> Iterator[Run]:

@@ -10,13 +10,14 @@ another drive. The runs train without one drive, 62 frames at dusk, and are scor
 Each run changes one part of the recipe. See ../trainings.py for how runs are trained.
 """
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.real.links import link, link_labelled
-from bench.real.plan import DATA, ENCODERS, HERE, MASKS, SEEDS, SIZES
+from bench.real.plan import COLOURS, DATA, ENCODERS, HERE, MASKS, SEEDS, SIZES
 from bench.real.tables import RECIPE, USUAL, blocks
 from bench.trainings import ROOT, Record, Study, command_line
 
@@ -36,11 +37,9 @@ PARTS: dict[str, tuple[str, ...]] = {
     "dice": ("--loss.dice_weight=0.5",),
     "lovasz": ("--loss.lovasz_weight=0.5",),
     "deep-supervision": ("--loss.coarse_weight=0.4",),
-    "colours": (
-        '--data.augment={"light": 0.5, "gamma": 0.5, "saturation": 0.5, "hue": 0.05, "blur": 1,'
-        ' "noise": 8}',
-    ),
+    "colours": (f"--data.augment={json.dumps(COLOURS)}",),
     "zoom": ('--data.augment={"zoom": [0.5, 2.0]}',),
+    "paste": ('--data.augment={"paste": 0.5}',),
     "encoder-norms-kept": ("--freeze_encoder_norms=true",),
     "encoder-rate-1": ("--optimizer.encoder_rate=1",),
 }

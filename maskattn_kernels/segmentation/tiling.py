@@ -117,7 +117,7 @@ def through_tiles(
     plan: TilePlan,
     tiles: Sequence[int],
     together: int,
-    elsewhere: Outputs | None = None,
+    whole: Outputs | None = None,
 ) -> Outputs:
     """The outputs for an image, by tiles of it.
 
@@ -126,12 +126,12 @@ def through_tiles(
         pixels: (3,H,W), on its device.
         plan: of the tiles.
         tiles: numbers of those that go through the network, ``together`` at a time.
-        elsewhere: outputs (1,..) for the whole image, for where no tile is computed.
+        whole: outputs (1,..) for the whole image, see `Blend.outputs`.
     """
     blend = Blend(plan)
     for part in batched(tiles, together):
         blend.add(part, network(plan.cut(pixels, part)))
-    return blend.outputs(elsewhere)
+    return blend.outputs(whole)
 
 
 def add_tile_arguments(parser: ArgumentParser) -> None:

@@ -22,6 +22,7 @@ HIGHEST = {
     "hue": 0.5,
     "blur": 20.0,
     "noise": 255.0,
+    "paste": 1.0,
 }
 
 
@@ -34,11 +35,13 @@ class Augmentation:
             size is cut out; what lies outside of the frame is `VOID`.
         mirror: whether left and right may change places (not for digits: a mirrored 2 is not a 2).
         colors: how far colours may change.
+        paste: how often half of what another image shows is pasted in, see `pasted`; 0 to 1.
     """
 
     zoom: tuple[float, float] = (0.8, 1.3)
     mirror: bool = True
     colors: Colors = field(default_factory=Colors)
+    paste: float = 0.0
 
     def __call__(
         self,
@@ -108,7 +111,7 @@ def chosen_augmentation(asked: bool | Mapping[str, Any], usual: Augmentation) ->
 
     Args:
         asked: True = the usual one, False = random places only, or what differs from the usual one:
-            ``zoom``, ``mirror`` and the attributes of `Colors` by name.
+            ``zoom``, ``mirror``, ``paste`` and the attributes of `Colors` by name.
         usual: for the data set.
 
     Raises:
@@ -122,16 +125,17 @@ def chosen_augmentation(asked: bool | Mapping[str, Any], usual: Augmentation) ->
         return usual
     if asked is False:
         return Augmentation((1.0, 1.0), mirror=False, colors=Colors(light=0.0))
-    known = ("zoom", "mirror", *(part.name for part in fields(Colors)))
+    known = ("zoom", "mirror", *(part.name for part in fields(Colors)), "paste")
     unknown = [name for name in asked if name not in known]
     if unknown:
         raise DataError(f"augment: unknown option {unknown[0]!r}; known: {', '.join(known)}")
-    colors = {name: _number(name, asked[name]) for name in HIGHEST if name in asked}
+    numbers = {name: _number(name, asked[name]) for name in HIGHEST if name in asked}
+    paste = numbers.pop("paste", usual.paste)
     mirror = asked.get("mirror", usual.mirror)
     if not isinstance(mirror, bool):
         raise DataError(f"augment: expected true or false for mirror, got {shown(mirror)}")
     zoom = _zoom(asked["zoom"]) if "zoom" in asked else usual.zoom
-    return Augmentation(zoom, mirror, replace(usual.colors, **colors))
+    return Augmentation(zoom, mirror, replace(usual.colors, **numbers), paste)
 
 
 def _number(name: str, value: Any) -> float:

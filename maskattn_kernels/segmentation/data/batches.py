@@ -26,6 +26,7 @@ from maskattn_kernels.segmentation.data.label_counts import class_pixels, image_
 from maskattn_kernels.segmentation.data.loading import Loader
 from maskattn_kernels.segmentation.data.opening import open_dataset
 from maskattn_kernels.segmentation.data.order import PADDING, Draw, RunOrder, ValidationOrder
+from maskattn_kernels.segmentation.data.pasting import pasted
 from maskattn_kernels.segmentation.data.sample import VOID, Classes, SegmentationDataset
 
 __all__ = ["Batches"]
@@ -58,8 +59,8 @@ class Batches:
         seed: of order, augmentation and of the choice under `limit`.
         limit: number of images to train with; a smaller limit takes some of those of a larger one.
         balance: whether images with rare classes come more often, see `image_weights`.
-        augment: whether training images are zoomed, mirrored and lit at random; or how, see
-            `chosen_augmentation`.
+        augment: whether training images are zoomed, mirrored and lit at random; or how, and whether
+            parts of others are pasted in, see `chosen_augmentation`.
         val_options: options for the validation set where they differ (``{"textures": "shifted"}``).
         options: for the data set, see `open_dataset`.
 
@@ -223,6 +224,10 @@ class _Items(Dataset):
             key = (self.seed, draw.epoch, index, *([draw.again] if draw.again else []))
             rng = np.random.Generator(np.random.PCG64(key))
             frame = self.augmentation(sample, self.size, rng, self.kind)
+            if rng.random() < self.augmentation.paste:
+                other = self.samples[int(rng.choice(self.chosen))]
+                part = self.augmentation(other, self.size, rng, self.kind)
+                frame = pasted(frame, part, rng)
         if draw.index == PADDING:
             void = np.full_like(frame.semantic, VOID)
             frame = Frame(frame.image, void, np.zeros_like(frame.instance))

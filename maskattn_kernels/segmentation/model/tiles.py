@@ -16,7 +16,10 @@ __all__ = ["Blend", "TilePlan"]
 
 _MOST_LOGITS = 1 << 27  # 512 MB; the outputs of a larger image are blended on a coarser grid
 _LEAST = 1e-6  # weight of a tile at its border, so that no place is without weight
-_MAPS = ("semantic", "center", "offset", "distance")
+#: What tiles count where the whole image was seen as well, the rest is the whole image's: it knows
+#: the surroundings, and tiles know the detail. Small objects are seen in tiles alone.
+_BESIDE_WHOLE = {"semantic": 0.5, "center": 1.0, "offset": 1.0, "distance": 1.0}
+_MAPS = tuple(_BESIDE_WHOLE)
 
 
 class _Side(NamedTuple):
@@ -158,25 +161,26 @@ class Blend:
         if outputs.pooled is not None:
             self._pooled.extend(outputs.pooled)
 
-    def outputs(self, elsewhere: Outputs | None = None) -> Outputs:
+    def outputs(self, whole: Outputs | None = None) -> Outputs:
         """The blended outputs, (1,..) at the size of the grid; offsets in its cells.
 
         Args:
-            elsewhere: outputs (1,..) for the whole image at any size, which count where tiles are
-                missing; near those that are there both are blended.
+            whole: outputs (1,..) for the whole image at any size, which count where tiles are
+                missing; near those that are there both are blended. Classes are the mean of both
+                where there are tiles.
         """
-        totals = self._totals
-        if elsewhere is not None:
-            missing = 1 if self._covered is None else 1 - self._covered
-            for name in _MAPS:
-                values = getattr(elsewhere, name)
+        totals = dict(self._totals)
+        if whole is not None:
+            covered = 0 if self._covered is None else self._covered
+            for name, share in _BESIDE_WHOLE.items():
+                values = getattr(whole, name)
                 if values is None:
                     continue
-                whole = _resized(values[0].float(), self.plan.grid)
+                seen = _resized(values[0].float(), self.plan.grid)
                 if name == "offset":  # in pixels of the image, as those of tiles are
-                    whole = whole * _ratio(self.plan.image, values.shape[2:], whole.device)
-                totals[name] = totals.get(name, 0) + whole * missing
-            self._pooled = [] if elsewhere.pooled is None else [elsewhere.pooled[0]]
+                    seen = seen * _ratio(self.plan.image, values.shape[2:], seen.device)
+                totals[name] = share * totals.get(name, 0) + seen * (1 - share * covered)
+            self._pooled = [] if whole.pooled is None else [whole.pooled[0]]
         center, offset, distance = (
             totals[name][None] if name in totals else None for name in _MAPS[1:]
         )
