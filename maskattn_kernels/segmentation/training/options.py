@@ -128,7 +128,7 @@ def make_parser() -> ArgumentParser:
     data.add_class_arguments(Batches, "data", skip=skipped, as_group=False)
     data.add_argument("--data.augment", type=bool | _Values, default=True, help="whether training "
         "images are changed at random, or how: zoom, mirror, light, gamma, saturation, hue, blur, "
-        "noise")  # fmt: skip
+        "noise, paste")  # fmt: skip
     data.add_argument("--data.options", type=_Values, default={}, help="of the data set")
     data.add_argument("--data.val_options", type=_Values | None, default=None,
         help="of the validation set where they differ (textures: shifted)")  # fmt: skip
