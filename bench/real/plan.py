@@ -54,11 +54,12 @@ ENCODERS = {
     for start, weights in (("scratch", ("--network.encoder_weights=none",)), ("pretrained", ()))
 }
 FRM = ("--network.arch=frm", "--network.preset=lite", "--network.selector=none")
-#: The best network of each cost class, by its limit in GFLOPs at the size that it is scored at.
+#: The best networks of each cost class, by its limit in GFLOPs at the size that they are scored at.
 BEST = {
-    "10": (*LITE0, "--network.finest=2", "--data.frame=own", "--data.size=[288, 384]"),
-    "3": (*FRM, "--network.finest=4", "--data.frame=fit", "--data.size=[288, 384]"),
-    "1": (*FRM, "--network.finest=4", "--data.frame=fit", "--data.size=[168, 224]"),
+    "10g": (*LITE0, "--network.finest=2", "--data.frame=own", "--data.size=[288, 384]"),
+    "10g-frm": (*FRM, "--network.finest=2", "--data.frame=own", "--data.size=[288, 384]"),
+    "3g": (*FRM, "--network.finest=4", "--data.frame=fit", "--data.size=[288, 384]"),
+    "1g": (*FRM, "--network.finest=4", "--data.frame=fit", "--data.size=[168, 224]"),
 }
 BEST_STEPS = 1000
 #: Seen whole at half its size, and in tiles at its full size: trained at both scales.
@@ -144,8 +145,8 @@ def few(start: str, count: int | None, seed: int) -> Run:
 
 def runs() -> Iterator[Run]:
     """All runs, the most valuable first."""
-    for limit, changes in BEST.items():
-        yield Run("camvid-best", f"{limit}g", 0, (*changes, f"--steps={BEST_STEPS}"))
+    for row, changes in BEST.items():
+        yield Run("camvid-best", row, 0, (*changes, f"--steps={BEST_STEPS}"))
     yield Run("camvid", "scales", 0, (*SCALES, f"--steps={BEST_STEPS}"))
     for row, changes in NUCLEI.items():
         yield Run("nuclei", row, 0, changes)

@@ -4,7 +4,7 @@
 import json
 from collections.abc import Iterable
 
-from bench.real.plan import BEST, ENCODERS, HERE, LABELLED, MASKS, NUCLEI, SEEDS, SIZES, STARTS
+from bench.real.plan import ENCODERS, HERE, LABELLED, MASKS, NUCLEI, SEEDS, SIZES, STARTS
 from bench.trainings import Record, Table, spread
 from maskattn_kernels.benchmark.pages import table
 from maskattn_kernels.segmentation.picking.rules import RULES
@@ -13,8 +13,15 @@ TABLE = Table(HERE / "runs.jsonl")
 PICKS, DRIFT = Table(HERE / "pick.jsonl"), HERE / "drift.json"  # of pick.py and drift.py
 START = "start"  # of pick.py: the training with the first labels
 RECIPE, USUAL = Table(HERE / "recipe.jsonl"), "usual"  # of recipe.py, and its first row
-HYBRID = HERE / "hybrid.json"  # of hybrid.py
+HYBRID, SPEED = HERE / "hybrid.json", HERE / "speed.json"  # of hybrid.py and speed.py
 CLASSICAL = HERE / "classical.json"  # of classical.py
+#: The networks of `BEST` for people.
+BEST_NAMES = {
+    "10g-frm": "FRMNet, finest map 1/2",
+    "10g": "U-Net, finest map 1/2",
+    "3g": "FRMNet, finest map 1/4",
+    "1g": "FRMNet, finest map 1/4",
+}
 
 
 def blocks() -> dict[str, str]:
@@ -60,24 +67,26 @@ def masks_table(finished: dict[str, Record]) -> str:
 
 
 def best_table(finished: dict[str, Record]) -> str:
-    """The best network of each cost class."""
+    """The best networks of each cost class; milliseconds by speed.py."""
+    took = json.loads(SPEED.read_text(encoding="utf-8"))["ms"] if SPEED.exists() else {}
     rows = []
-    for limit in BEST:
-        record = finished.get(f"camvid-best-{limit}g-seed0")
+    for row, name in BEST_NAMES.items():
+        record = finished.get(f"camvid-best-{row}-seed0")
         if record is None:
             continue
         cost = record["cost"]
         rows.append(
             [
-                f"under {limit}",
+                f"under {row.partition('g')[0]}",
+                name,
                 f"{cost['gflops']:.2f}",
                 f"{cost['parameters'] / 1e6:.1f} M",
                 " x ".join(map(str, cost["size"])),
-                f"{cost['latency_ms']:.0f}",
+                f"{took[row]:.0f}" if row in took else "-",
                 f"{record['scores']['original size']['mIoU']:.1f}",
             ]
         )
-    return table(["GFLOPs", "counted", "parameters", "size", "ms", "mIoU"], rows)
+    return table(["GFLOPs", "network", "counted", "parameters", "size", "ms", "mIoU"], rows)
 
 
 def few_labels_table(finished: dict[str, Record]) -> str:
