@@ -36,7 +36,7 @@ def camvid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_rule_adds_to_the_first_images_and_the_seed_draws_them(camvid: Path) -> None:
     tiny_checkpoint(pick.WORK / "start-seed1" / "best")
-    first, more = pick.Run("start", 1), pick.Run("entropy+kcenter", 1)
+    first, more = pick.Run("start", 1), pick.Run("entropy+kmeans", 1)
     for run in (first, more, more):  # a run that was stopped is prepared again
         pick.prepare(run)
     names = [

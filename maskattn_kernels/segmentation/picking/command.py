@@ -59,8 +59,8 @@ def pick(
         count: images to choose.
         out: gets ``picked.json``, the list; ``picked.png``, the first 48 of them, each beside where
             the network is unsure; and ``images/``, links to them.
-        rule: "entropy+kcenter", "entropy", "kcenter" or "random", see `choose`.
-        seed: of "random".
+        rule: "entropy+kmeans", "entropy+kcenter", "entropy", "kcenter" or "random", see `choose`.
+        seed: of "random" and "entropy+kmeans".
         recursive: also the images in folders of the folder; names then begin with theirs.
         batch_size: images that go through the network together.
         device: to compute on; "auto" = a GPU if there is one. The network stays there.
@@ -167,7 +167,7 @@ def main(argv: Sequence[str]) -> int:
     add("--count", type=positive, required=True, metavar="K", help="images to choose")
     add("--out", type=Path, default=Path("out/pick"), help="folder (default out/pick)")
     add("--rule", choices=RULES, default=RULES[0], help=f"default {RULES[0]}")
-    add("--seed", type=count, default=0, help='of the rule "random" (default 0)')
+    add("--seed", type=count, default=0, help="of the draws (default 0)")
     add("--recursive", action="store_true", help="also the folders inside of the folder")
     add("--batch_size", type=positive, default=16, help="default 16")
     add("--device", default="auto", help="cpu, cuda, .. (default: a GPU if there is one)")

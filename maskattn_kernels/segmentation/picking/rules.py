@@ -5,11 +5,17 @@ import numpy as np
 
 __all__ = ["RULES", "choose"]
 
-RULES = ("entropy+kcenter", "entropy", "kcenter", "random")
+RULES = ("entropy+kmeans", "entropy+kcenter", "entropy", "kcenter", "random")
 """Names of the rules, the default first."""
 
 UNCERTAIN = 4
 """One of so many images, those of highest entropy, is a candidate of "entropy+kcenter"."""
+
+ROUNDS = 100
+"""At most so many rounds of k-means."""
+
+LEAST = 1e-6
+"""Weight of an image of which the network is sure, so that such images can be chosen too."""
 
 
 def choose(
@@ -20,6 +26,9 @@ def choose(
     Args:
         rule: a name in `RULES`:
 
+            - "entropy+kmeans": the most typical images of ``count`` groups, by k-means in which an
+              image weighs as much as its entropy (Zhdanov, 2019), so that there are more groups
+              where the network is unsure; the group of largest weight first;
             - "entropy": those of highest mean entropy;
             - "kcenter": those that differ most, by greedy k-centre (Sener and Savarese, 2018): the
               first is the one of highest entropy, and each next one is the farthest from those
@@ -31,7 +40,7 @@ def choose(
         pooled: (N,F), what is in each image; distances are Euclidean after each column is divided
             by its standard deviation.
         count: K, at most N.
-        seed: of "random".
+        seed: of "random", and of where the groups of "entropy+kmeans" start.
 
     Returns:
         int64 (K,), numbers of the images in the order in which they were chosen.
@@ -51,14 +60,60 @@ def choose(
         return order[:count]
     if rule == "entropy+kcenter":
         order = order[: max(2 * count, -(-len(order) // UNCERTAIN))]
-    return order[_k_centers(pooled[order], count)]
+    points = _scaled(pooled[order])
+    if rule == "entropy+kmeans":
+        rng = np.random.Generator(np.random.PCG64(seed))
+        return order[_k_means(points, entropy[order], count, rng)]
+    return order[_k_centers(points, count)]
+
+
+def _scaled(points: np.ndarray) -> np.ndarray:
+    """Points whose columns have a standard deviation of 1."""
+    points = points.astype(np.float32)
+    spread = points.std(0)
+    return points / np.where(spread > 0, spread, 1)
+
+
+def _k_means(
+    points: np.ndarray, weights: np.ndarray, count: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Rows of ``points``: of each of ``count`` groups the one nearest to its weighted middle.
+
+    Groups start as in k-means++ (Arthur and Vassilvitskii, 2007).
+    """
+    weights = np.maximum(weights, LEAST)
+    middles = np.empty((count, points.shape[1]), np.float32)
+    shares = weights
+    nearest = np.full(len(points), np.inf)
+    for number in range(count):
+        middles[number] = points[rng.choice(len(points), p=shares / shares.sum())]
+        nearest = np.minimum(nearest, _distances(points, middles[number, None])[:, 0])
+        shares = weights * np.maximum(nearest, LEAST)
+    groups = _distances(points, middles).argmin(1)
+    for _ in range(ROUNDS):
+        for number in np.unique(groups):
+            inside = groups == number
+            middles[number] = np.average(points[inside], axis=0, weights=weights[inside])
+        before, groups = groups, _distances(points, middles).argmin(1)
+        if np.array_equal(before, groups):
+            break
+    sizes = np.bincount(groups, weights, minlength=count)
+    chosen: list[int] = []
+    for number in np.argsort(-sizes, kind="stable"):
+        far = _distances(points, middles[number, None])[:, 0]
+        far[chosen] = np.inf  # the middle of an empty group may be nearest to one that is chosen
+        chosen.append(int(far.argmin()))
+    return np.array(chosen, dtype=np.int64)
+
+
+def _distances(points: np.ndarray, middles: np.ndarray) -> np.ndarray:
+    """Squared distances, (N,K)."""
+    squares = np.square(points).sum(1)[:, None] + np.square(middles).sum(1)
+    return np.maximum(squares - 2 * points @ middles.T, 0)
 
 
 def _k_centers(points: np.ndarray, count: int) -> np.ndarray:
     """Rows of ``points``: the first one, then always the one farthest from all before."""
-    points = points.astype(np.float32)
-    spread = points.std(0)
-    points = points / np.where(spread > 0, spread, 1)
     chosen = [0]
     nearest = np.full(len(points), np.inf, dtype=np.float32)
     while len(chosen) < count:

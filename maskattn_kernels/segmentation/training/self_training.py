@@ -28,6 +28,8 @@ class PseudoLabelled:
         folder: of images.
         confidence: 0 to 1.
         device: the teacher computes on.
+        mirrored: whether the teacher takes the mean with the mirrored image, which makes better
+            labels where left and right may change places.
 
     Attributes:
         kept: the fraction of pixels with a label.
@@ -43,6 +45,7 @@ class PseudoLabelled:
         folder: Path,
         confidence: float,
         device: torch.device | str = "cpu",
+        mirrored: bool = False,
     ) -> None:
         self._images = ImageFiles(folder, checkpoint.classes)
         self.classes = checkpoint.classes
@@ -51,6 +54,7 @@ class PseudoLabelled:
             (partial(self._images.__getitem__, index) for index in range(len(self._images))),
             device=device,
             confidence=confidence,
+            tta="flip" if mirrored else None,
             failed=lambda error: failed.append(str(error)),
         )
         self._places: list[int] = []
