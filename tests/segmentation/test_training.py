@@ -3,7 +3,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -180,33 +179,6 @@ def test_pixels_of_low_confidence_are_void(trained, tmp_path):
     both = LabelledAndPseudo(DigitScenes("train", count=4), [1, 2], sure)
     assert len(both) == 6 + 5  # two labelled images three times, five of the others
     assert both[2].name == both[0].name and both[6].name == "00"
-
-
-def test_a_teacher_sees_images_mirrored_where_sides_may_change_places(
-    trained, tmp_path, monkeypatch
-):
-    from maskattn_kernels.segmentation.training import building
-    from maskattn_kernels.segmentation.training.self_training import PseudoLabelled
-
-    images = write_images(tmp_path / "more", 2)
-    teacher = Checkpoint.from_pretrained(trained)
-    mirrored = PseudoLabelled(teacher, images, 0.01, mirrored=True)
-    expected = teacher.segment(mirrored[0].image, tta="flip").semantic
-    np.testing.assert_array_equal(mirrored[0].semantic, expected)
-    plain = PseudoLabelled(teacher, images, 0.01)
-    assert (plain[0].semantic != expected).any()
-
-    asked = []
-
-    def labelled(*arguments, mirrored):
-        asked.append(mirrored)
-        return PseudoLabelled(*arguments, mirrored=mirrored)
-
-    monkeypatch.setattr(building, "PseudoLabelled", labelled)
-    for number, more in enumerate(([], ["--data.augment.mirror=true"])):
-        more += ["--unlabelled", str(images), "--teacher", str(trained)]
-        training.main(tiny_arguments(tmp_path / f"run{number}", *more, steps=1))
-    assert asked == [False, True], "digits are not mirrored unless it is asked for"
 
 
 def test_unlabelled_images_that_cannot_be_read_are_left_out(trained, tmp_path):

@@ -236,11 +236,7 @@ def _learn_from_unlabelled(config: Namespace, batches: Batches) -> None:
     say(f"labelling the images of {config.unlabelled} with {config[option]}")
     device = "cpu" if config.trainer.accelerator == "cpu" else "auto"
     pseudo = PseudoLabelled(
-        teacher,
-        Path(config.unlabelled),
-        config.confidence,
-        torch_device(device),
-        mirrored=batches.augmentation().mirror,
+        teacher, Path(config.unlabelled), config.confidence, torch_device(device)
     )
     for note in pseudo.notes:
         say(f"note: {note}")

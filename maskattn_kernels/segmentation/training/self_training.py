@@ -28,8 +28,6 @@ class PseudoLabelled:
         folder: of images.
         confidence: 0 to 1.
         device: the teacher computes on.
-        mirrored: whether the teacher takes the mean with the mirrored image, which makes better
-            labels where left and right may change places.
 
     Attributes:
         kept: the fraction of pixels with a label.
@@ -45,7 +43,6 @@ class PseudoLabelled:
         folder: Path,
         confidence: float,
         device: torch.device | str = "cpu",
-        mirrored: bool = False,
     ) -> None:
         self._images = ImageFiles(folder, checkpoint.classes)
         self.classes = checkpoint.classes
@@ -54,7 +51,6 @@ class PseudoLabelled:
             (partial(self._images.__getitem__, index) for index in range(len(self._images))),
             device=device,
             confidence=confidence,
-            tta="flip" if mirrored else None,
             failed=lambda error: failed.append(str(error)),
         )
         self._places: list[int] = []
