@@ -53,14 +53,14 @@ ENCODERS = {
     }
     for start, weights in (("scratch", ("--network.encoder_weights=none",)), ("pretrained", ()))
 }
-PASTE = ("--data.augment.paste=0.5",)
+DICE = ("--loss.dice_weight=0.5",)
 FRM = ("--network.arch=frm", "--network.preset=lite", "--network.selector=none")
 #: The best networks of each cost class, by its limit in GFLOPs at the size that they are scored at.
 BEST = {
     "10g": (*LITE0, "--network.finest=2", "--data.frame=own", "--data.size=[288, 384]"),
-    "10g-frm": (*FRM, "--network.finest=2", "--data.frame=own", "--data.size=[288, 384]", *PASTE),
+    "10g-frm": (*FRM, "--network.finest=2", "--data.frame=own", "--data.size=[288, 384]", *DICE),
     "3g": (*FRM, "--network.finest=4", "--data.frame=fit", "--data.size=[288, 384]"),
-    "1g": (*FRM, "--network.finest=4", "--data.frame=fit", "--data.size=[168, 224]", *PASTE),
+    "1g": (*FRM, "--network.finest=4", "--data.frame=fit", "--data.size=[168, 224]", *DICE),
 }
 BEST_STEPS = 1000
 #: Seen whole at half its size, and in tiles at its full size: trained at both scales.

@@ -163,7 +163,8 @@ def of_a_network(batch: dict[str, torch.Tensor], **options) -> dict[str, torch.T
 
 def test_the_total_is_the_weighted_sum_of_the_parts_asked_for():
     batch = scenes(2)
-    assert parts_of(of_a_network(batch)) == {"semantic"}
+    assert parts_of(of_a_network(batch)) == {"semantic", "dice"}
+    assert parts_of(of_a_network(batch, dice_weight=0)) == {"semantic"}
     losses = of_a_network(batch, dice_weight=0.5, lovasz_weight=0.5, coarse_weight=0.4)
     assert parts_of(losses) == {"semantic", "dice", "lovasz", "coarse"}
     total = losses["semantic"] + 0.5 * (losses["dice"] + losses["lovasz"]) + 0.4 * losses["coarse"]

@@ -208,7 +208,7 @@ class SegmentationLoss(nn.Module):
         keep: float | None = None,
         class_weights: Sequence[float] | None = None,
         hard: float = 0.0,
-        dice_weight: float = 0.0,
+        dice_weight: float = 0.5,
         lovasz_weight: float = 0.0,
         coarse_weight: float = 0.0,
         pixel_weight: float = 0.0,
