@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.real.links import link, link_labelled
-from bench.real.plan import COLOURS, DATA, ENCODERS, HERE, MASKS, SEEDS, SIZES
+from bench.real.plan import COLOURS, DATA, DICE, ENCODERS, HERE, MASKS, SEEDS, SIZES
 from bench.real.tables import RECIPE, USUAL, blocks
 from bench.trainings import ROOT, Record, Study, command_line
 
@@ -34,7 +34,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "class-weights": ("--loss.class_weights=balanced",),
     "rare-more-often": ("--data.balance=true",),
     "hard-pixels": ("--loss.hard=0.7",),
-    "dice": ("--loss.dice_weight=0.5",),
+    "dice": DICE,
     "lovasz": ("--loss.lovasz_weight=0.5",),
     "deep-supervision": ("--loss.coarse_weight=0.4",),
     "colours": (f"--data.augment={json.dumps(COLOURS)}",),
