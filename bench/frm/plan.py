@@ -11,15 +11,12 @@ A run's name is its table, what changes, and its seed: "camvid-frm-learned-0.25-
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.real.plan import SEEDS, SIZES, Run
+from bench.real.plan import ALL, LITE_FRM, SEEDS, SIZES, Run
 
 HERE = Path(__file__).resolve().parent
 
-LITE = ("--network.arch=frm", "--network.preset=lite")
 RECIPE = (*SIZES["192x256"], "--steps=500", "--val_every=250")
-SMALL = (*LITE, *RECIPE)
-
-ALL = ("--network.selector=none",)
+SMALL = (*LITE_FRM, *RECIPE)
 
 
 def masked(selector: str, keep: float) -> tuple[str, ...]:
@@ -78,6 +75,6 @@ def runs() -> Iterator[Run]:
 
     yield from (row(name, 0) for name in ROWS if name in FIRST)
     for name, masks in BEST_ROWS.items():
-        yield Run("camvid-frm", name, 0, (*LITE, *masks, *BEST))
+        yield Run("camvid-frm", name, 0, (*LITE_FRM, *masks, *BEST))
     yield from (row(name, seed) for seed in SEEDS[1:] for name in FIRST)
     yield from (row(name, seed) for seed in SEEDS for name in ROWS if name not in FIRST)

@@ -21,10 +21,11 @@ DATA = Path(os.environ.get("REAL_DATA", ROOT / "data"))
 WORK = ROOT / "out" / "real"  # checkpoints and saved states
 SEEDS = (0, 1, 2)
 
+ALL = ("--network.selector=none",)  # tokens take part in attention
 #: Options of the masks by name; "none" has no attention products, "dense" attends everywhere.
 MASKS: dict[str, tuple[str, ...]] = {
-    "none": ("--network.selector=none", "--network.core=identity"),
-    "dense": ("--network.selector=none",),
+    "none": (*ALL, "--network.core=identity"),
+    "dense": ALL,
     **{
         f"random-{keep}": (
             "--network.selector=random",
@@ -54,7 +55,8 @@ ENCODERS = {
     for start, weights in (("scratch", ("--network.encoder_weights=none",)), ("pretrained", ()))
 }
 DICE = ("--loss.dice_weight=0.5",)
-FRM = ("--network.arch=frm", "--network.preset=lite", "--network.selector=none")
+LITE_FRM = ("--network.arch=frm", "--network.preset=lite")
+FRM = (*LITE_FRM, *ALL)
 #: The best networks of each cost class, by its limit in GFLOPs at the size that they are scored at.
 BEST = {
     "10g": (*LITE0, "--network.finest=2", "--data.frame=own", "--data.size=[288, 384]"),
@@ -68,11 +70,13 @@ SCALES = (*LITE0, "--network.finest=4", "--data.frame=own", "--data.size=[192, 2
 SCALES += ('--data.augment={"zoom": [0.4, 1.3]}',)
 #: Stronger changes of colour than the usual ones.
 COLOURS = {"light": 0.5, "gamma": 0.5, "saturation": 0.5, "hue": 0.05, "blur": 1, "noise": 8}
+#: Of the comparison of masks: many short runs.
+SHORT = ("--steps=500", "--val_every=500")
 LABELLED = (10, 30, 100)
 FEW = ("--steps=1000", "--val_every=500")
 FEW += (f"--data.augment={json.dumps(COLOURS | {'paste': 0.5})}",)
-#: What a training with few labels starts from; "self" starts as "pretrained" does and learns all
-#: pixels that "pretrained" labels on the images without labels, sure or not.
+#: What a training with few labels starts from; "self" starts as "pretrained" does, and learns what
+#: "pretrained" is surest of in all training images as well.
 STARTS = ("scratch", "pretrained", "self")
 NUCLEI = {
     "lite0-s16": (
@@ -123,20 +127,20 @@ class Run:
         options = ["--config", str(HERE / f"{self.data}.yaml"), "--root", str(DATA / self.data)]
         options += [*self.changes, f"--seed={self.seed}"]
         if self.teacher is not None:
-            options += [f"--teacher={WORK / self.teacher / 'best'}", "--confidence=0.01"]
+            options.append(f"--teacher={WORK / self.teacher / 'best'}")
             options.append(f"--unlabelled={DATA / self.data / 'train' / 'images'}")
         return options
 
 
 def small(size: str, encoder: str, masks: str, seed: int) -> Run:
     """A run of the comparison of masks on small images."""
-    changes = (*SIZES[size], *ENCODERS[encoder][size], *MASKS[masks])
+    changes = (*SIZES[size], *ENCODERS[encoder][size], *MASKS[masks], *SHORT, *DICE)
     return Run(f"camvid-{size}-{encoder}", masks, seed, changes)
 
 
 def few(start: str, count: int | None, seed: int) -> Run:
     """A run with few labels, at 128 x 128 and with dense attention; None = with all."""
-    changes = (*SIZES["128"], *MASKS["dense"], *FEW)
+    changes = (*SIZES["128"], *MASKS["dense"], *FEW, *DICE)
     changes += () if count is None else (f"--data.limit={count}",)
     changes += ENCODERS["scratch" if start == "scratch" else "pretrained"]["128"]
     labelled = f"{count or 'all'}"

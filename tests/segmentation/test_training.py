@@ -3,9 +3,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from segmentation_runs import tiny_arguments, tiny_checkpoint, write_images
 
@@ -84,6 +86,7 @@ def test_a_data_set_is_named_as_in_the_other_commands_and_wins_over_the_config()
         ),
         (["--network", "3"], "^network: "),
         (["--confidence", "2"], "^confidence: expected a number from 0 to 1, got 2"),
+        (["--sure_share", "0"], "^sure_share: expected above 0, to 1, got 0"),
         (["--unlabelled", "x"], "^unlabelled: needs --teacher, "),
         (["--teacher", "x"], "^teacher: needs --unlabelled, "),
         (["--init_from", "x"], "^x: no such folder$"),
@@ -136,7 +139,7 @@ def test_unlabelled_images_take_part(trained, tmp_path, capsys):
     write_images(tmp_path / "more", 3)
     (tmp_path / "more" / "photo.heic").touch()
     more = ("--unlabelled", str(tmp_path / "more"), "--init_from", str(trained))
-    more = (*more, "--network.depth", "1", "--confidence", "0.05")
+    more = (*more, "--network.depth", "1")
     with pytest.raises(ConfigError, match="other classes"):
         tiny_checkpoint(tmp_path / "other")
         other = ("--init_from", str(tmp_path / "other"), *more[:2])
@@ -158,7 +161,7 @@ def test_a_student_starts_anew_and_may_be_another_network(trained, tmp_path, cap
 def test_unlabelled_images_take_part_in_a_balanced_order(trained, tmp_path, capsys):
     write_images(tmp_path / "more", 3)
     more = ("--unlabelled", str(tmp_path / "more"), "--init_from", str(trained))
-    more = (*more, "--network.depth", "1", "--confidence", "0.05", "--data.balance", "true")
+    more = (*more, "--network.depth", "1", "--data.balance", "true")
     training.main(tiny_arguments(tmp_path / "run", *more, steps=2))
     assert "counting the pixels of the classes of 13 images" in capsys.readouterr().err
 
@@ -171,8 +174,8 @@ def test_pixels_of_low_confidence_are_void(trained, tmp_path):
 
     images = write_images(tmp_path / "more", 5)
     teacher = Checkpoint.from_pretrained(trained)
-    sure = PseudoLabelled(teacher, images, confidence=0.01)
-    unsure = PseudoLabelled(teacher, images, confidence=1.0)
+    sure = PseudoLabelled(teacher, images, share=1.0)
+    unsure = PseudoLabelled(teacher, images, share=1.0, confidence=1.0)
     assert (sure.kept, unsure.kept) == (1.0, 0.0)
     assert set(unsure[0].semantic.flatten()) == {255} and not unsure[0].instance.any()
     assert sure[0].semantic.shape == sure[0].image.shape[:2]
@@ -181,17 +184,40 @@ def test_pixels_of_low_confidence_are_void(trained, tmp_path):
     assert both[2].name == both[0].name and both[6].name == "00"
 
 
+def test_the_surest_pixels_of_each_class_keep_it(trained, tmp_path):
+    from maskattn_kernels.segmentation.training.self_training import PseudoLabelled
+
+    draws = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    for number, pixels in enumerate(draws):  # of the network's size: a pixel has its own entropy
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    teacher = Checkpoint.from_pretrained(trained)
+    found = teacher.segment(list(draws), measured=True)
+    learned = PseudoLabelled(teacher, tmp_path, share=0.4)
+    labels = np.stack([one.semantic for one in found])
+    entropy = np.stack([one.measured.entropy for one in found])
+    got = np.stack([learned[i].semantic for i in range(5)])
+    kept = got != 255
+    assert (got[kept] == labels[kept]).all() and learned.kept == pytest.approx(kept.mean())
+    assert len(np.unique(labels)) > 1
+    for label in np.unique(labels):
+        inside, of = entropy[kept & (labels == label)], entropy[labels == label]
+        bound = np.quantile(of, 0.4)
+        assert 0.4 * of.size <= inside.size <= (of < 1.02 * bound).sum()
+        assert inside.max() <= 1.02 * bound
+    assert not any(learned[i].instance[~kept[i]].any() for i in range(5))
+
+
 def test_unlabelled_images_that_cannot_be_read_are_left_out(trained, tmp_path):
     from maskattn_kernels.segmentation.training.self_training import PseudoLabelled
 
     images = write_images(tmp_path / "more", 4)
     (images / "01.png").write_bytes(b"x")
     teacher = Checkpoint.from_pretrained(trained)
-    learned = PseudoLabelled(teacher, images, confidence=0.01)
+    learned = PseudoLabelled(teacher, images, share=1.0)
     assert [learned[index].name for index in range(len(learned))] == ["00", "02", "03"]
     (note,) = learned.notes
     assert note.startswith("left out: ") and "01.png: not an image" in note
     for path in images.iterdir():
         path.write_bytes(b"x")
     with pytest.raises(DataError, match=r"more: no image there can be read, such as .*00\.png"):
-        PseudoLabelled(teacher, images, confidence=0.01)
+        PseudoLabelled(teacher, images, share=1.0)

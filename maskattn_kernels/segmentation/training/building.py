@@ -236,10 +236,14 @@ def _learn_from_unlabelled(config: Namespace, batches: Batches) -> None:
     say(f"labelling the images of {config.unlabelled} with {config[option]}")
     device = "cpu" if config.trainer.accelerator == "cpu" else "auto"
     pseudo = PseudoLabelled(
-        teacher, Path(config.unlabelled), config.confidence, torch_device(device)
+        teacher,
+        Path(config.unlabelled),
+        config.sure_share,
+        config.confidence,
+        torch_device(device),
     )
     for note in pseudo.notes:
         say(f"note: {note}")
-    say(f"{len(pseudo)} images without labels; {pseudo.kept:.0%} of their pixels are sure enough")
+    say(f"{len(pseudo)} images without labels; {pseudo.kept:.0%} of their pixels are learned")
     labelled = batches.dataset("train")
     batches.train_with(LabelledAndPseudo(labelled, batches.labelled(), pseudo))

@@ -118,7 +118,10 @@ def make_parser() -> ArgumentParser:
         "learn from what --teacher predicts there")  # fmt: skip
     add("--teacher", type=str | None, default=None, help="checkpoint that labels the images of "
         "--unlabelled; default: that of --init_from")  # fmt: skip
-    add("--confidence", type=float, default=0.9, help="of those predictions: pixels below are void")
+    add("--sure_share", type=float, default=0.5, help="of those predictions, for each class: the "
+        "share of its pixels that is learned, the surest of all images")  # fmt: skip
+    add("--confidence", type=float, default=0.0, help="of those predictions: pixels of a lower "
+        "probability are not learned in any case")  # fmt: skip
     data = parser.add_argument_group(
         "data",
         "`--data NAME --root DIR --set KEY=VALUE` set data.name, data.root and data.options.KEY, "
@@ -274,8 +277,10 @@ def _check(config: Namespace) -> None:
             raise ConfigError(f"{name}: expected a number from 0, got {value}")
         if option == "warmup" and value > 1:
             raise ConfigError(f"{name}: expected a number from 0 to 1, got {value}")
-    if not 0 < config.confidence <= 1:
+    if not 0 <= config.confidence <= 1:
         raise ConfigError(f"confidence: expected a number from 0 to 1, got {config.confidence}")
+    if not 0 < config.sure_share <= 1:
+        raise ConfigError(f"sure_share: expected above 0, to 1, got {config.sure_share}")
     _check_keep(config)
     if config.unlabelled and not (config.teacher or config.init_from):
         raise ConfigError("unlabelled: needs --teacher, the checkpoint that labels the images")

@@ -28,7 +28,8 @@ __all__ = ["check_data", "check_processes", "differing_classes", "run_identity",
 #: Sections of options that a resumed run must share with the one that was stopped.
 FIXED = (
     *("seed", "steps", "data", "network", "loss", "optimizer", "trainer"),
-    *("keep", "freeze_encoder", "freeze_encoder_norms", "unlabelled", "teacher", "confidence"),
+    *("keep", "freeze_encoder", "freeze_encoder_norms"),
+    *("unlabelled", "teacher", "sure_share", "confidence"),
 )
 #: Of those, what may differ: it changes no result.
 FREE = (

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Learning from images without labels: a trained network labels them where it is sure."""
 
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from maskattn_kernels.segmentation.checkpoints import Checkpoint
 from maskattn_kernels.segmentation.data.errors import DataError
@@ -17,16 +19,22 @@ from maskattn_kernels.segmentation.data.sample import VOID, Sample, Segmentation
 
 __all__ = ["LabelledAndPseudo", "PseudoLabelled"]
 
+LEVELS = 256  # of entropy
+
 
 class PseudoLabelled:
-    """Images of a folder with the labels that a checkpoint gives them.
+    """Images of a folder with the labels that a checkpoint gives them where it is surest.
 
-    A pixel whose class has a lower probability than ``confidence`` is void, so no loss counts it.
+    Of the pixels that the checkpoint gives a class, over all images, those of lowest entropy keep
+    it; the others are void, so no loss counts them. One bound for all classes would leave hardly a
+    pixel of those of which a teacher with few labels is seldom sure (class-balanced self-training:
+    Zou et al., "Unsupervised domain adaptation for semantic segmentation", ECCV 2018).
 
     Args:
         checkpoint: the teacher; its classes are those of the samples.
         folder: of images.
-        confidence: 0 to 1.
+        share: above 0, to 1: of the pixels of each class that keep it.
+        confidence: 0 to 1; pixels whose class has a lower probability are void too.
         device: the teacher computes on.
 
     Attributes:
@@ -41,7 +49,8 @@ class PseudoLabelled:
         self,
         checkpoint: Checkpoint,
         folder: Path,
-        confidence: float,
+        share: float,
+        confidence: float = 0.0,
         device: torch.device | str = "cpu",
     ) -> None:
         self._images = ImageFiles(folder, checkpoint.classes)
@@ -51,19 +60,26 @@ class PseudoLabelled:
             (partial(self._images.__getitem__, index) for index in range(len(self._images))),
             device=device,
             confidence=confidence,
+            measured=True,
             failed=lambda error: failed.append(str(error)),
         )
         self._places: list[int] = []
         self._labels: list[_Packed] = []
-        pixels = kept = 0
+        pixels = np.zeros((VOID + 1, LEVELS), np.int64)
         for found in results:
+            levels = _levels(found.measured.entropy, len(self.classes))
+            labels = _Packed(found.semantic, found.instance, levels)
             self._places.append(found.place)
-            self._labels.append(_Packed(found.semantic, found.instance))
-            pixels += found.semantic.size
-            kept += int((found.semantic != VOID).sum())
+            self._labels.append(labels)
+            there = labels.levels(found.semantic.shape)
+            index = found.semantic.astype(np.int64) * LEVELS + there
+            pixels += np.bincount(index.ravel(), minlength=pixels.size).reshape(pixels.shape)
         if not self._labels:
             raise DataError(f"{folder}: no image there can be read, such as {failed[0]}")
-        self.kept = kept / pixels
+        below = pixels.cumsum(1)
+        self._highest = np.argmax(below >= share * below[:, -1:], axis=1)
+        kept = np.take_along_axis(below, self._highest[:, None], 1)
+        self.kept = kept[:VOID].sum() / pixels.sum()
         self.notes = (*self._images.notes, *(f"left out: {line}" for line in failed))
 
     def __len__(self) -> int:
@@ -71,22 +87,37 @@ class PseudoLabelled:
 
     def __getitem__(self, index: int) -> Sample:
         sample = self._images[self._places[index]]
-        semantic, instance = self._labels[index].unpacked(sample.image.shape[:2])
+        shape = sample.image.shape[:2]
+        semantic, instance = self._labels[index].unpacked(shape)
+        unsure = self._labels[index].levels(shape) > self._highest[semantic]
+        semantic, instance = np.where(unsure, VOID, semantic), np.where(unsure, 0, instance)
         return replace(sample, semantic=semantic, instance=instance)
+
+
+def _levels(entropy: np.ndarray, classes: int) -> np.ndarray:
+    """Entropy as uint8, 0 = sure; finer where it is low, as it is nearly everywhere."""
+    part = entropy / math.log(max(2, classes))
+    return np.rint(np.sqrt(part.clip(0, 1)) * (LEVELS - 1)).astype(np.uint8)
 
 
 class _Packed:
     """The labels of an image, small enough to keep those of thousands of photographs."""
 
-    def __init__(self, semantic: np.ndarray, instance: np.ndarray) -> None:
+    def __init__(self, semantic: np.ndarray, instance: np.ndarray, levels: np.ndarray) -> None:
         self._semantic = zlib.compress(semantic.astype(np.uint8).tobytes(), 1)
         self._instance = zlib.compress(instance.astype(np.int32).tobytes(), 1)
+        self._levels, self._frame = zlib.compress(levels.tobytes(), 1), levels.shape
 
     def unpacked(self, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """Classes and objects, (H,W) as they were."""
         semantic = np.frombuffer(zlib.decompress(self._semantic), dtype=np.uint8)
         instance = np.frombuffer(zlib.decompress(self._instance), dtype=np.int32)
         return semantic.reshape(shape), instance.reshape(shape)
+
+    def levels(self, shape: tuple[int, int]) -> np.ndarray:
+        """By `_levels`, uint8 (H,W), of the frame brought to the image's size."""
+        levels = np.frombuffer(zlib.decompress(self._levels), dtype=np.uint8).reshape(self._frame)
+        return np.asarray(Image.fromarray(levels).resize(shape[::-1], Image.Resampling.BILINEAR))
 
 
 class LabelledAndPseudo:
