@@ -39,17 +39,25 @@ def blocks() -> dict[str, str]:
     }
 
 
-def scores(finished: dict[str, Record], group: str, score: str = "mIoU") -> list[float]:
+def by_seed(finished: dict[str, Record], group: str, score: str = "mIoU") -> dict[int, float]:
     """A score at the images' own size of the runs that differ in their seed alone."""
-    names = (f"{group}-seed{seed}" for seed in SEEDS)
-    return [finished[n]["scores"]["original size"][score] for n in names if n in finished]
+    names = {seed: f"{group}-seed{seed}" for seed in SEEDS}
+    return {
+        s: finished[n]["scores"]["original size"][score] for s, n in names.items() if n in finished
+    }
+
+
+def gain(finished: dict[str, Record], group: str, base: str) -> str:
+    """How far a group is above another, seed by seed: mean and spread."""
+    above, below = by_seed(finished, group), by_seed(finished, base)
+    return spread([above[seed] - below[seed] for seed in above if seed in below])
 
 
 def cells(finished: dict[str, Record], groups: Iterable[str]) -> list[str]:
     """Mean and spread of each group, with the number of its seeds where some are missing."""
     found = []
     for group in groups:
-        values = scores(finished, group)
+        values = list(by_seed(finished, group).values())
         few = f" ({len(values)})" if 0 < len(values) < len(SEEDS) else ""
         found.append(spread(values) + few)
     return found
@@ -91,11 +99,11 @@ def best_table(finished: dict[str, Record]) -> str:
 
 def few_labels_table(finished: dict[str, Record]) -> str:
     """mIoU by the number of labelled images and what the training starts from."""
-    rows = [
-        [count, *cells(finished, (f"camvid-few-{start}-{count}" for start in STARTS))]
-        for count in (*map(str, LABELLED), "all")
-    ]
-    return table(["labelled images", *STARTS], rows)
+    rows = []
+    for count in (*map(str, LABELLED), "all"):
+        groups = [f"camvid-few-{start}-{count}" for start in STARTS]
+        rows.append([count, *cells(finished, groups), gain(finished, *groups[:0:-1])])
+    return table(["labelled images", *STARTS, "self above pretrained"], rows)
 
 
 def nuclei_table(finished: dict[str, Record]) -> str:
@@ -105,7 +113,7 @@ def nuclei_table(finished: dict[str, Record]) -> str:
     for row in NUCLEI:
         runs = [n for seed in SEEDS if (n := f"nuclei-{row}-seed{seed}") in finished]
         found = [finished[n]["classes"]["nucleus"] for n in runs]
-        means = spread(scores(finished, f"nuclei-{row}"))
+        means = spread(list(by_seed(finished, f"nuclei-{row}").values()))
         own = (spread([scored[name] for scored in found]) for name in names[1:])
         rows.append([row, means, *own])
     classical = json.loads(CLASSICAL.read_text(encoding="utf-8"))

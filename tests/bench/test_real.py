@@ -49,8 +49,10 @@ def test_cells_say_how_many_seeds_they_are():
         return {"scores": {"original size": {"mIoU": value}}}
 
     name = "camvid-few-pretrained-10-seed"
-    lines = tables.few_labels_table({f"{name}0": record(50.0), f"{name}1": record(52.0)})
-    assert "| 10 | - | 51.0 ± 1.4 (2) | - |" in lines
+    found = {f"{name}0": record(50.0), f"{name}1": record(52.0)}
+    assert "| 10 | - | 51.0 ± 1.4 (2) | - | - |" in tables.few_labels_table(found)
+    found |= {f"camvid-few-self-10-seed{seed}": record(53.0) for seed in (1, 2)}
+    assert "| 51.0 ± 1.4 (2) | 53.0 ± 0.0 (2) | 1.0 |" in tables.few_labels_table(found)
 
 
 @recorded

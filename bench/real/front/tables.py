@@ -9,7 +9,7 @@ from bench.deploy import RUNTIMES
 from bench.frm.tables import TABLE as FRM_TABLE
 from bench.real.front.plan import FRM, HERE, MOBILE, NETWORKS, RANDOM_START, THEIRS
 from bench.real.front.plan import TABLE as NAME
-from bench.real.tables import cells, scores
+from bench.real.tables import by_seed, cells
 from bench.trainings import ROOT, Record, Table
 from maskattn_kernels.benchmark.pages import table
 from maskattn_kernels.common.front import front_of
@@ -82,7 +82,7 @@ def points(found: dict[str, Record], ms: Times) -> list[Point]:
     """The networks that are trained, the fastest first; without the one from random weights."""
     made = []
     for name in dict.fromkeys(name for name, _ in ms):
-        values = scores(found, GROUPS[name])
+        values = by_seed(found, GROUPS[name]).values()
         if values and name != RANDOM_START:
             made.append(Point(name, fastest(name, ms), sum(values) / len(values)))
     return sorted(made, key=lambda point: point.ms)
