@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from maskattn_kernels.segmentation.sessions import open_session
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 runtime, path = sys.argv[1], Path(sys.argv[2])
 sessions = [open_session(runtime, path, threads=1) for _ in range(2)]
 while sessions:  # the first goes first
