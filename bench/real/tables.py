@@ -39,11 +39,13 @@ def blocks() -> dict[str, str]:
     }
 
 
-def by_seed(finished: dict[str, Record], group: str, score: str = "mIoU") -> dict[int, float]:
-    """A score at the images' own size of the runs that differ in their seed alone."""
+def by_seed(finished: dict[str, Record], group: str) -> dict[int, float]:
+    """mIoU at the images' own size of the runs that differ in their seed alone."""
     names = {seed: f"{group}-seed{seed}" for seed in SEEDS}
     return {
-        s: finished[n]["scores"]["original size"][score] for s, n in names.items() if n in finished
+        seed: finished[name]["scores"]["original size"]["mIoU"]
+        for seed, name in names.items()
+        if name in finished
     }
 
 

@@ -68,10 +68,9 @@ class PseudoLabelled:
         pixels = np.zeros((VOID + 1, LEVELS), np.int64)
         for found in results:
             levels = _levels(found.measured.entropy, len(self.classes))
-            labels = _Packed(found.semantic, found.instance, levels)
             self._places.append(found.place)
-            self._labels.append(labels)
-            there = labels.levels(found.semantic.shape)
+            self._labels.append(_Packed(found.semantic, found.instance, levels))
+            there = _resized(levels, found.semantic.shape)
             index = found.semantic.astype(np.int64) * LEVELS + there
             pixels += np.bincount(index.ravel(), minlength=pixels.size).reshape(pixels.shape)
         if not self._labels:
@@ -87,9 +86,8 @@ class PseudoLabelled:
 
     def __getitem__(self, index: int) -> Sample:
         sample = self._images[self._places[index]]
-        shape = sample.image.shape[:2]
-        semantic, instance = self._labels[index].unpacked(shape)
-        unsure = self._labels[index].levels(shape) > self._highest[semantic]
+        semantic, instance, levels = self._labels[index].unpacked(sample.image.shape[:2])
+        unsure = levels > self._highest[semantic]
         semantic, instance = np.where(unsure, VOID, semantic), np.where(unsure, 0, instance)
         return replace(sample, semantic=semantic, instance=instance)
 
@@ -100,6 +98,11 @@ def _levels(entropy: np.ndarray, classes: int) -> np.ndarray:
     return np.rint(np.sqrt(part.clip(0, 1)) * (LEVELS - 1)).astype(np.uint8)
 
 
+def _resized(levels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """By `_levels`, of a frame brought to the size of its image."""
+    return np.asarray(Image.fromarray(levels).resize(shape[::-1], Image.Resampling.BILINEAR))
+
+
 class _Packed:
     """The labels of an image, small enough to keep those of thousands of photographs."""
 
@@ -108,16 +111,12 @@ class _Packed:
         self._instance = zlib.compress(instance.astype(np.int32).tobytes(), 1)
         self._levels, self._frame = zlib.compress(levels.tobytes(), 1), levels.shape
 
-    def unpacked(self, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Classes and objects, (H,W) as they were."""
+    def unpacked(self, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Classes and objects, (H,W) as they were, and levels of entropy, brought to that size."""
         semantic = np.frombuffer(zlib.decompress(self._semantic), dtype=np.uint8)
         instance = np.frombuffer(zlib.decompress(self._instance), dtype=np.int32)
-        return semantic.reshape(shape), instance.reshape(shape)
-
-    def levels(self, shape: tuple[int, int]) -> np.ndarray:
-        """By `_levels`, uint8 (H,W), of the frame brought to the image's size."""
         levels = np.frombuffer(zlib.decompress(self._levels), dtype=np.uint8).reshape(self._frame)
-        return np.asarray(Image.fromarray(levels).resize(shape[::-1], Image.Resampling.BILINEAR))
+        return semantic.reshape(shape), instance.reshape(shape), _resized(levels, shape)
 
 
 class LabelledAndPseudo:
