@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,6 +181,11 @@ def spread(values: Sequence[float]) -> str:
     if len(values) < 2:
         return f"{values[0]:.1f}" if values else "-"
     return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+
+def spread_above(values: Mapping[int, float], base: Mapping[int, float]) -> str:
+    """How far values are above others with the same seed: mean and standard deviation."""
+    return spread([values[seed] - base[seed] for seed in values if seed in base])
 
 
 def parser_of(study: Study, description: str) -> tuple[argparse.ArgumentParser, Any]:

@@ -7,8 +7,8 @@ from typing import Any
 
 from bench.frm.plan import HERE
 from bench.real.plan import SEEDS
-from bench.real.tables import cells
-from bench.trainings import Record, Table, spread
+from bench.real.tables import by_seed, cells
+from bench.trainings import Record, Table, spread, spread_above
 from maskattn_kernels.benchmark.pages import table
 
 TABLE = Table(HERE / "runs.jsonl")
@@ -89,13 +89,12 @@ def rows_table(
 ) -> str:
     """mIoU and work of some rows, and how far they are above the row without attention that has
     the same seed."""
-    control = of_row(finished, without)
+    control = by_seed(finished, f"camvid-frm-{without}")
     lines = []
     for words, row in rows.items():
-        found = of_row(finished, row)
-        above = [miou(r) - miou(control[seed]) for seed, r in found.items() if seed in control]
-        (mean,) = cells(finished, [f"camvid-frm-{row}"])
-        gain = "-" if row == without else spread(above)
+        found, group = of_row(finished, row), f"camvid-frm-{row}"
+        (mean,) = cells(finished, [group])
+        gain = "-" if row == without else spread_above(by_seed(finished, group), control)
         lines.append([words, mean, gain, *work([r["work"] for r in found.values()])])
     return table([what, "mIoU", "above no attention", *WORK], lines)
 
@@ -134,10 +133,10 @@ def digits_table(finished: dict[str, Record]) -> str:
     rows: dict[str, dict[int, Record]] = {}
     for name, record in finished.items():
         rows.setdefault(name.rpartition("-seed")[0], {})[record["seed"]] = record
-    control, lines = rows.get("control", {}), []
+    digits = {row: {seed: r["digits"] for seed, r in found.items()} for row, found in rows.items()}
+    control, lines = digits.get("control", {}), []
     for row, found in rows.items():
-        above = [r["digits"] - control[s]["digits"] for s, r in found.items() if s in control]
-        gain = "-" if row == "control" else spread(above)
+        gain = "-" if row == "control" else spread_above(digits[row], control)
         means = (spread([r[name] for r in found.values()]) for name in ("mIoU", "digits"))
         lines.append([row, *means, gain, str(len(found))])
     return table(["network", "mIoU", "digits", "above no attention", "seeds"], lines)

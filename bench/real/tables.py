@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 
 from bench.real.plan import ENCODERS, HERE, LABELLED, MASKS, NUCLEI, SEEDS, SIZES, STARTS
-from bench.trainings import Record, Table, spread
+from bench.trainings import Record, Table, spread, spread_above
 from maskattn_kernels.benchmark.pages import table
 from maskattn_kernels.segmentation.picking.rules import RULES
 
@@ -47,12 +47,6 @@ def by_seed(finished: dict[str, Record], group: str) -> dict[int, float]:
         for seed, name in names.items()
         if name in finished
     }
-
-
-def gain(finished: dict[str, Record], group: str, base: str) -> str:
-    """How far a group is above another, seed by seed: mean and spread."""
-    above, below = by_seed(finished, group), by_seed(finished, base)
-    return spread([above[seed] - below[seed] for seed in above if seed in below])
 
 
 def cells(finished: dict[str, Record], groups: Iterable[str]) -> list[str]:
@@ -104,7 +98,8 @@ def few_labels_table(finished: dict[str, Record]) -> str:
     rows = []
     for count in (*map(str, LABELLED), "all"):
         groups = [f"camvid-few-{start}-{count}" for start in STARTS]
-        rows.append([count, *cells(finished, groups), gain(finished, *groups[:0:-1])])
+        pretrained, taught = (by_seed(finished, group) for group in groups[1:])
+        rows.append([count, *cells(finished, groups), spread_above(taught, pretrained)])
     return table(["labelled images", *STARTS, "self above pretrained"], rows)
 
 
@@ -133,13 +128,9 @@ def pick_table(finished: dict[str, Record]) -> str:
     random, lines = miou("random"), []
     for rule in (START, *reversed(RULES)):
         found = miou(rule)
-        gains = (
-            []
-            if rule in (START, "random")
-            else [found[s] - random[s] for s in found if s in random]
-        )
+        gain = "-" if rule in (START, "random") else spread_above(found, random)
         name = "20 labelled images" if rule == START else f"20 more: {rule}"
-        lines.append([name, spread(list(found.values())), spread(gains), str(len(found))])
+        lines.append([name, spread(list(found.values())), gain, str(len(found))])
     return table(["labels", "val mIoU", "above random", "seeds"], lines)
 
 
