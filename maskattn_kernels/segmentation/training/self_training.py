@@ -70,7 +70,7 @@ class PseudoLabelled:
             levels = _levels(found.measured.entropy, len(self.classes))
             self._places.append(found.place)
             self._labels.append(_Packed(found.semantic, found.instance, levels))
-            there = _resized(levels, found.semantic.shape)
+            there = _resized(levels, found.image.shape[:2])
             index = found.semantic.astype(np.int64) * LEVELS + there
             pixels += np.bincount(index.ravel(), minlength=pixels.size).reshape(pixels.shape)
         if not self._labels:
@@ -98,7 +98,7 @@ def _levels(entropy: np.ndarray, classes: int) -> np.ndarray:
     return np.rint(np.sqrt(part.clip(0, 1)) * (LEVELS - 1)).astype(np.uint8)
 
 
-def _resized(levels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _resized(levels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """By `_levels`, of a frame brought to the size of its image."""
     return np.asarray(Image.fromarray(levels).resize(shape[::-1], Image.Resampling.BILINEAR))
 
