@@ -5,7 +5,10 @@ Names of torch that begin with an underscore appear in this module only (a test 
 core). Works with torch 2.11 to 2.13.
 """
 
+import ctypes
+import functools
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
@@ -123,6 +126,10 @@ def cpu_has_bfloat16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+@functools.cache
 def driver_cuda() -> int:
-    """The CUDA version of the NVIDIA driver, as 13020 for 13.2; only in a torch with CUDA."""
-    return torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
+    """The CUDA version of the NVIDIA driver, as 13020 for 13.2; 0 where there is no driver."""
+    version = ctypes.c_int()
+    with suppress(OSError):
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    return version.value

@@ -56,7 +56,7 @@ for tokens, head_dim in ((16384, 64), (4096, 128)):
 torch.cuda.synchronize()
 """
 FACTS = """
-import importlib.metadata, importlib.util, json, platform
+import ctypes, importlib.metadata, importlib.util, json, platform
 import torch
 found = {"python": platform.python_version(), "torch": torch.__version__}
 found["cuda"] = torch.version.cuda
@@ -69,7 +69,9 @@ if torch.version.cuda and torch.cuda.is_available():
     facts = torch.cuda.get_device_properties(0)
     found |= {"gpu": facts.name, "arch": f"sm_{facts.major}{facts.minor}"}
     found |= {"processors": facts.multi_processor_count, "bytes": facts.total_memory}
-    found["driver"] = torch._C._cuda_getDriverVersion()
+    driver = ctypes.c_int()
+    ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(driver))
+    found["driver"] = driver.value
 print(json.dumps(found))
 """
 
