@@ -33,4 +33,4 @@ def unselected(x: Inputs, name: str) -> Tensor:
 def put(t: Tensor, tokens: Tensor, value: float) -> Tensor:
     if tokens.dim() < t.dim():
         tokens = tokens.unsqueeze(-1)
-    return torch.where(tokens, torch.tensor(value).to(t.dtype), t)
+    return t.masked_fill(tokens.to(t.device), value)
