@@ -41,7 +41,7 @@ PYTHON = [sys.executable]
 PYTEST = [*PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 GPU_TESTS = ["-m", "gpu"]
 MASKATTN = [*PYTHON, "-m", "maskattn_kernels.cli"]
-SWEEP = "3000"
+SWEEP = "600"
 # The two shapes of the U-Net with the most work, one call forward and backward by each backend.
 PROFILED = """
 import torch
@@ -120,17 +120,22 @@ def stages(out: Path, arch: str) -> list[list[Step]]:
         [
             Step("build", 300, build, [*build, "--dry-run"], {"MASKATTN_BUILD": "cuda"}, True),
             Step(
-                "kernels", 240, [*kernels, "--only", "tests,bench"],
-                [*kernels, *one_call, "--only", "tests"],
+                "kernels", 120, [*kernels, "--only", "bench"],
+                [*kernels, *one_call, "--only", "bench"],
             ),
         ],
-        [tests("cases", 150, "tests/ops/test_masked_attention.py")],
-        [tests("gpu", 120, "tests/kernels/test_gpu.py", processes=1)],
-        [measured("small", 200, "--device", "cuda", "--grid", "small")],
-        [tests("sweep", 150, "tests/ops/test_sweep.py", environment={"MASKATTN_SWEEP": SWEEP})],
-        [tests("rest", 90, *rest)],
-        [tests("fa4", 90, "tests/kernels/test_fa4.py")],
-        [tests("cute", 60, "tests/kernels/test_cute_results.py", processes=1)],
+        [
+            tests("cases", 200, "tests/ops/test_masked_attention.py", processes=6),
+            tests("gpu", 200, "tests/kernels/test_gpu.py", processes=4),
+            tests("rest", 200, *rest, processes=6),
+            tests(
+                "sweep", 200, "tests/ops/test_sweep.py", processes=8,
+                environment={"MASKATTN_SWEEP": SWEEP},
+            ),
+            tests("fa4", 200, "tests/kernels/test_fa4.py", processes=4),
+            tests("cute", 60, "tests/kernels/test_cute_results.py", processes=1),
+        ],
+        [measured("small", 250, "--device", "cuda", "--grid", "small")],
         [tests("memcheck", 90, *few, before=[*sanitizer, "memcheck"], processes=1)],
         [tests("racecheck", 90, *few, before=[*sanitizer, "racecheck"], processes=1)],
         [Step("candidates", 200, [*kernels, "--only", "tiles"], [*kernels, "--help"])],
@@ -140,7 +145,7 @@ def stages(out: Path, arch: str) -> list[list[Step]]:
     ]  # fmt: skip
 
 
-DEFAULT = "build,kernels,cases,gpu,small,sweep,rest,fa4,cute,memcheck,racecheck,candidates,tune"
+DEFAULT = "build,kernels,cases,gpu,rest,sweep,fa4,cute,small,memcheck,racecheck,candidates,tune"
 
 
 def versions() -> dict[str, object]:

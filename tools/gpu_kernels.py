@@ -29,7 +29,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / "build" / "triton"
 KINDS = ("tests", "bench", "tiles")
-SWEEP = 3000  # random calls
+SWEEP = 600  # random calls
 
 
 def prepare(cache: Path) -> None:
