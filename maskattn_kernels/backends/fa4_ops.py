@@ -24,6 +24,9 @@ from maskattn_kernels.problem import Problem
 
 NO_GRADIENTS = "computes no gradients: call it under torch.no_grad()"
 MAJORS = (9, 10, 11)  # compute capabilities whose kernels read pages of one token
+# For others its loader leaves out the last keys of a tile on Hopper: tiles of 144, 112 or 80 keys
+# are no multiple of the 64, 32 or 16 that its threads copy at once (4.0.0b36, `paged_kv.py`).
+HOPPER_HEAD_DIMS = (16, 32, 48, 64, 112, 128, 192, 256)
 MAX_TOKENS = 2**31  # of all heads and batch entries: a page number is an int32
 
 
@@ -56,6 +59,9 @@ def limits(problem: Problem, major: int) -> list[str]:
     head_dim = problem.head_dim
     if head_dim % 16 or not head_dim:
         why.append(f"needs a head_dim that is a multiple of 16, got {head_dim}")
+    elif major == 9 and head_dim <= 256 and head_dim not in HOPPER_HEAD_DIMS:
+        right = ", ".join(map(str, HOPPER_HEAD_DIMS))
+        why.append(f"gets other head_dims than {right} wrong on Hopper GPUs, got {head_dim}")
     elif major > 9 and 128 < head_dim < 256:
         why.append(f"needs a head_dim up to 128, or 256, on this GPU, got {head_dim}")
     tokens = problem.batch * problem.heads * max(problem.query_len, problem.key_len)

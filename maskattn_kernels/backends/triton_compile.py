@@ -220,8 +220,9 @@ def faults(report: Report) -> list[str]:
             )
     is_judged = is_tiled and job.default
     # wgmma has 64 rows: of dK and dV at head_dim 256 they would fill more than all registers.
-    wide_dkdv = job.kernel == "dkdv" and job.head_dim > 128
-    if is_judged and bits == 16 and job.arch == "sm_90" and not report.wgmma and not wide_dkdv:
+    rows = job.config.block_n if job.kernel == "dkdv" else job.config.block_m
+    has_rows = rows >= 64 and not (job.kernel == "dkdv" and job.head_dim > 128)
+    if is_judged and bits == 16 and job.arch == "sm_90" and not report.wgmma and has_rows:
         why.append("no wgmma")
     return why + common_faults(
         report,
@@ -229,7 +230,7 @@ def faults(report: Report) -> list[str]:
         # Where dk and dv are stored number by number, sm_80 keeps three words outside the loop.
         spills=is_judged and job.dtype != "tf32" and (job.kernel, job.head_dim) != ("dkdv", ODD),
         tensor=is_judged and job.dtype != "fp32",
-        copies=is_judged and job.arch.startswith("sm_"),
+        copies=is_judged and job.arch.startswith("sm_") and job.config.stages > 1,
     )
 
 

@@ -21,7 +21,7 @@ from maskattn_kernels.backends import tuning
 from maskattn_kernels.benchmark.cases import FORWARD, TRAIN, Case, make_inputs
 from maskattn_kernels.benchmark.check import WrongResult, check, oracle
 from maskattn_kernels.benchmark.peers import make_call
-from maskattn_kernels.benchmark.timing import race
+from maskattn_kernels.benchmark.timing import captured, race
 from maskattn_kernels.common.text import first_line
 from maskattn_kernels.functional import masked_attention
 
@@ -29,6 +29,7 @@ __all__ = [
     "HEAD_DIMS",
     "Ranking",
     "candidates",
+    "compile_tile",
     "entries",
     "entry_case",
     "measure_tiles",
@@ -138,6 +139,13 @@ def shortlist(
     return best[:most], dropped
 
 
+def compile_tile(entry: Entry, tile: tuning.Config) -> None:
+    """Compile what `measure_tiles` launches with a tile; where `shortlist` is called, too."""
+    case = replace(entry_case(*entry), device="cpu")
+    with tuning.forced(entry[0], tile):
+        make_call(triton_attention, case, make_inputs(case))()
+
+
 def entries(dtypes: Iterable[str]) -> list[Entry]:
     """Every entry that is tuned."""
     rows = product(dtypes, tuning.KERNELS, HEAD_DIMS, CALLS)
@@ -200,7 +208,10 @@ def triton_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mo
 def measure_tiles(
     case: Case, kernel: str, tiles: list[tuning.Config]
 ) -> tuple[dict[tuning.Config, float], dict[tuning.Config, str]]:
-    """Seconds of a call by tile, and the reason for each tile without a time."""
+    """Seconds of a call by tile, and the reason for each tile without a time.
+
+    On a GPU each call is captured in a graph: a short one takes the host longer than the GPU.
+    """
     inputs = make_inputs(case)
     right = oracle(case, inputs)
     call = make_call(triton_attention, case, inputs)
@@ -219,6 +230,6 @@ def measure_tiles(
         except Exception as error:  # compilers' and drivers' errors have many types
             failed[tile] = first_line(error)[:100]
         else:
-            runs[name] = with_tile
+            runs[name] = captured(with_tile) if case.device == "cuda" else with_tile
     times = race(runs, 0.02 * len(runs), device=case.device) if runs else None
     return {by_name[n]: times.timing(n).median for n in runs if times}, failed

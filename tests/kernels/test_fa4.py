@@ -19,15 +19,16 @@ from poison import poisoned
 from torch import Tensor
 
 from maskattn_kernels import explain, masked_attention, select_tokens, warm_up
+from maskattn_kernels.backends.fa4_ops import HOPPER_HEAD_DIMS
 
 DTYPES = (torch.bfloat16, torch.float16)
 ON_GPU = [
     Target("fa4", dtype, device="cuda") for dtype in DTYPES if torch.cuda.is_available()
 ]  # fmt: skip
 TARGETS = [*(Target("fa4", dtype) for dtype in DTYPES), *ON_GPU]
-# Its kernels take head dims that are multiples of 16.
-FITTING = [case for case in CASES if case.head_dim % 16 == 0]
+FITTING = [case for case in CASES if case.head_dim in HOPPER_HEAD_DIMS]
 FITTING += [replace(case, head_dim=48) for case in CASES if case.head_dim == 46]
+FITTING += [replace(BY_NAME["d128"], name=f"d{d}", head_dim=d) for d in (112, 192)]
 
 
 @pytest.fixture
@@ -156,6 +157,17 @@ def test_gradients_are_refused(stand_in: FlashAttention) -> None:
         assert explain(q, q, q, backend="fa4").backend == "fa4"
         warm_up(q, q, q, backend="fa4")  # a forward pass only
     assert len(stand_in.calls) == 1
+
+
+@pytest.mark.parametrize(("head_dim", "right"), [(64, True), (80, False), (96, False), (112, True)])
+def test_head_dims_that_hopper_gets_wrong_are_refused(
+    head_dim: int, right: bool, stand_in: FlashAttention
+) -> None:
+    """Keys at the end of a tile are not loaded there: seen on an H200 with 4.0.0b36."""
+    q = torch.randn(1, 1, 4, head_dim, dtype=torch.bfloat16)
+    with torch.no_grad():
+        why = explain(q, q, q, backend="fa4").reasons.get("fa4", ())
+    assert bool(why) != right and all("wrong on Hopper" in reason for reason in why)
 
 
 def test_compiled_code_calls_it(stand_in: FlashAttention) -> None:

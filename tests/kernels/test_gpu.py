@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import Case, make
-from harness import RESULTS, Target, check_against_oracle, moved, run
+from harness import RESULTS, Target, check_against_oracle, moved
 from torch import Tensor
 
 from maskattn_kernels import masked_attention
@@ -232,7 +232,4 @@ def test_offsets_beyond_int32(target: Target) -> None:
 def test_more_programs_than_a_grid_dimension_has(target: Target) -> None:
     """70,000 heads: grids of other dimensions than the first end at 65,535."""
     case = Case("wide", batch=70, heads=1000, query_len=2, key_len=3, head_dim=16)
-    result = run(target, make(case, target.dtype))
-    reference = run(Target("reference", target.dtype), make(case, target.dtype))
-    for name, t in result.items():
-        torch.testing.assert_close(t, reference[name], rtol=2e-2, atol=2e-2)
+    check_against_oracle(target, case)

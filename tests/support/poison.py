@@ -33,4 +33,5 @@ def unselected(x: Inputs, name: str) -> Tensor:
 def put(t: Tensor, tokens: Tensor, value: float) -> Tensor:
     if tokens.dim() < t.dim():
         tokens = tokens.unsqueeze(-1)
-    return t.masked_fill(tokens.to(t.device), value)
+    poison = torch.tensor(value, device=t.device).to(t.dtype)  # inf where it overflows
+    return torch.where(tokens.to(t.device), poison, t)
