@@ -2,8 +2,9 @@
 """The one table of tile sizes of the Triton kernels: pure, no triton here.
 
 An entry serves one kernel on some architectures, for one width of numbers and head_dim up to a
-size. Its configurations are in order of preference. They are informed guesses; no measurement
-chose them yet (`maskattn bench --tune` prints lines for this table).
+size. Its configurations are in order of preference. On sm_90 those in 16 bits were measured on an
+H200 where `bench/results/*-tiles.json` has them (`maskattn bench --tune` prints lines for this
+table); the others are informed guesses.
 """
 
 from dataclasses import dataclass
@@ -43,15 +44,15 @@ _CDNA = ("gfx942",)
 _INTERPRETER = ("interpreter",)  # small, so that small inputs have many tiles and ragged ones
 
 # Each configuration is (block_m, block_n, warps, stages). The first of each entry compiles without
-# spills, with all options on and (dkdv) with a mask of keys alone, as the tests hold; on sm_90, of
-# those of which a processor runs two at a time, where there are any, the largest are assumed best.
+# spills, with all options on and (dkdv) with a mask of keys alone, as the tests hold. Where nothing
+# was measured, of the tiles of which a processor runs two at a time the largest are assumed best.
 TABLE: tuple[Entry, ...] = (
     *_entries("fwd", _HOPPER, 16, {
         (64, "large"): ((64, 128, 4, 2), (128, 64, 8, 3)),
         (64, "small"): ((64, 64, 4, 3),),
-        (128, "large"): ((128, 64, 8, 3),),
-        (128, "small"): ((64, 64, 8, 3),),
-        (256, "large"): ((128, 32, 8, 2), (64, 32, 8, 2)),
+        (128, "large"): ((64, 64, 4, 1),),
+        (128, "small"): ((64, 64, 4, 3),),
+        (256, "large"): ((128, 32, 8, 3), (64, 32, 8, 2)),
         (256, "small"): ((64, 32, 8, 2),),
     }),
     *_entries("fwd", _BLACKWELL, 16, {
@@ -111,11 +112,11 @@ TABLE: tuple[Entry, ...] = (
         (256, "small"): ((16, 16, 4, 1),),
     }),
     *_entries("dkdv", _HOPPER, 16, {
-        (64, "large"): ((32, 64, 4, 2), (64, 64, 8, 3)),
+        (64, "large"): ((64, 64, 4, 1),),
         (64, "small"): ((32, 64, 4, 2),),
-        (128, "large"): ((32, 64, 8, 3),),
+        (128, "large"): ((32, 64, 4, 1),),
         (128, "small"): ((32, 64, 8, 3),),
-        (256, "large"): ((32, 32, 8, 2),),
+        (256, "large"): ((64, 32, 8, 1),),
         (256, "small"): ((32, 32, 8, 2),),
     }),
     *_entries("dkdv", _BLACKWELL, 16, {
@@ -179,7 +180,7 @@ TABLE: tuple[Entry, ...] = (
         (64, "small"): ((64, 64, 4, 3),),
         (128, "large"): ((64, 64, 4, 2), (128, 64, 8, 3)),
         (128, "small"): ((64, 64, 4, 3),),
-        (256, "large"): ((64, 32, 8, 2),),
+        (256, "large"): ((128, 32, 8, 3),),
         (256, "small"): ((64, 32, 8, 2),),
     }),
     *_entries("dq", _BLACKWELL, 16, {
