@@ -39,6 +39,8 @@ MASKS: dict[str, tuple[str, ...]] = {
         for keep in (0.25, 0.1)
     },
 }
+#: Of those, the ones that are also trained with the norm before attention, not after it.
+BEFORE = ("dense", "random-0.25", "learned-0.25")
 SIZES = {
     "128": ("--data.size=128", "--data.frame=squeeze"),
     "192x256": ("--data.size=[192, 256]", "--data.frame=fit"),
@@ -138,6 +140,13 @@ def small(size: str, encoder: str, masks: str, seed: int) -> Run:
     return Run(f"camvid-{size}-{encoder}", masks, seed, changes)
 
 
+def before(masks: str, seed: int) -> Run:
+    """The same at 192 x 256 around a trained encoder with the norm before attention."""
+    usual = small("192x256", "pretrained", masks, seed)
+    changes = (*usual.changes, "--network.attention_norm=before")
+    return Run(f"{usual.table}-before", masks, seed, changes)
+
+
 def few(start: str, count: int | None, seed: int) -> Run:
     """A run with few labels, at 128 x 128 and with dense attention; None = with all."""
     changes = (*SIZES["128"], *MASKS["dense"], *FEW, *DICE)
@@ -159,5 +168,6 @@ def runs() -> Iterator[Run]:
         for encoder in reversed(ENCODERS):
             for size in SIZES:
                 yield from (small(size, encoder, masks, seed) for masks in MASKS)
+        yield from (before(masks, seed) for masks in BEFORE)
         for count in (*LABELLED, None):
             yield from (few(start, count, seed) for start in STARTS if count or start != "self")

@@ -4,7 +4,7 @@
 import json
 from collections.abc import Iterable
 
-from bench.real.plan import ENCODERS, HERE, LABELLED, MASKS, NUCLEI, SEEDS, SIZES, STARTS
+from bench.real.plan import BEFORE, ENCODERS, HERE, LABELLED, MASKS, NUCLEI, SEEDS, SIZES, STARTS
 from bench.trainings import Record, Table, spread, spread_above
 from maskattn_kernels.benchmark.pages import table
 from maskattn_kernels.segmentation.picking.rules import RULES
@@ -29,6 +29,7 @@ def blocks() -> dict[str, str]:
     finished = TABLE.read()
     return {
         "masks": masks_table(finished),
+        "norms": norms_table(finished),
         "best": best_table(finished),
         "hybrid": hybrid_table(),
         "recipe": recipe_table(RECIPE.read()),
@@ -67,6 +68,20 @@ def masks_table(finished: dict[str, Record]) -> str:
         [masks, *cells(finished, (f"camvid-{s}-{e}-{masks}" for s, e in columns))]
         for masks in MASKS
     ]
+    return table(header, rows)
+
+
+def norms_table(finished: dict[str, Record]) -> str:
+    """Both places of the norm, and how far each network is above the one without attention."""
+    usual = "camvid-192x256-pretrained"
+    none = by_seed(finished, f"{usual}-none")
+    rows = []
+    for masks in BEFORE:
+        row = [masks]
+        for group in (f"{usual}-{masks}", f"{usual}-before-{masks}"):
+            row += [*cells(finished, [group]), spread_above(by_seed(finished, group), none)]
+        rows.append(row)
+    header = ["masks", "norm after", "above none", "norm before", "above none"]
     return table(header, rows)
 
 

@@ -86,6 +86,7 @@ class MaskAttnUNet(AttentionNetwork):
             names in `scales`, with 0.25 for the others.
         min_keep: learned selectors keep at least so many pixels.
         seed: of random masks; each scale draws its own.
+        attention_norm: "after" or "before" attention, see ``norm`` of `MaskAttention2d`.
         sparsity, unselected: see `MaskAttention2d`.
         core: "sparse", or "dense" and others for comparison, see `MaskAttention2d`; the
             ``state_dict`` is the same with any.
@@ -122,6 +123,7 @@ class MaskAttnUNet(AttentionNetwork):
         finest: int | None = None,
         attend_from: int | None = None,
         num_heads: int = 1,
+        attention_norm: str = "after",
         selector: str = "random",
         keep: Keep = 0.25,
         min_keep: int = 1,
@@ -164,6 +166,7 @@ class MaskAttnUNet(AttentionNetwork):
                 joins_previous=len(self.strides) > 1,
                 sparsity=sparsity,
                 unselected=unselected,
+                norm=attention_norm,
                 core=core,
                 backend=backend,
             )

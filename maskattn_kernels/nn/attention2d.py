@@ -15,6 +15,8 @@ from maskattn_kernels.token_index import TokenIndex
 
 __all__ = ["MaskAttention2d"]
 
+NORMS = ("after", "before")
+
 
 class MaskAttention2d(SelectiveAttention2d):
     """Attention among selected pixels of a feature map, NCHW in and out.
@@ -24,7 +26,12 @@ class MaskAttention2d(SelectiveAttention2d):
     There is no output projection and the projections have no bias: heads are put side by side and
     added to the input, and a bias on the keys could not change a softmax. A pixel that sees no
     selected key becomes ``LayerNorm(x)``; and so does one that is not a selected query, unless
-    ``unselected`` is "mean".
+    ``unselected`` is "mean". That is the published block. With ``norm="before"`` it is
+
+        q, k, v = linear(LayerNorm(x));  y = x + linear(attention(q, k, v, mask))
+
+    whose last layer is zero at first: the module begins as the identity, as is best inside of a
+    network that has been trained without it, and a pixel without attention stays ``x``.
 
     Args:
         channels: C of the feature map.
@@ -42,6 +49,7 @@ class MaskAttention2d(SelectiveAttention2d):
             mean of what the selected queries of their image got. Then selected queries differ from
             other pixels only by what they find beyond what all find, and only that teaches a query
             mask.
+        norm: of the sum, "after" attention, or of its input, "before" it, see above.
         core: "sparse", "dense", "sdpa", "identity" or an `AttentionCore`; same ``state_dict`` with
             any.
         backend: for the sparse core, as in `masked_attention`.
@@ -76,6 +84,7 @@ class MaskAttention2d(SelectiveAttention2d):
         joins_previous: bool = False,
         sparsity: str = "qk",
         unselected: str = "zero",
+        norm: str = "after",
         core: str | AttentionCore = "sparse",
         backend: str | None = None,
     ) -> None:
@@ -88,13 +97,21 @@ class MaskAttention2d(SelectiveAttention2d):
             core=core,
             backend=backend,
         )
+        if norm not in NORMS:
+            raise ValueError(f'norm: expected "after" or "before", got {norm!r}')
         self.qkv = nn.Linear(self.channels, 3 * self.channels, bias=False)
         self.norm = nn.LayerNorm(self.channels)
+        self.proj: nn.Linear | None = None
+        if norm == "before":
+            self.proj = nn.Linear(self.channels, self.channels, bias=False)
+            nn.init.zeros_(self.proj.weight)
         self._add_mask_heads(joins_previous)
 
     @property
     def layers(self) -> tuple[nn.Module, ...]:
-        return self.qkv, self.norm
+        if self.proj is None:
+            return self.qkv, self.norm
+        return self.norm, self.qkv, self.proj
 
     def forward(
         self,
@@ -118,9 +135,11 @@ class MaskAttention2d(SelectiveAttention2d):
         tokens = to_tokens(x)
         batch, length, channels = tokens.shape
         head_dim = channels // self.num_heads
-        qkv = self.qkv(tokens).view(batch, length, 3, self.num_heads, head_dim)
+        read = tokens if self.proj is None else self.norm(tokens)
+        qkv = self.qkv(read).view(batch, length, 3, self.num_heads, head_dim)
         query, key, value = (t.transpose(1, 2) for t in qkv.unbind(2))
         out = self.core(query, key, value, key_mask=keys, query_mask=queries, key_bias=key_bias)
         out = self._with_unselected(out, queries, score)
         out = out.transpose(1, 2).reshape(batch, length, channels)
-        return to_map(self.norm(tokens + out), like=x)
+        y = self.norm(tokens + out) if self.proj is None else tokens + self.proj(out)
+        return to_map(y, like=x)

@@ -133,6 +133,8 @@ def make_pair(channels=16, num_heads=2, **arguments):
     dense = MaskAttention2d(channels, num_heads, core="dense", **arguments)
     nn.init.normal_(dense.norm.weight)
     nn.init.normal_(dense.norm.bias)
+    if dense.proj is not None:  # zero at first
+        nn.init.normal_(dense.proj.weight)
     sparse = MaskAttention2d(channels, num_heads, core="sparse", **arguments)
     sparse.load_state_dict(dense.state_dict(), strict=True)
     return dense, sparse
@@ -140,23 +142,40 @@ def make_pair(channels=16, num_heads=2, **arguments):
 
 @pytest.mark.parametrize("num_heads", [1, 2, 4])
 @pytest.mark.parametrize("sparsity", ["qk", "k"])
-def test_equals_the_definition(num_heads, sparsity):
+@pytest.mark.parametrize("order", ["after", "before"])
+def test_equals_the_definition(num_heads, sparsity, order):
     """Against a loop: heads are groups of channels, tokens are pixels in row-major order."""
-    dense, sparse = make_pair(8, num_heads, sparsity=sparsity)
+    dense, sparse = make_pair(8, num_heads, sparsity=sparsity, norm=order)
     x, mask = torch.randn(2, 8, 3, 5), torch.rand(2, 3, 5) < 0.5
     norm = copy.deepcopy(dense.norm).double()
     heads = (2, 15, num_heads, 8 // num_heads)
     tokens = torch.stack([x[:, :, row, column] for row in range(3) for column in range(5)], 1)
     weights = dense.qkv.weight.double().chunk(3)
-    q, k, v = ((tokens.double() @ w.T).view(heads).transpose(1, 2) for w in weights)
+    read = tokens.double() if order == "after" else norm(tokens.double())
+    q, k, v = ((read @ w.T).view(heads).transpose(1, 2) for w in weights)
     selected = mask.view(2, 1, 15).expand(2, num_heads, 15)
     asking = selected if sparsity == "qk" else torch.ones_like(selected)
     out = by_definition(q, k, v, selected, asking, torch.zeros(2, num_heads, 15))
-    y = norm(tokens.double() + out.transpose(1, 2).reshape(2, 15, 8))
+    out = out.transpose(1, 2).reshape(2, 15, 8)
+    if dense.proj is None:
+        y = norm(tokens.double() + out)
+    else:
+        y = tokens.double() + out @ dense.proj.weight.double().T
     exact = torch.stack([y[:, i] for i in range(15)], 2).view(2, 8, 3, 5).detach()
     with torch.no_grad():
         assert_as_good_as(sparse(x, mask), dense(x, mask), exact)
         assert error(dense(x, mask), exact) < 1e-5
+
+
+def test_norm_before_begins_as_the_identity_and_learns():
+    attention = MaskAttention2d(8, norm="before")
+    x = torch.randn(2, 8, 3, 5)
+    y = attention(x)
+    assert torch.equal(y, x)
+    y.square().sum().backward()
+    assert attention.proj.weight.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match="got 'both'"):
+        MaskAttention2d(8, norm="both")
 
 
 @pytest.mark.parametrize("sparsity", ["qk", "k"])

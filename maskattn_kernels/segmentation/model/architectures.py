@@ -58,7 +58,7 @@ ARCHITECTURES = {
         MaskAttnUNet,
         PRESETS,
         "edge",
-        ("width", "depth", "bottleneck", "finest", "attend_from", "num_heads"),
+        ("width", "depth", "bottleneck", "finest", "attend_from", "attention_norm", "num_heads"),
     ),
     "frm": Architecture(
         FRMNet,

@@ -84,7 +84,7 @@ class SegmentationNetwork(nn.Module):
         preset: a name in `PRESETS` or `FRM_PRESETS`, for the sizes that are None; None = "edge" or
             "small".
         width, depth, finest, num_heads: as in `MaskAttnUNet` or `FRMNet`.
-        bottleneck, attend_from: as in `MaskAttnUNet`.
+        bottleneck, attend_from, attention_norm: as in `MaskAttnUNet`.
         dim, grid, inject, relation: as in `FRMNet`.
         selector, keep, min_keep, seed, sparsity, unselected, core, backend: as in `MaskAttnUNet`.
         objects: by what they are told apart, "center" (and offset) or "distance".
@@ -130,6 +130,7 @@ class SegmentationNetwork(nn.Module):
         bottleneck: int | None = None,
         finest: int | None = None,
         attend_from: int | None = None,
+        attention_norm: str | None = None,
         num_heads: int | None = None,
         dim: int | None = None,
         grid: int | None = None,
@@ -156,6 +157,7 @@ class SegmentationNetwork(nn.Module):
             "bottleneck": bottleneck,
             "finest": finest,
             "attend_from": attend_from,
+            "attention_norm": attention_norm,
             "num_heads": num_heads,
             "dim": dim,
             "grid": grid,
