@@ -53,7 +53,7 @@ def other_runs() -> list[Path]:
 
 
 def _runs(grid: str) -> list[Path]:
-    return sorted(RESULTS.glob(f"*-{grid}.json"))  # names begin with the date
+    return sorted(RESULTS.glob(f"*t-{grid}.json"))  # names begin with the date; not those of GPUs
 
 
 def _tier(path: Path) -> str:

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
 // The forward kernels in CuTe-DSL (csrc/cute), compiled when the library was built and launched in place of
-// forward.cu where MASKATTN_CUDA_CUTE=1 asks for them. No GPU has run them yet, hence the switch.
+// forward.cu where MASKATTN_CUDA_CUTE=1 asks for them: a GPU has run a part of the cases only, hence the switch.
 #pragma once
 
 #include "params.h"

@@ -104,7 +104,7 @@ class CpuBackend(Backend):
 
 class CudaBackend(Backend):
     name = "cuda"
-    by_name_only = "it has not been measured on a GPU yet"
+    by_name_only = "triton is faster on the GPU that was measured"
 
     def __init__(self) -> None:
         self._library: Library | None = None

@@ -147,8 +147,8 @@ def _keep_freed_memory() -> None:
 def fast_bfloat16(device: torch.device) -> bool:
     """Whether networks were measured to be faster in bfloat16 on such a device.
 
-    On CPUs that multiply bfloat16 (AVX512-BF16 or AMX): see docs/benchmarks.md. No GPU was
-    measured, so False for GPUs.
+    On CPUs that multiply bfloat16 (AVX512-BF16 or AMX): see docs/benchmarks.md. Networks were
+    not measured on a GPU in both, so False for GPUs.
 
     Example:
         >>> import torch

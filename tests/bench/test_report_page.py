@@ -7,17 +7,20 @@ import json
 import pytest
 from repository import ROOT
 
+from maskattn_kernels.benchmark.cases import Case
 from maskattn_kernels.benchmark.pages import fill, table
 
-SCRIPT = ROOT / "bench" / "report.py"
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"bench_{name}", ROOT / "bench" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("bench_report", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("report")
 
 
 recorded = pytest.mark.skipif(
@@ -30,6 +33,25 @@ recorded = pytest.mark.skipif(
 def test_the_page_is_what_the_command_writes(script):
     page = script.PAGE.read_text(encoding="utf-8")
     assert fill(page, script.page_blocks()) == page, "run `python bench/report.py --write`"
+
+
+@recorded
+def test_the_page_of_the_gpu_is_what_the_command_writes():
+    script = load("gpu_report")
+    page = script.PAGE.read_text(encoding="utf-8")
+    assert fill(page, script.blocks()) == page, "run `python bench/gpu_report.py --write`"
+
+
+def test_forward_kernels_are_timed_side_by_side():
+    """On the CPU, as no GPU is needed for what is measured and what is left out."""
+    script = load("gpu_forward")
+    case = Case(64, 16, 2, "qk", 0.25, "bfloat16", "forward", "cpu")
+    row = script.forward_row(case, {"reference": "reference", "cute": "cuda"})
+    assert row["reference"]["differs"] == 0 and row["reference"]["gpu"] > 0
+    assert "runs on tensors on an NVIDIA GPU" in row["cute"]
+    host = script.host_row(case, ["reference"])
+    assert {"reference", "masked SDPA", "dense SDPA"} == set(host)
+    assert all(took > 0 for passes in host.values() for took in passes.values())
 
 
 @recorded
