@@ -11,7 +11,7 @@ A run's name is its table, what changes, and its seed: "camvid-frm-learned-0.25-
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.real.plan import ALL, LITE_FRM, SEEDS, SIZES, Run
+from bench.real.plan import ALL, DICE, LITE_FRM, SEEDS, SIZES, Run
 
 HERE = Path(__file__).resolve().parent
 
@@ -46,6 +46,11 @@ ROWS: dict[str, tuple[str, ...]] = {
     "unary": (*ALL, "--network.relation=unary"),
     "contrastive": (*ALL, "--loss.pixel_weight=0.1"),
     "grid8-learned": (*masked("gumbel-topk", 0.0625), "--network.grid=8"),
+    # With the Dice loss, and later than the rows above: Muon takes depthwise convolutions too.
+    "dice-none": (*ALL, "--network.inject=none", *DICE),
+    "dice-control": (*masked("random", 0.0), *DICE),
+    "dice-dense": (*ALL, *DICE),
+    "dice-learned-0.25": (*LEARNED, *DICE),
 }
 #: Rows that decide what the default is: trained with all seeds before the others begin.
 FIRST = ("control", "none", "dense", "random-0.25", "learned-0.25", "entropy-0.25")

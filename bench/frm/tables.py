@@ -41,6 +41,12 @@ GRIDS = {
     "1/8, learned 1/16": "grid8-learned",
     "1/16, all": "dense",
 }
+DICE = {
+    "no refinement": "dice-none",
+    "none": "dice-control",
+    "all": "dice-dense",
+    "learned 0.25": "dice-learned-0.25",
+}
 BEST = {"none": "best-control", "all": "best", "learned 0.25": "best-learned-0.25"}
 RELATIONS = {
     "none": "control",
@@ -71,6 +77,7 @@ def blocks() -> dict[str, str]:
         "afterwards": afterwards_table(finished, "dense"),
         "grids": rows_table(finished, "grid and tokens", GRIDS),
         "relations": rows_table(finished, "terms of attention", RELATIONS),
+        "dice": rows_table(finished, "tokens that take part", DICE, "dice-control"),
         "best": rows_table(finished, "tokens that take part", BEST, "best-control"),
         "best afterwards": afterwards_table(finished, "best"),
         "digits": digits_table(DIGITS.read()),

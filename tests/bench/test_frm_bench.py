@@ -35,7 +35,7 @@ def test_every_run_is_a_config_of_train():
 
 
 def test_every_row_of_the_tables_is_in_the_plan():
-    for rows in (tables.PARTS, tables.MASKS, tables.GRIDS, tables.RELATIONS):
+    for rows in (tables.PARTS, tables.MASKS, tables.GRIDS, tables.RELATIONS, tables.DICE):
         assert set(rows.values()) <= set(plan.ROWS)
     assert set(tables.BEST.values()) == set(plan.BEST_ROWS)
 
