@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from bench.frames import check_agrees, frame, write
 from bench.frm.tables import MASKED, SPEED, WAYS
-from maskattn_kernels.benchmark.machine import machine_facts
 from maskattn_kernels.benchmark.timing import race
 from maskattn_kernels.models import prepare_for_inference
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
@@ -43,9 +43,7 @@ def check(logits: dict[str, Tensor], dtype: torch.dtype) -> None:
     """
     for way, got in logits.items():
         same = next(w for w in WAYS if WAYS[w]["selector"] == WAYS[way]["selector"])
-        off = ((got - logits[same]).abs().mean() / logits[same].std()).item()
-        if not off <= ACCEPTED[dtype]:
-            raise ValueError(f"{way}: logits are {off:.1e} of their deviation off those of {same}")
+        check_agrees(way, got, logits[same], ACCEPTED[dtype])
 
 
 @torch.inference_mode()
@@ -53,8 +51,7 @@ def measure(
     size: tuple[int, int], dtype: torch.dtype, seconds: float, preset: str = PRESET
 ) -> list[dict[str, object]]:
     """A row for each way: milliseconds, and how many times as long as with selected places."""
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8, generator=generator)
+    image = frame(size)
     ready = {way: prepare_for_inference(network_of(way, preset), dtype) for way in WAYS}
     check({way: made(image).semantic.float() for way, made in ready.items()}, dtype)
 
@@ -93,9 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for dtype in DTYPES:
             rows += measure(size, dtype, given.seconds)
             print(json.dumps(rows[-len(WAYS) :], indent=1), flush=True)
-    facts = machine_facts()
-    report = {"machine": {name: facts[name] for name in ("cpu", "threads", "torch")}, "rows": rows}
-    SPEED.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write(SPEED, {"rows": rows})
     return 0
 
 

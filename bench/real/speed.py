@@ -10,15 +10,14 @@ timed.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 
 import torch
 
+from bench.frames import check_agrees, frame, write
 from bench.real.plan import BEST, Run, runs
 from bench.real.tables import SPEED, TABLE
-from maskattn_kernels.benchmark.machine import machine_facts
 from maskattn_kernels.benchmark.timing import race
 from maskattn_kernels.models import prepare_for_inference
 from maskattn_kernels.segmentation.model.network import SegmentationNetwork
@@ -44,13 +43,9 @@ def ready(run: Run, size: Sequence[int]) -> Callable[[], object]:
     Raises:
         ValueError: its logits are not those of the network.
     """
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8, generator=generator)
-    network = network_of(run)
+    image, network = frame(size), network_of(run)
     expected, prepared = network(image).semantic, prepare_for_inference(network)
-    off = ((prepared(image).semantic - expected).abs().mean() / expected.std()).item()
-    if not off <= ACCEPTED:
-        raise ValueError(f"{run.name}: prepared logits are {off:.1e} of their deviation off")
+    check_agrees(run.name, prepared(image).semantic, expected, ACCEPTED)
 
     def call() -> object:
         with torch.inference_mode():
@@ -75,13 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if named[row].name in finished
     }
     found = race(calls, given.seconds, focus=calls)
-    facts = machine_facts()
-    report = {
-        "machine": {name: facts[name] for name in ("cpu", "threads", "torch")},
-        "ms": {row: 1e3 * found.timing(row).median for row in calls},
-    }
-    SPEED.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(report, indent=2))
+    took = {row: 1e3 * found.timing(row).median for row in calls}
+    write(SPEED, {"ms": took})
+    print(*(f"{row}: {ms:.1f} ms" for row, ms in took.items()), sep="\n")
     return 0
 
 
