@@ -106,9 +106,14 @@ def test_a_network_in_train_mode_is_prepared_as_for_eval_and_stays_in_train_mode
         assert_close(prepared(image()), network.eval()(image()))
 
 
+@pytest.mark.parametrize("norm", ["after", "before"])
 @torch.inference_mode()
-def test_bfloat16_agrees_and_its_logits_are_float32() -> None:
-    network = segmenter(selector="none", core="sdpa")  # no choice that rounding could change
+def test_bfloat16_agrees_and_its_logits_are_float32(norm: str) -> None:
+    # No choice that rounding could change.
+    network = segmenter(selector="none", core="sdpa", attention_norm=norm)
+    for name, weight in network.named_parameters():
+        if "proj" in name:  # zero at first
+            nn.init.normal_(weight)
     expected = network(image())
     got = prepare_for_inference(network, torch.bfloat16)(image())
     for name in ("semantic", "center", "offset", "embedding"):

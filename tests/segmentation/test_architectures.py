@@ -95,6 +95,7 @@ def test_prepared():
         ({"arch": "vit"}, 'arch: expected one of "unet", "frm", got .vit.'),
         ({"preset": "edge"}, 'preset: expected one of "large", .* got .edge.'),
         ({"bottleneck": 64}, "bottleneck: expected None, as FRMNet has .*, got 64"),
+        ({"attention_norm": "before"}, "attention_norm: expected None, as FRMNet .* got 'before'"),
         ({"arch": "unet", "preset": None}, "dim: expected None, as MaskAttnUNet has .*, got 24"),
         ({"encoder": "unet"}, 'encoder: expected one of "frm", .* got .unet.'),
         ({"grid": 5}, "grid: expected a multiple or a divisor .* got 5"),

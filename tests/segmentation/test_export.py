@@ -32,7 +32,7 @@ EXPORTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"batch": None},
     ),
     "masks of windows": (
-        {"selector": "local", "sparsity": "qk", "task": "semantic"},
+        {"selector": "local", "sparsity": "qk", "task": "semantic", "attention_norm": "before"},
         {"precision": "fp16"},
     ),
     "the preset for small devices": (
