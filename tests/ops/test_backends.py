@@ -240,7 +240,9 @@ def test_fa4_that_is_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPat
     ("head_dim", "major", "words"),
     [
         (64, 9, ""),
-        (240, 9, ""),
+        (192, 9, ""),
+        (80, 9, "wrong on Hopper GPUs, got 80"),
+        (240, 9, "wrong on Hopper GPUs, got 240"),
         (46, 9, "a multiple of 16, got 46"),
         (256, 10, ""),
         (144, 10, "up to 128, or 256, on this GPU, got 144"),
