@@ -22,7 +22,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -112,31 +111,11 @@ def sift(entry: tuple[str, str, int, str], arch: str, cache: Path) -> dict:
     return {"entry": entry, "tiles": tiles, "dropped": dropped}
 
 
-def listed(path: Path, cache: Path) -> list[tuple[tuple[str, str, int, str], tuple[int, ...]]]:
-    """The entries and tiles of a tiles.json, one by one."""
-    prepare(cache)
-    from maskattn_kernels.benchmark.tune import read_shortlist
-
-    return [(entry, tile) for entry, tiles in read_shortlist(path).items() for tile in tiles]
-
-
-def compile_listed(job: tuple, arch: str, cache: Path) -> None:
-    """The kernels of one call with one tile; what does not compile is told when it is measured."""
-    prepare(cache)
-    from stub_driver import using
-
-    from maskattn_kernels.benchmark.tune import compile_tile
-
-    with using(arch), suppress(Exception):
-        compile_tile(*job)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", default="sm_90", help="the GPU to compile for (default sm_90)")
     parser.add_argument("--cache", type=Path, default=CACHE, help="default build/triton")
     parser.add_argument("--only", default=",".join(KINDS), help=f"default {','.join(KINDS)}")
-    parser.add_argument("--tiles", type=Path, help="a tiles.json: compile those, choose no others")
     parser.add_argument("--calls", type=int, help="at most so many of a kind; default all")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     given = parser.parse_args()
@@ -152,11 +131,7 @@ def main() -> int:
             )  # fmt: skip
             calls = sum(pool.map(share, range(given.processes)))
             print(f"{kind}: {calls} calls, {time.monotonic() - start:.0f} s", flush=True)
-        if given.tiles:
-            jobs = pool.submit(listed, given.tiles, given.cache).result()
-            list(pool.map(partial(compile_listed, arch=given.arch, cache=given.cache), jobs))
-            print(f"tiles: {len(jobs)} compiled, {time.monotonic() - start:.0f} s", flush=True)
-        elif "tiles" in kinds:
+        if "tiles" in kinds:
             wanted = pool.submit(wanted_entries, given.cache).result()
             rows = list(pool.map(partial(sift, arch=given.arch, cache=given.cache), wanted))
             (given.cache / "tiles.json").write_text(json.dumps(rows, indent=1) + "\n")

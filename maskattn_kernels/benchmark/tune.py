@@ -29,7 +29,6 @@ __all__ = [
     "HEAD_DIMS",
     "Ranking",
     "candidates",
-    "compile_tile",
     "entries",
     "entry_case",
     "measure_tiles",
@@ -139,13 +138,6 @@ def shortlist(
     return best[:most], dropped
 
 
-def compile_tile(entry: Entry, tile: tuning.Config) -> None:
-    """Compile what `measure_tiles` launches with a tile; where `shortlist` is called, too."""
-    case = replace(entry_case(*entry), device="cpu")
-    with tuning.forced(entry[0], tile):
-        make_call(triton_attention, case, make_inputs(case))()
-
-
 def entries(dtypes: Iterable[str]) -> list[Entry]:
     """Every entry that is tuned."""
     rows = product(dtypes, tuning.KERNELS, HEAD_DIMS, CALLS)
@@ -182,7 +174,8 @@ def tune_tiles(
 
     Args:
         dtypes: names; one is enough for a width of numbers.
-        listed: the tiles to measure (`read_shortlist`); None = all that fit the chip.
+        listed: the tiles to measure (`read_shortlist`) beside those of the table; None = all that
+            fit the chip.
     """
     facts = torch.cuda.get_device_properties(torch.cuda.current_device())
     arch = f"sm_{facts.major}{facts.minor}"
@@ -192,9 +185,17 @@ def tune_tiles(
         if listed is None:
             tiles = candidates(kernel, arch, BITS[dtype], head_dim, limit)
         else:
-            tiles = listed.get(entry, [])
+            tiles = beside_the_table(entry, arch, listed.get(entry, []))
         seconds, failed = measure_tiles(entry_case(*entry), kernel, tiles)
         yield Ranking(kernel, BITS[dtype], head_dim, size, seconds, failed)
+
+
+def beside_the_table(entry: Entry, arch: str, tiles: list[tuning.Config]) -> list[tuning.Config]:
+    """The tiles that calls take now, without which no other can be called better, and others."""
+    kernel, dtype, head_dim, size = entry
+    chip = tuning.RELATIVES.get(arch, arch)
+    now = tuning.find_entry(kernel, chip, BITS[dtype], head_dim, size).configs
+    return list(dict.fromkeys([*now, *tiles]))
 
 
 def triton_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, mode: str) -> Tensor:

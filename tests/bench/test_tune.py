@@ -9,7 +9,14 @@ import torch
 from harness import INTERPRETED
 from stub_driver import using
 
-from maskattn_kernels.backends.tuning import KERNELS, Config, choose_config, forced, refuse
+from maskattn_kernels.backends.tuning import (
+    KERNELS,
+    Config,
+    choose_config,
+    find_entry,
+    forced,
+    refuse,
+)
 from maskattn_kernels.benchmark import tune
 from maskattn_kernels.benchmark.cases import TRAIN, Case
 
@@ -55,6 +62,12 @@ def test_a_shortlist_is_read(tmp_path: Path) -> None:
     path.write_text('[{"tiles": 3}]')
     with pytest.raises(ValueError, match=r"--tiles: .*expected a list of tools/gpu_kernels.py"):
         tune.read_shortlist(path)
+
+
+def test_tiles_are_measured_beside_those_of_the_table() -> None:
+    entry, other = ("fwd", "bfloat16", 64, "large"), Config(16, 16, 4, 1)
+    now = find_entry("fwd", "sm_90", 16, 64, "large").configs
+    assert tune.beside_the_table(entry, "sm_90", [other, now[0]]) == [*now, other]
 
 
 @pytest.mark.skipif(INTERPRETED, reason="Triton's interpreter compiles nothing")
