@@ -95,6 +95,7 @@ def stages(out: Path, arch: str) -> list[list[Step]]:
     profiler += [word for section in sections for word in ("--section", section)]
     bench = [*MASKATTN, "bench", "--dtype", "bfloat16", "--no-plots", "--out", str(out)]
     kernels = [*PYTHON, "tools/gpu_kernels.py", "--arch", arch]
+    forward = [*PYTHON, "bench/gpu_forward.py"]
 
     def tests(
         name: str, seconds: int, *words: str, environment: dict[str, str] | None = None,
@@ -133,9 +134,10 @@ def stages(out: Path, arch: str) -> list[list[Step]]:
                 environment={"MASKATTN_SWEEP": SWEEP},
             ),
             tests("fa4", 200, "tests/kernels/test_fa4.py", processes=4),
-            tests("cute", 60, "tests/kernels/test_cute_results.py", processes=1),
+            tests("cute", 120, "tests/kernels/test_cute_results.py", processes=2),
         ],
         [measured("small", 250, "--device", "cuda", "--grid", "small")],
+        [Step("forward", 60, [*forward, "--out", str(out / "kernels.json")], [*forward, "--help"])],
         [tests("memcheck", 90, *few, before=[*sanitizer, "memcheck"], processes=1)],
         [tests("racecheck", 90, *few, before=[*sanitizer, "racecheck"], processes=1)],
         [Step("candidates", 200, [*kernels, "--only", "tiles"], [*kernels, "--help"])],
@@ -145,7 +147,9 @@ def stages(out: Path, arch: str) -> list[list[Step]]:
     ]  # fmt: skip
 
 
-DEFAULT = "build,kernels,cases,gpu,rest,sweep,fa4,cute,small,memcheck,racecheck,candidates,tune"
+DEFAULT = (
+    "build,kernels,cases,gpu,rest,sweep,fa4,cute,small,forward,memcheck,racecheck,candidates,tune"
+)
 
 
 def versions() -> dict[str, object]:

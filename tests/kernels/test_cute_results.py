@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from cases import CASES as TABLE
 from cases import Case, make
 from harness import Target, arguments, expected, moved
 from oracle import assert_close, per_head
@@ -46,6 +47,7 @@ RUNS = [
     if case.head_dim <= tiles.WIDTHS[arch][-1]
     and (dtype is torch.bfloat16 or case.name in ("group", "wide"))
 ]
+GPU_CASES = [*CASES, *(case for case in TABLE if case.head_dim % 8 == 0)]
 ON_GPU = [Target("cuda", dtype, device="cuda") for dtype in (torch.bfloat16, torch.float16)]
 NO_KERNELS = {"no": "the CUDA library has no kernels in CuTe-DSL", "": "it says nothing of them"}
 
@@ -160,7 +162,7 @@ def test_faults_are_seen(ptx_of, fault: str) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 @pytest.mark.parametrize("target", ON_GPU, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", GPU_CASES, ids=str)
 def test_on_a_gpu(target: Target, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """The op of the backend cuda with the kernel switched on, in training and in inference."""
     cuda = next(record for record in backends() if record.name == "cuda")
