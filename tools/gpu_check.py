@@ -223,9 +223,19 @@ def run(step: Step, command: list[str], limit: float, log: Path) -> dict[str, ob
     result: dict[str, object] = {"step": step.name, "status": status, "seconds": seconds}
     if counts := re.findall(r"(\d+) (passed|failed|errors?|skipped)", text[-300:]):
         result["tests"] = {word: int(number) for number, word in counts}
+    elif seen := progress(text):
+        result["tests"] = seen
     if collected := re.search(r"^(\d+)(?:/\d+)? tests? collected", text, re.MULTILINE):
         result["collected"] = int(collected[1])
     return result | {"end": text.splitlines()[-3:]}
+
+
+def progress(text: str) -> dict[str, int]:
+    """How many tests pytest had marked before it was cut, by outcome."""
+    lines = re.findall(r"^([.sFE]+)(?:\s+\[ *\d+%\])?$", text, re.MULTILINE)
+    words = {"F": "failed", "E": "errors", ".": "passed", "s": "skipped"}
+    counts = {word: "".join(lines).count(mark) for mark, word in words.items()}
+    return {word: count for word, count in counts.items() if count}
 
 
 class Report:

@@ -39,6 +39,12 @@ def test_rehearsal_of_every_step(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["log.txt", "summary.json"]
 
 
+def test_a_step_that_is_cut_says_what_it_has_seen() -> None:
+    text = "warning: s\n..s.F                [  3%]\n..E"
+    assert check.progress(text) == {"failed": 1, "errors": 1, "passed": 5, "skipped": 1}
+    assert check.progress("written: x") == {}
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
