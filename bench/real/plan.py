@@ -69,7 +69,7 @@ BEST = {
 BEST_STEPS = 1000
 #: Seen whole at half its size, and in tiles at its full size: trained at both scales.
 SCALES = (*LITE0, "--network.finest=4", "--data.frame=own", "--data.size=[192, 256]")
-SCALES += ('--data.augment={"zoom": [0.4, 1.3]}',)
+SCALES += ('--data.augment={"zoom": [0.4, 1.3]}', *DICE)
 #: Stronger changes of colour than the usual ones.
 COLOURS = {"light": 0.5, "gamma": 0.5, "saturation": 0.5, "hue": 0.05, "blur": 1, "noise": 8}
 #: Of the comparison of masks: many short runs.
