@@ -5,7 +5,8 @@
     python bench/report.py --write    into the page, and the plots beside it
 
 The last run of bench/results/ is taken, for the network at inference the last one of
-bench/inference.py, and for the parts of a call that of bench/overhead.py.
+bench/inference.py, for the parts of a call that of bench/overhead.py, and for the tiers of the CPU
+library the last one of bench/tiers.py on each processor.
 """
 
 import argparse
@@ -112,6 +113,7 @@ def page_blocks() -> dict[str, str]:
         "inference": inference_table(newest),
         "overhead": overhead_table(max(RESULTS.glob("*-overhead.json"))),
         "launches": launches_table(max(RESULTS.glob("*-launches.json"))),
+        "tiers": "\n\n".join(map(tiers_table, tier_runs())),
         "other processors": others or "No other processor was measured.",
     }
 
@@ -133,6 +135,27 @@ def inference_table(path: Path) -> str:
     return (
         table(["network", "step", "CPU time", "of the network as it is"], lines)
         + f"\n\nMeasured on: {processor(machine)}. Run: {where}."
+    )
+
+
+def tier_runs() -> list[Path]:
+    """The last run of bench/tiers.py by each default tier."""
+    return list({_tier(path): path for path in sorted(RESULTS.glob("*-tiers.json"))}.values())
+
+
+def tiers_table(path: Path) -> str:
+    """The time by each tier of the CPU library, as a multiple of that by the default tier."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    names = list(found["cases"][0]["tiers"])
+    lines = []
+    for row in found["cases"]:
+        tiers = row["tiers"]
+        ours = duration(tiers[found["default"]]["median"])
+        lines.append([row["name"], ours, *(times(tiers[n]["times_default"]) for n in names)])
+    where = f"[`{path.name}`](../bench/results/{path.name})"
+    return (
+        table(["call", f"by {found['default']}", *names], lines)
+        + f"\n\nMeasured on: {processor(found['machine'])}. Run: {where}."
     )
 
 

@@ -121,9 +121,14 @@ def onednn_linear(
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *_ACTIVATIONS[activation])
 
 
-def cpu_has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16: AVX512-BF16 or AMX."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+def cpu_has_amx() -> bool:
+    """Whether the processor multiplies tiles of bfloat16: AMX."""
+    return torch.cpu._is_amx_tile_supported()
+
+
+def cpu_has_bfloat16_pairs() -> bool:
+    """Whether the processor multiplies vectors of pairs of bfloat16: AVX512-BF16."""
+    return torch.cpu._is_avx512_bf16_supported()
 
 
 @functools.cache

@@ -5,7 +5,7 @@ import platform
 import re
 from pathlib import Path
 
-__all__ = ["cpuinfo", "processor_name"]
+__all__ = ["cpuinfo", "has_slow_bfloat16_pairs", "processor_name"]
 
 
 def cpuinfo(key: str) -> str:
@@ -27,3 +27,18 @@ def processor_name() -> str:
         True
     """
     return cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def has_slow_bfloat16_pairs() -> bool:
+    """Whether AVX512-BF16 multiplies fewer values in a cycle than float32 does.
+
+    So it is on Intel's cores with AVX512-FP16 (Sapphire and Emerald Rapids), whose bfloat16 is fast
+    by AMX only, which a virtual machine may hide. csrc/cpu/tiers.cpp has the same rule. False where
+    the system does not tell (only Linux does).
+
+    Example:
+        >>> from maskattn_kernels.common.processor import has_slow_bfloat16_pairs
+        >>> has_slow_bfloat16_pairs() in (True, False)
+        True
+    """
+    return cpuinfo("vendor_id") == "GenuineIntel" and "avx512_fp16" in cpuinfo("flags").split()

@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from maskattn_kernels.common.processor import has_slow_bfloat16_pairs
 from maskattn_kernels.models.depthwise import DepthwiseConv2d
 from maskattn_kernels.nn.selecting import SelectiveAttention2d
 from maskattn_kernels.torch_compat import (
-    cpu_has_bfloat16,
+    cpu_has_amx,
+    cpu_has_bfloat16_pairs,
     onednn_linear,
     pack_convolution,
     packed_convolution,
@@ -147,8 +149,9 @@ def _keep_freed_memory() -> None:
 def fast_bfloat16(device: torch.device) -> bool:
     """Whether networks were measured to be faster in bfloat16 on such a device.
 
-    On CPUs that multiply bfloat16 (AVX512-BF16 or AMX): see docs/benchmarks.md. Networks were
-    not measured on a GPU in both, so False for GPUs.
+    On CPUs that multiply bfloat16 faster than float32: see docs/benchmarks.md. With AMX, or with
+    AVX512-BF16 on AMD's; Intel's Sapphire and Emerald Rapids are slower in it where AMX is hidden.
+    Networks were not measured on a GPU in both, so False for GPUs.
 
     Example:
         >>> import torch
@@ -156,7 +159,9 @@ def fast_bfloat16(device: torch.device) -> bool:
         >>> fast_bfloat16(torch.device("cpu")) in (True, False)
         True
     """
-    return device.type == "cpu" and cpu_has_bfloat16()
+    if device.type != "cpu":
+        return False
+    return cpu_has_amx() or (cpu_has_bfloat16_pairs() and not has_slow_bfloat16_pairs())
 
 
 @dataclass

@@ -8,11 +8,12 @@ import textwrap
 
 import pytest
 import torch
-from harness import RanOps, Target
+from harness import BFLOAT16_TIERS, VECTOR_TIERS, RanOps, Target
 
 from maskattn_kernels import backends, explain, masked_attention
 from maskattn_kernels.backends import BACKENDS, choose, fa4_ops, native
 from maskattn_kernels.backends.base import Backend
+from maskattn_kernels.common.processor import has_slow_bfloat16_pairs
 from maskattn_kernels.op_table import OPS
 from maskattn_kernels.problem import Problem
 
@@ -125,6 +126,19 @@ def test_unknown_tier(tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
     record = backends()[0]
     assert not record.available and tier in record.reasons[0]
     assert explain(q, q, q).backend is None
+
+
+def test_default_tier(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest tier that runs here, but not pairs of bfloat16 where floats are faster."""
+    if not available("cpu"):
+        pytest.skip("; ".join(backends()[0].reasons))
+    runnable = []
+    for tier in VECTOR_TIERS + BFLOAT16_TIERS:
+        monkeypatch.setenv("MASKATTN_CPU_TIER", tier)
+        runnable += [tier] if available("cpu") else []
+    monkeypatch.delenv("MASKATTN_CPU_TIER")
+    slow = runnable[-1] == "avx512_bf16" and has_slow_bfloat16_pairs()
+    assert backends()[0].build["tier"] == runnable[-2 if slow else -1]
 
 
 def test_dtypes_of_each_backend() -> None:
