@@ -2,7 +2,7 @@
 """Images at their own pixels in tiles: all of them, or those where a first look is least sure.
 
 The second way is the hybrid: the whole image goes through the network at low resolution, and then
-only the tiles of highest entropy go through it again at full resolution.
+only the tiles that cover most of the entropy go through it again at full resolution.
 """
 
 from argparse import ArgumentParser
@@ -91,7 +91,7 @@ class Tiling:
         Args:
             plan: of the image.
             whole: outputs (1,..) for the image seen whole, if it was: then only ``share`` of the
-                tiles, rounded, those in which the entropy of the classes is highest.
+                tiles, rounded, those that cover most of the entropy of the classes.
         """
         if whole is None or self.share is None:
             return list(range(plan.count))
@@ -99,16 +99,14 @@ class Tiling:
 
 
 def least_sure(plan: TilePlan, logits: Tensor, share: float) -> list[int]:
-    """The tiles in which the entropy of the classes is highest, by number.
+    """The tiles that together cover most of the entropy of the classes, by number.
 
     Args:
         plan: of the image.
         logits: (1,C,h,w) of the whole image at any size.
         share: of the tiles, 0 to 1, rounded to whole tiles.
     """
-    count = int(share * plan.count + 0.5)
-    means = plan.means(pixel_entropy(logits)[0])
-    return sorted(means.argsort(descending=True, stable=True)[:count].tolist())
+    return plan.covering(pixel_entropy(logits)[0], int(share * plan.count + 0.5))
 
 
 def through_tiles(

@@ -142,6 +142,19 @@ def test_the_whole_counts_alone_where_no_tile_is_computed_and_half_elsewhere() -
     assert not one.semantic[..., 41:, :].any() and not one.semantic[..., 49:].any()
 
 
+def test_a_tile_without_neighbours_counts_in_full_but_near_its_border() -> None:
+    plan = TilePlan((36, 48), (20, 26), 0.5, classes=6)  # most places are in two tiles or four
+    pixels = image_of(36, 48)
+    zeros = Outputs(torch.zeros(1, 6, 9, 12), None, None, None, {})
+    found = through_tiles(outputs_of, pixels, plan, [0], 1, zeros).semantic
+    expected = outputs_of(pixels[None]).semantic / 2
+    inner = (..., slice(0, 15), slice(0, 20))
+    torch.testing.assert_close(found[inner], expected[inner])
+    assert not found[..., 20:, :].any() and not found[..., 26:].any()
+    share = (found / expected)[0, 4, 10]  # class 4 is the same everywhere
+    assert (share[:26].diff() <= 1e-6).all() and share[25] < 0.2
+
+
 def test_the_least_sure_tiles_are_those_of_high_entropy() -> None:
     plan = TilePlan((90, 90), (30, 30), 0.0, classes=2)
     logits = torch.zeros(1, 2, 9, 9)
@@ -157,6 +170,40 @@ def test_the_least_sure_tiles_are_those_of_high_entropy() -> None:
     ]
     assert least_sure(plan, logits, 1) == list(range(9))
     assert len(least_sure(plan, logits, 0.5)) == 5
+
+
+def test_tiles_are_chosen_for_what_others_leave() -> None:
+    """Of two that see the same place only one is needed."""
+    plan = TilePlan((36, 84), (36, 36), 0.5, classes=2)  # tiles from 0, 16, 32, 48
+    worth = torch.zeros(36, 84)
+    worth[:, 16:36] = 1.0  # tiles 0, 1 and 2 see most of it
+    worth[:, 60:70] = 0.5  # tile 3 sees it alone
+    assert plan.places == [(0, 0), (0, 16), (0, 32), (0, 48)]
+    assert plan.covering(worth, 1) == [1]
+    assert plan.covering(worth, 2) == [1, 3]
+    assert plan.covering(worth, 0) == [] and plan.covering(worth, 4) == [0, 1, 2, 3]
+    assert plan.covering(torch.zeros(3, 7), 2) == [0, 1]  # nothing is worth it
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_tile_is_the_best_for_what_is_left(seed: int) -> None:
+    """Against counting all tiles anew at every step."""
+    plan = TilePlan((97, 131), (40, 48), 0.4, classes=6)
+    worth = torch.rand(97, 131, generator=torch.Generator().manual_seed(seed)).square()
+    weights = torch.zeros(plan.count, 97, 131)
+    for tile in range(plan.count):
+        row, column = divmod(tile, len(plan.columns.starts))
+        where = (tile, plan.rows.cells[row], plan.columns.cells[column])
+        weights[where] = plan.rows.weights[row][:, None] * plan.columns.weights[column]
+
+    def seen(tiles: list[int]) -> float:
+        return float(((weights[tiles].sum(0) / 0.1).clamp_max(1) * worth).double().sum())
+
+    taken: list[int] = []
+    for count in range(1, plan.count):
+        others = [tile for tile in range(plan.count) if tile not in taken]
+        taken.append(max(others, key=lambda tile: seen([*taken, tile])))
+        assert plan.covering(worth, count) == sorted(taken)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """An image in overlapping tiles: where they lie, and how the outputs for them become one."""
 
+import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ _LEAST = 1e-6  # weight of a tile at its border, so that no place is without wei
 #: the surroundings, and tiles know the detail. Small objects are seen in tiles alone.
 _BESIDE_WHOLE = {"semantic": 0.5, "center": 1.0, "offset": 1.0, "distance": 1.0}
 _MAPS = tuple(_BESIDE_WHOLE)
+#: From this share of the weight of all tiles on, those that were computed count in full; below it,
+#: near the border of one whose neighbour is missing, they fade into the whole image.
+_FULL = 0.1
 
 
 class _Side(NamedTuple):
@@ -105,12 +109,50 @@ class TilePlan:
             ]
         )
 
-    def means(self, values: Tensor) -> Tensor:
-        """The weighted mean in each tile, float32 (tiles,), of ``values`` (h,w) over the image."""
-        values = _resized(values[None], self.grid)[0]
-        along = [_dense(side, values) for side in (self.rows, self.columns)]
-        sums = along[0] @ values @ along[1].T
-        return (sums / (along[0].sum(1)[:, None] * along[1].sum(1))).flatten()
+    def covering(self, worth: Tensor, count: int) -> list[int]:
+        """The tiles that cover most of what is worth it, together.
+
+        They are taken one by one, each for what those before it leave: tiles overlap, and what one
+        has seen is worth nothing to the next.
+
+        Args:
+            worth: (h,w) over the image at any size, not negative.
+            count: of tiles.
+
+        Returns:
+            their numbers, ascending; of equal ones the first.
+        """
+        left = worth.double().cpu()
+        rows, columns = (
+            _side(length, tile, self.overlap, cells)
+            for length, tile, cells in zip(self.image, self.size, left.shape, strict=True)
+        )
+        covered = torch.zeros_like(left)
+
+        def part(number: int) -> tuple[tuple[slice, slice], Tensor]:
+            row, column = divmod(number, len(columns.starts))
+            weight = rows.weights[row][:, None] * columns.weights[column]
+            return (rows.cells[row], columns.cells[column]), weight
+
+        def gain(number: int) -> float:
+            where, weight = part(number)
+            more = _trust(covered[where] + weight) - _trust(covered[where])
+            return float((more * left[where]).sum())
+
+        # What a tile adds only falls as others are taken: one that leads when counted anew is best.
+        waiting = [(-gain(number), number) for number in range(self.count)]
+        heapq.heapify(waiting)
+        taken: list[int] = []
+        while len(taken) < count:
+            number = heapq.heappop(waiting)[1]
+            again = (-gain(number), number)
+            if waiting and waiting[0] < again:
+                heapq.heappush(waiting, again)
+                continue
+            where, weight = part(number)
+            covered[where] += weight
+            taken.append(number)
+        return sorted(taken)
 
 
 class Blend:
@@ -166,12 +208,11 @@ class Blend:
 
         Args:
             whole: outputs (1,..) for the whole image at any size, which count where tiles are
-                missing; near those that are there both are blended. Classes are the mean of both
-                where there are tiles.
+                missing; near the border of those that are there both are blended. Classes are the
+                mean of both where there are tiles.
         """
         totals = dict(self._totals)
         if whole is not None:
-            covered = 0 if self._covered is None else self._covered
             for name, share in _BESIDE_WHOLE.items():
                 values = getattr(whole, name)
                 if values is None:
@@ -179,7 +220,10 @@ class Blend:
                 seen = _resized(values[0].float(), self.plan.grid)
                 if name == "offset":  # in pixels of the image, as those of tiles are
                     seen = seen * _ratio(self.plan.image, values.shape[2:], seen.device)
-                totals[name] = share * totals.get(name, 0) + seen * (1 - share * covered)
+                if self._covered is not None:
+                    tiles = totals[name] / self._covered.clamp_min(torch.finfo(seen.dtype).tiny)
+                    seen = seen.lerp(tiles, share * _trust(self._covered))
+                totals[name] = seen
             self._pooled = [] if whole.pooled is None else [whole.pooled[0]]
         center, offset, distance = (
             totals[name][None] if name in totals else None for name in _MAPS[1:]
@@ -209,13 +253,9 @@ def _side(length: int, tile: int, overlap: float, cells: int) -> _Side:
     return _Side(starts, tile, covered, places, weights)
 
 
-def _dense(side: _Side, like: Tensor) -> Tensor:
-    """The weights of each tile for all cells, (tiles,cells)."""
-    cells = max(where.stop for where in side.cells)
-    dense = like.new_zeros(len(side.cells), cells)
-    for row, where, weight in zip(dense, side.cells, side.weights, strict=True):
-        row[where] = weight.to(like.device)
-    return dense
+def _trust(covered: Tensor) -> Tensor:
+    """How much tiles count beside the whole image, 0 to 1, where their weights add up to this."""
+    return (covered / _FULL).clamp_max(1)
 
 
 def _at(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
