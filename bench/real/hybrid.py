@@ -16,7 +16,7 @@ from bench.real.tables import HYBRID, hybrid_table
 from maskattn_kernels.segmentation import Checkpoint, open_dataset
 from maskattn_kernels.segmentation.scoring.steps import hybrid_steps
 
-SHARES = (0.1, 0.25, 0.5, 1.0)
+SHARES = (0.1, 0.2, 1 / 3, 0.5, 1.0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
