@@ -232,7 +232,8 @@ class Checkpoint:
             overlap: least share of a tile's side that its neighbour covers too, 0 to 0.9.
             hybrid: 0 to 1: the image first as a whole, fitted into `size`, and then this share of
                 its tiles, those that cover most of where the first look is unsure. Tiles are as
-                large as `size` unless ``tiles`` says otherwise. None = all tiles, or none without ``tiles``.
+                large as `size` unless ``tiles`` says otherwise. None = all tiles, or none without
+                ``tiles``.
             keep, selector: attend to other tokens, as in `with_masks`; None = as trained.
 
         What runs is a copy of the network made by `maskattn_kernels.models.prepare_for_inference`.
