@@ -122,22 +122,17 @@ class TilePlan:
         Returns:
             their numbers, ascending; of equal ones the first.
         """
-        left = worth.double().cpu()
+        worth = worth.double().cpu()
         rows, columns = (
             _side(length, tile, self.overlap, cells)
-            for length, tile, cells in zip(self.image, self.size, left.shape, strict=True)
+            for length, tile, cells in zip(self.image, self.size, worth.shape, strict=True)
         )
-        covered = torch.zeros_like(left)
-
-        def part(number: int) -> tuple[tuple[slice, slice], Tensor]:
-            row, column = divmod(number, len(columns.starts))
-            weight = rows.weights[row][:, None] * columns.weights[column]
-            return (rows.cells[row], columns.cells[column]), weight
+        covered = torch.zeros_like(worth)
 
         def gain(number: int) -> float:
-            where, weight = part(number)
+            where, weight = _cells(rows, columns, number)
             more = _trust(covered[where] + weight) - _trust(covered[where])
-            return float((more * left[where]).sum())
+            return float((more * worth[where]).sum())
 
         # What a tile adds only falls as others are taken: one that leads when counted anew is best.
         waiting = [(-gain(number), number) for number in range(self.count)]
@@ -149,7 +144,7 @@ class TilePlan:
             if waiting and waiting[0] < again:
                 heapq.heappush(waiting, again)
                 continue
-            where, weight = part(number)
+            where, weight = _cells(rows, columns, number)
             covered[where] += weight
             taken.append(number)
         return sorted(taken)
@@ -194,8 +189,8 @@ class Blend:
             self._covered = torch.zeros(self.plan.grid, device=device)
         for i, number in enumerate(tiles):
             row, column = divmod(number, len(columns.starts))
-            where = (rows.cells[row], columns.cells[column])
-            weight = (rows.weights[row][:, None] * columns.weights[column]).to(device)
+            where, weight = _cells(rows, columns, number)
+            weight = weight.to(device)
             self._covered[where] += weight
             for name, total in self._totals.items():
                 there = _at(maps[name][i].float(), rows.places[row], columns.places[column])
@@ -251,6 +246,13 @@ def _side(length: int, tile: int, overlap: float, cells: int) -> _Side:
         total[covered[-1]] += weights[-1]
     weights = [(w / total[where]).float() for w, where in zip(weights, covered, strict=True)]
     return _Side(starts, tile, covered, places, weights)
+
+
+def _cells(rows: _Side, columns: _Side, number: int) -> tuple[tuple[slice, slice], Tensor]:
+    """The cells of the grid that a tile covers, by its number, and its weights for them."""
+    row, column = divmod(number, len(columns.starts))
+    weight = rows.weights[row][:, None] * columns.weights[column]
+    return (rows.cells[row], columns.cells[column]), weight
 
 
 def _trust(covered: Tensor) -> Tensor:
