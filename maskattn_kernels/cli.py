@@ -116,7 +116,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name in letters that it lacks ends no command
             stream.reconfigure(errors="backslashreplace")
-    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        try:
+            return answer(sys.argv[1:] if argv is None else list(argv))
+        finally:  # not left to Python, which would tell of a reader that has left
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def answer(words: Sequence[str]) -> int:
+    """Run the command that ``words`` ask for; returns its exit code, errors told in a line."""
     if not words or words[0] not in COMMANDS:
         make_parser().parse_args(words)  # prints help, the version, or the error, and exits
     name = f"maskattn {words[0]}"
@@ -127,9 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         what = "terminated" if isinstance(stop, Terminated) else "interrupted"
         print(f"{name}: {str(stop) or what}", file=sys.stderr)
         return exit_code(stop)
-    except BrokenPipeError:  # the reader of our output has left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except BrokenPipeError:
+        raise
     except Exception as error:
         text = " ".join(str(error).split()) or "no message"
         if debug:

@@ -41,8 +41,8 @@ def attend() -> None:
 
 def list_mask() -> None:
     """The workspace of a call, which torch does not allocate."""
-    query, rows = torch.zeros(4096, 1, 1, 8), torch.zeros(1, 1, 1, 8).expand(4096, 1, 1 << 16, 8)
-    mask = torch.ones(4096, 1, 1, dtype=torch.bool).expand(4096, 1, 1 << 16)
+    query, rows = torch.zeros(8192, 1, 1, 8), torch.zeros(1, 1, 1, 8).expand(8192, 1, 1 << 16, 8)
+    mask = torch.ones(8192, 1, 1, dtype=torch.bool).expand(8192, 1, 1 << 16)  # lists of 2 GiB
     with torch.inference_mode():
         masked_attention(query, rows, rows, key_mask=mask, backend="cpu")
 

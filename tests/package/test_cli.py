@@ -2,6 +2,7 @@
 """The command: output, exit codes, and errors of one line."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -221,7 +222,10 @@ def test_help_lists_every_command(capsys):
     assert all(f"    {name} " in out for name in cli.COMMANDS)
 
 
-def test_the_reader_of_the_output_may_leave():
-    command = f"{sys.executable} -m maskattn_kernels.cli info | true"
-    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
-    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", ["info", "info --help", "--help"])
+def test_the_reader_of_the_output_may_leave(words, unbuffered):
+    command = f"{sys.executable} -m maskattn_kernels.cli {words} | true"
+    env = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=env)
+    assert done.stderr == ""

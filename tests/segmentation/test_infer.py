@@ -65,7 +65,8 @@ def test_results_are_those_of_the_network_at_the_images_own_sizes(checkpoint: Ch
         np.testing.assert_array_equal(found.semantic, semantic)
         np.testing.assert_array_equal(found.instance, instance)
         scores = np.trim_zeros(expected.scores[0].numpy(), "b")
-        np.testing.assert_allclose(found.scores, scores, rtol=1e-5)
+        # Folded norms round otherwise: logits differ by less than 1e-4 of their deviation.
+        np.testing.assert_allclose(found.scores, scores, rtol=1e-4)
         assert (found.semantic.dtype, found.instance.dtype) == (np.uint8, np.int32)
         assert found.semantic.shape == found.instance.shape == size
         assert found.overlay().size == size[::-1]
