@@ -73,8 +73,14 @@ def test_each_recipe_is_a_config_of_train() -> None:
     for part in recipe.PARTS:
         config = parse(recipe.Run(part, 0).options)
         assert (config == usual) == (part == recipe.USUAL), part
-    lines = tables.recipe_table({"dice-seed0": {"val": 51.25, "dusk": 40.0}}).splitlines()
-    assert lines[2] == "| dice | 51.2 | 40.0 | 1 |"
+    found = {"dice-seed0": {"val": 51.25, "dusk": 40.0}, "dice-seed1": {"val": 53.25, "dusk": 44.0}}
+    assert tables.recipe_table(found).splitlines()[2:] == [
+        "| dice | 52.2 ± 1.4 | - | 42.0 ± 2.8 | - | 2 |"
+    ]
+    found["usual-seed1"] = {"val": 52.0, "dusk": 45.0}
+    lines = tables.recipe_table(found).splitlines()[2:]
+    assert lines[0] == "| dice | 52.2 ± 1.4 | 1.2 | 42.0 ± 2.8 | -1.0 | 2 |"
+    assert lines[1] == "| usual | 52.0 | - | 45.0 | - | 1 |"
 
 
 def test_steps_of_the_hybrid_are_rows(tmp_path, monkeypatch, capsys) -> None:
