@@ -29,7 +29,8 @@ def test_every_tier_is_timed_against_the_default():
 
 @needs_library
 def test_a_wrong_tier_is_not_timed(monkeypatch):
-    script = load("tiers")
+    script, before = load("tiers"), dict(os.environ)
     monkeypatch.setattr(script, "ours", lambda query, *rest: 2 * query)
     with pytest.raises(WrongResult):
         script.measure(Case(64, 16, mode="qk"), ["generic"], 0.01)
+    assert dict(os.environ) == before
