@@ -133,16 +133,17 @@ def nuclei_table(finished: dict[str, Record]) -> str:
     return table(["method", "mIoU", *(f"{name} of nuclei" for name in names[1:])], rows)
 
 
+def _by_seed(finished: dict[str, Record], row: str, score: str) -> dict[int, float]:
+    """A score of the finished runs of a row, by seed."""
+    names = {seed: f"{row}-seed{seed}" for seed in SEEDS}
+    return {s: finished[name][score] for s, name in names.items() if name in finished}
+
+
 def pick_table(finished: dict[str, Record]) -> str:
     """mIoU with more labels by each rule, and how far it is above random ones; by pick.py."""
-
-    def miou(rule: str) -> dict[int, float]:
-        names = {seed: f"{rule}-seed{seed}" for seed in SEEDS}
-        return {s: finished[name]["mIoU"] for s, name in names.items() if name in finished}
-
-    random, lines = miou("random"), []
+    random, lines = _by_seed(finished, "random", "mIoU"), []
     for rule in (START, *reversed(RULES)):
-        found = miou(rule)
+        found = _by_seed(finished, rule, "mIoU")
         gain = "-" if rule in (START, "random") else spread_above(found, random)
         name = "20 labelled images" if rule == START else f"20 more: {rule}"
         lines.append([name, spread(list(found.values())), gain, str(len(found))])
@@ -151,19 +152,14 @@ def pick_table(finished: dict[str, Record]) -> str:
 
 def recipe_table(finished: dict[str, Record]) -> str:
     """mIoU with each part of the recipe changed, on frames like the training's and on others."""
-
-    def miou(part: str, where: str) -> dict[int, float]:
-        names = {seed: f"{part}-seed{seed}" for seed in SEEDS}
-        return {s: finished[name][where] for s, name in names.items() if name in finished}
-
     lines = []
     for part in dict.fromkeys(name.rpartition("-seed")[0] for name in finished):
         cells = []
         for where in ("val", "dusk"):
-            found = miou(part, where)
-            above = "-" if part == USUAL else spread_above(found, miou(USUAL, where))
+            found, usual = (_by_seed(finished, row, where) for row in (part, USUAL))
+            above = "-" if part == USUAL else spread_above(found, usual)
             cells += [spread(list(found.values())), above]
-        lines.append([part, *cells, str(len(miou(part, "val")))])
+        lines.append([part, *cells, str(len(found))])
     head = ["recipe", "val", "above usual", "another drive, at dusk", "above usual", "seeds"]
     return table(head, lines)
 
